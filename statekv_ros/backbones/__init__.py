@@ -1,0 +1,34 @@
+"""Model families: `load_backbone` picks the adapter from the checkpoint's config."""
+from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, TokenInputs
+from statekv_ros.backbones.checkpoint import load_checkpoint, read_config
+from statekv_ros.backbones.qwen3_vl import Qwen3VL
+from statekv_ros.errors import ModelError
+
+__all__ = ['AttentionMemory', 'Backbone', 'KVLayout', 'TokenInputs', 'load_backbone']
+
+FAMILIES = {'qwen3_vl': Qwen3VL}
+
+
+def load_backbone(model: str, device: str = 'auto', dtype: str = 'auto', max_frame_pixels: int = 448 * 448,
+                  min_frame_pixels: int = 64 * 64, system_prompt: str = '') -> Backbone:
+    """Load a frozen video VLM.
+
+    Args:
+        model: directory in Transformers' format, or hub id.
+        device: 'auto', 'cpu', 'cuda' or 'cuda:<n>'.
+        dtype: 'auto', 'float32', 'bfloat16' or 'float16'.
+        max_frame_pixels, min_frame_pixels: bounds on height x width of a frame as the model sees it; they set the number
+            of tokens per step.
+        system_prompt: text before the video; none when empty.
+
+    Raises:
+        ModelError: the checkpoint is missing, broken or of a family that cannot watch video here.
+    """
+    if not 0 < min_frame_pixels <= max_frame_pixels:
+        raise ModelError(f'min_frame_pixels and max_frame_pixels must be positive and in order, got {min_frame_pixels} '
+                         f'and {max_frame_pixels}')
+    family = read_config(model).model_type
+    if family not in FAMILIES:
+        raise ModelError(f'model {model!r} is of type {family!r}, which has no video support here; supported types: '
+                         f'{", ".join(sorted(FAMILIES))}')
+    return FAMILIES[family](load_checkpoint(model, device, dtype), max_frame_pixels, min_frame_pixels, system_prompt)

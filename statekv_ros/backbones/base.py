@@ -1,0 +1,130 @@
+"""What the streaming memory needs to know of a model family: pixels in, embeddings and positions out."""
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """Shape of the keys and values of one token: [layers, kv_heads, head_dim] each, in `dtype` on `device`."""
+    layers: int
+    kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    def empty(self, tokens: int) -> torch.Tensor:
+        """Room for the keys (or the values) of `tokens` tokens: [layers, kv_heads, tokens, head_dim]."""
+        return torch.empty(self.layers, self.kv_heads, tokens, self.head_dim, dtype=self.dtype, device=self.device)
+
+
+@dataclass(frozen=True)
+class TokenInputs:
+    """Tokens ready for the language model: one frame step, the prefix, or a piece of a question.
+
+    Attributes:
+        embeds: [1, tokens, hidden].
+        positions: virtual positions as the model wants them, [1, tokens] or [axes, 1, tokens] (M-RoPE).
+        next_position: the virtual position of the token that follows.
+        visual_start, visual_tokens: where the frame's visual tokens stand among these tokens.
+        extra: keyword arguments of the family's language model (DeepStack features, for example).
+    """
+    embeds: torch.Tensor
+    positions: torch.Tensor
+    next_position: int
+    visual_start: int = 0
+    visual_tokens: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        return self.embeds.shape[1]
+
+
+class AttentionMemory(Protocol):
+    """What a forward pass attends to: called once per layer with that layer's rotated queries and keys."""
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+               scale: float) -> torch.Tensor:
+        """query [1, q_heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim] -> output like query."""
+
+
+class Backbone(ABC):
+    """Adapter of one model family around a frozen model; holds no stream's state, so many streams share one.
+
+    Attributes:
+        name: where the checkpoint was loaded from.
+        layout: shape of one token's keys and values.
+        frames_per_step: camera frames that one frame step consumes.
+        max_position: positions the model was trained for.
+        stop_token_ids: tokens that end an answer.
+    """
+    name: str
+    layout: KVLayout
+    frames_per_step: int
+    max_position: int
+    stop_token_ids: frozenset[int]
+
+    @property
+    def device(self) -> torch.device:
+        return self.layout.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.layout.dtype
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes that one token takes in the detailed cache."""
+        return self.layout.bytes_per_token
+
+    @abstractmethod
+    def prepare(self, frame: np.ndarray) -> np.ndarray:
+        """Resize one frame, uint8 [height, width, 3] RGB, to the model's own size; runs on the CPU.
+
+        Raises:
+            FrameError: the frame is too small or too elongated for the model.
+        """
+
+    @abstractmethod
+    def prefix(self) -> TokenInputs:
+        """The tokens before the first frame (chat template, system prompt), from position 0."""
+
+    @abstractmethod
+    def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int) -> TokenInputs:
+        """One frame step: vision tower, wrapper tokens and positions of prepared frames of one size.
+
+        Args:
+            frames: as `prepare` returned them; fewer than `frames_per_step` are padded by repeating the last.
+            seconds: time of each frame in the stream.
+            position: virtual position of the step's first token.
+        """
+
+    @abstractmethod
+    def tokenize_question(self, question: str) -> list[int]:
+        """Token ids from the end of the video to the start of the answer."""
+
+    @abstractmethod
+    def embed(self, token_ids: Sequence[int], position: int) -> TokenInputs:
+        """Plain text tokens from virtual position `position`."""
+
+    @abstractmethod
+    def forward(self, inputs: TokenInputs, memory: AttentionMemory) -> torch.Tensor:
+        """Run the language model with its attention answered by `memory`; hidden states [1, tokens, hidden]."""
+
+    @abstractmethod
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states [..., hidden] -> logits [..., vocabulary]."""
+
+    @abstractmethod
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Answer tokens to text, special tokens left out."""

@@ -1,0 +1,33 @@
+"""Errors that a user can act on: each message names the bad value, what was expected, and what to change."""
+
+
+class StateKVError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ModelError(StateKVError):
+    """A checkpoint cannot be loaded or cannot watch video."""
+
+
+class FrameError(StateKVError):
+    """An image cannot become a frame: bad size, step, encoding, data or stamp."""
+
+
+class QuestionError(StateKVError):
+    """A question cannot be answered: empty, too long, nothing seen yet, an empty time span."""
+
+
+class PolicyError(StateKVError, ValueError):
+    """A prefill or answer policy is unknown or has a bad argument."""
+
+
+class BagError(StateKVError):
+    """A bag, video or image folder cannot be read or written."""
+
+
+class ParameterError(StateKVError, ValueError):
+    """A node parameter has a value that cannot work."""
+
+
+class Interrupted(StateKVError):
+    """The engine was told to stop in the middle of a step or an answer; nothing was committed."""

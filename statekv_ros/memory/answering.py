@@ -1,0 +1,146 @@
+"""An answer in the making: the question's tokens and then the answer's own, decoded in slices over a snapshot."""
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from statekv_ros.backbones.base import TokenInputs
+from statekv_ros.errors import QuestionError
+from statekv_ros.memory.reading import Reading
+from statekv_ros.memory.records import AnswerResult, StepRecord
+from statekv_ros.memory.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    from statekv_ros.memory.stream import VideoStream
+
+
+class Answering:
+    """Reads a snapshot and keeps its own tokens in a private tail, so frames that arrive meanwhile neither disturb it nor
+    wait for it. Made by `VideoStream.begin_answer`.
+
+    Attributes:
+        finish_reason: '' while it runs, then 'stop', 'length' or 'timeout'.
+        token_ids: the answer's tokens so far.
+    """
+
+    def __init__(self, stream: VideoStream, question: str, snapshot: Snapshot, max_tokens: int, temperature: float,
+                 seed: int, evidence: int):
+        self.question = question
+        self.finish_reason = ''
+        self.token_ids: list[int] = []
+        self._stream, self._backbone, self._snapshot = stream, stream.backbone, snapshot
+        self._max_tokens, self._temperature, self._evidence = max_tokens, temperature, evidence
+        self._random = torch.Generator().manual_seed(seed % 2**63)
+        self._reading = Reading(self._backbone.layout, snapshot.views, snapshot.ordinal, stream.cancelled)
+        self._records = list(snapshot.records)
+        self._position = snapshot.position
+        self._waiting_half_step = snapshot.pending is not None
+        self._prompt: list[int] = []
+        if snapshot.position == 0:  # asked before the first whole step: the prefix has not been read by anyone yet
+            self._prefix: TokenInputs | None = self._backbone.prefix()
+        else:
+            self._prefix = None
+        self._prompt = self._backbone.tokenize_question(question)
+        self.question_tokens = len(self._prompt)
+        self._begun = time.perf_counter()
+        self._prefill_ms = self._decode_ms = self._first_token_ms = 0.0
+
+    @property
+    def tokens_done(self) -> int:
+        """Question tokens read and answer tokens decoded so far."""
+        return self.question_tokens - len(self._prompt) + len(self.token_ids)
+
+    @property
+    def text(self) -> str:
+        """The answer so far."""
+        return self._backbone.decode([i for i in self.token_ids if i not in self._backbone.stop_token_ids])
+
+    @torch.inference_mode()
+    def advance(self, tokens: int = 8) -> bool:
+        """One slice: read at most `tokens` of the question's or decode as many of the answer's; True when finished.
+
+        A frame that waits for its partner is read first, in a slice of its own.
+
+        Raises:
+            QuestionError: the stream was reset meanwhile.
+            Interrupted: the stream's `cancelled` said so.
+        """
+        if self.finish_reason:
+            return True
+        if self._stream.generation != self._snapshot.generation:
+            raise QuestionError('the memory was reset while this question was being answered: ask again')
+        begun = time.perf_counter()
+        if self._waiting_half_step:
+            self._read_half_step()
+            self._prefill_ms += (time.perf_counter() - begun) * 1e3
+            return False
+        # The question's last token decodes the first of the answer's, so it belongs to them.
+        piece = self._prompt[:min(tokens, len(self._prompt) - 1)]
+        if piece:
+            self._read(self._backbone.embed(piece, self._position))
+            del self._prompt[:len(piece)]
+            self._prefill_ms += (time.perf_counter() - begun) * 1e3
+            begun = time.perf_counter()
+        for _ in range(tokens - len(piece)):
+            self._decode_one()
+            if self.finish_reason:
+                break
+        self._decode_ms += (time.perf_counter() - begun) * 1e3 if len(piece) < tokens else 0.0
+        return bool(self.finish_reason)
+
+    def finish(self, reason: str) -> None:
+        """End it with what it has."""
+        self.finish_reason = self.finish_reason or reason
+
+    def result(self) -> AnswerResult:
+        """The answer; call when `advance` returned True or after `finish`."""
+        snapshot = self._snapshot
+        return AnswerResult(
+            question=self.question, text=self.text, token_ids=tuple(self.token_ids), finish_reason=self.finish_reason,
+            first_stamp_ns=snapshot.first_stamp_ns, last_stamp_ns=snapshot.last_stamp_ns, frames_covered=snapshot.frames,
+            evidence=self._reading.evidence(self._records, self._evidence), question_tokens=self.question_tokens,
+            answer_tokens=len(self.token_ids), context_tokens=snapshot.tokens, prefill_ms=self._prefill_ms,
+            first_token_ms=self._first_token_ms, decode_ms=self._decode_ms, prefill_policy=snapshot.prefill_policy,
+            answer_policy=str(snapshot.policy))
+
+    def _read_half_step(self) -> None:
+        """Frames without a partner as a padded step in the private tail; the stream itself will see them with it."""
+        pending, ordinal = self._snapshot.pending, self._snapshot.ordinal
+        if self._prefix is not None:
+            self._read(self._prefix)
+            ordinal += self._prefix.tokens
+        inputs = self._backbone.encode(pending.frames, pending.seconds, self._position)
+        self._records.append(StepRecord(
+            self._stream.steps, pending.segment, pending.stamps_ns[0], pending.stamps_ns[-1], len(pending), ordinal,
+            inputs.tokens, inputs.visual_start, inputs.visual_tokens, self._position, inputs.next_position))
+        self._read(inputs)
+        self._waiting_half_step = False
+
+    def _decode_one(self) -> None:
+        token = self._prompt.pop() if self._prompt else self.token_ids[-1]
+        self._reading.scoring = True
+        hidden = self._read(self._backbone.embed([token], self._position))
+        self._reading.scoring = False
+        token = self._pick(self._backbone.logits(hidden[0, -1]))
+        self.token_ids.append(token)
+        if len(self.token_ids) == 1:
+            self._first_token_ms = (time.perf_counter() - self._begun) * 1e3
+        if token in self._backbone.stop_token_ids:
+            self.finish_reason = 'stop'
+        elif len(self.token_ids) >= self._max_tokens:
+            self.finish_reason = 'length'
+
+    def _read(self, inputs: TokenInputs) -> torch.Tensor:
+        self._reading.begin(inputs.tokens)
+        hidden = self._backbone.forward(inputs, self._reading)
+        self._reading.commit()
+        self._position = inputs.next_position
+        return hidden
+
+    def _pick(self, logits: torch.Tensor) -> int:
+        if self._temperature == 0:
+            return int(logits.argmax())
+        chances = torch.softmax(logits.float().cpu() / self._temperature, dim=-1)
+        return int(torch.multinomial(chances, 1, generator=self._random))

@@ -1,0 +1,144 @@
+"""The detailed cache: keys and values of every token that was seen, appended once in chunks and read only to answer."""
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from statekv_ros.backbones.base import KVLayout
+from statekv_ros.errors import ParameterError
+from statekv_ros.memory.records import StepRecord
+
+
+@dataclass
+class _Chunk:
+    key: torch.Tensor                    # [layers, kv_heads, capacity, head_dim]
+    value: torch.Tensor
+    used: int = 0                        # tokens
+    records: list[StepRecord] = field(default_factory=list)
+
+    @property
+    def capacity(self) -> int:
+        return self.key.shape[2]
+
+
+@dataclass(frozen=True)
+class MemoryView:
+    """Keys and values that an answer reads, without a copy where it can be avoided.
+
+    Attributes:
+        key, value: [layers, kv_heads, tokens, head_dim].
+        ordinal: stream index of each token, [tokens] int64, or [layers, kv_heads, tokens] where heads hold different ones.
+    """
+    key: torch.Tensor
+    value: torch.Tensor
+    ordinal: torch.Tensor
+
+
+class DetailedCache:
+    """Append-only store in chunks, with an optional bound on its bytes: past it, the oldest chunk is forgotten.
+
+    A step never straddles two chunks, so every step is one contiguous view. The prefix has a chunk of its own that is
+    never forgotten. `begin`, one `write` per layer, `commit`: a step that fails before `commit` leaves no trace.
+
+    Attributes:
+        tokens: tokens held.
+        forgotten_frames: camera frames that went with forgotten chunks.
+    """
+
+    def __init__(self, layout: KVLayout, chunk_tokens: int, max_bytes: int = 0):
+        """chunk_tokens: capacity of a chunk; max_bytes: bound on the bytes of all chunks but the prefix's, 0 for none.
+
+        Raises:
+            ParameterError: chunk_tokens is not positive, or max_bytes is too small for two chunks.
+        """
+        if chunk_tokens <= 0:
+            raise ParameterError(f'chunk_tokens must be a positive number of tokens, got {chunk_tokens}')
+        least = 2 * chunk_tokens * layout.bytes_per_token
+        if max_bytes and max_bytes < least:
+            raise ParameterError(f'the detailed cache needs at least two chunks: {least} bytes at {chunk_tokens} tokens a '
+                                 f'chunk, got {max_bytes} bytes: raise max_detailed_mb or lower chunk_tokens')
+        self.layout = layout
+        self.tokens = 0
+        self.forgotten_frames = 0
+        self._chunk_tokens = chunk_tokens
+        self._max_bytes = max_bytes
+        self._prefix: _Chunk | None = None
+        self._chunks: deque[_Chunk] = deque()
+        self._open: _Chunk | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the keys and values held."""
+        return self.tokens * self.layout.bytes_per_token
+
+    @property
+    def allocated_bytes(self) -> int:
+        """Bytes of all chunks, unused room included."""
+        return sum(chunk.capacity for chunk in self._all()) * self.layout.bytes_per_token
+
+    def begin(self, tokens: int, prefix: bool = False) -> None:
+        """Make room for a step of `tokens` tokens."""
+        if prefix:
+            self._open = self._prefix = self._new_chunk(tokens)
+            return
+        if not self._chunks or self._chunks[-1].used + tokens > self._chunks[-1].capacity:
+            self._forget_for(max(tokens, self._chunk_tokens))
+            self._chunks.append(self._new_chunk(max(tokens, self._chunk_tokens)))
+        self._open = self._chunks[-1]
+
+    def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Keys and values [1, kv_heads, tokens, head_dim] of the step that was begun."""
+        end = self._open.used + key.shape[2]
+        self._open.key[layer, :, self._open.used:end] = key[0]
+        self._open.value[layer, :, self._open.used:end] = value[0]
+
+    def commit(self, record: StepRecord) -> None:
+        """Make the step that was begun part of the memory."""
+        self._open.records.append(record)
+        self._open.used += record.tokens
+        self.tokens += record.tokens
+
+    def records(self) -> Iterator[StepRecord]:
+        """Every step held, oldest first, without the prefix."""
+        for chunk in self._chunks:
+            yield from chunk.records
+
+    def view(self, wanted: Callable[[StepRecord], bool]) -> tuple[list[MemoryView], list[StepRecord]]:
+        """The prefix and all wanted steps as they stand now; later appends do not show in it."""
+        views, records = [], []
+        for chunk in self._all():
+            start = end = position = 0
+            for record in chunk.records:
+                if record.step < 0 or wanted(record):
+                    if record.step >= 0:
+                        records.append(record)
+                    if position != end:
+                        views.extend(self._slice(chunk, start, end))
+                        start = position
+                    end = position + record.tokens
+                position += record.tokens
+            views.extend(self._slice(chunk, start, end))
+        return views, records
+
+    def _all(self) -> Iterator[_Chunk]:
+        if self._prefix is not None:
+            yield self._prefix
+        yield from self._chunks
+
+    def _slice(self, chunk: _Chunk, start: int, end: int) -> Iterator[MemoryView]:
+        if end > start:
+            # Ordinals within a chunk are consecutive: steps are appended in stream order.
+            first = chunk.records[0].first_ordinal
+            yield MemoryView(chunk.key[:, :, start:end], chunk.value[:, :, start:end],
+                             torch.arange(first + start, first + end, device=self.layout.device))
+
+    def _new_chunk(self, tokens: int) -> _Chunk:
+        return _Chunk(self.layout.empty(tokens), self.layout.empty(tokens))
+
+    def _forget_for(self, tokens: int) -> None:
+        room = self._max_bytes // self.layout.bytes_per_token - tokens
+        while self._max_bytes and self._chunks and sum(chunk.capacity for chunk in self._chunks) > room:
+            oldest = self._chunks.popleft()
+            self.tokens -= oldest.used
+            self.forgotten_frames += sum(record.frames for record in oldest.records)

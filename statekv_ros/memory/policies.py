@@ -1,0 +1,82 @@
+"""What the past looks like to a new frame (prefill policy) and to a question (answer policy), as small parsed values."""
+import re
+from dataclasses import dataclass
+
+from statekv_ros.errors import PolicyError
+
+UNLIMITED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class PrefillPolicy:
+    """`statekv(B)`: the B most important tokens; `window(R)`: the newest R frames; `full`: everything; `none`: nothing."""
+    kind: str
+    budget: int = 0
+    window_frames: int = 0
+
+    def __str__(self) -> str:
+        if self.kind == 'statekv':
+            return 'statekv(unlimited)' if self.budget == UNLIMITED else f'statekv({self.budget})'
+        return f'window({self.window_frames})' if self.kind == 'window' else self.kind
+
+
+@dataclass(frozen=True)
+class AnswerPolicy:
+    """`all` of the detailed cache; `state`: the carried tokens only; `last(n)`: the newest n frames."""
+    kind: str
+    last_frames: int = 0
+
+    def __str__(self) -> str:
+        return f'last({self.last_frames})' if self.kind == 'last' else self.kind
+
+
+def parse_prefill_policy(text: str) -> PrefillPolicy:
+    """Parse `statekv(B)` (B a positive number of tokens, or `unlimited`), `window(R)`, `full` or `none`.
+
+    Raises:
+        PolicyError: unknown name, or an argument that is missing, not a whole number or not positive.
+    """
+    name, argument = _split(text, 'prefill policy', 'statekv(4096), window(16), full or none')
+    if name == 'statekv':
+        budget = UNLIMITED if argument == 'unlimited' else _positive(argument, text, 'budget', 'tokens', 'statekv(4096)')
+        return PrefillPolicy('statekv', budget=budget)
+    if name == 'window':
+        return PrefillPolicy('window', window_frames=_positive(argument, text, 'window', 'frames', 'window(16)'))
+    return _plain(name, argument, text, PrefillPolicy, ('full', 'none'), 'statekv(4096), window(16), full or none')
+
+
+def parse_answer_policy(text: str) -> AnswerPolicy:
+    """Parse `all`, `state` or `last(n)`.
+
+    Raises:
+        PolicyError: unknown name, or an argument that is missing, not a whole number or not positive.
+    """
+    name, argument = _split(text, 'answer policy', 'all, state or last(4)')
+    if name == 'last':
+        return AnswerPolicy('last', last_frames=_positive(argument, text, 'last', 'frames', 'last(4)'))
+    return _plain(name, argument, text, AnswerPolicy, ('all', 'state'), 'all, state or last(4)')
+
+
+def _split(text: str, what: str, examples: str) -> tuple[str, str | None]:
+    match = re.fullmatch(r'\s*([a-z_]+)\s*(?:\(\s*([^()]*?)\s*\))?\s*', text)
+    if match is None:
+        raise PolicyError(f'{what} must be {examples}, got {text!r}')
+    return match[1], match[2]
+
+
+def _positive(argument: str | None, text: str, name: str, unit: str, example: str) -> int:
+    try:
+        number = int(argument or '')
+    except ValueError:
+        number = 0
+    if number <= 0:
+        raise PolicyError(f'{name} must be a positive number of {unit}, as in {example!r}, got {text!r}')
+    return number
+
+
+def _plain(name: str, argument: str | None, text: str, kind: type, names: tuple[str, ...], examples: str):
+    if name not in names:
+        raise PolicyError(f'policy must be {examples}, got {text!r}')
+    if argument is not None:
+        raise PolicyError(f'policy {name!r} takes no argument, got {text!r}')
+    return kind(name)

@@ -1,0 +1,91 @@
+"""Plain values that travel through the memory: what a step was, what it cost, what an answer is."""
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One frame step as the detailed cache knows it.
+
+    Attributes:
+        step: number in the stream, from 0; the prefix before the first frame is step -1.
+        segment: grows when header stamps go back.
+        first_stamp_ns, last_stamp_ns: header stamps of its first and last frame, in nanoseconds.
+        frames: camera frames in it.
+        first_ordinal, tokens: its tokens are first_ordinal .. first_ordinal + tokens - 1 of the stream.
+        visual_start, visual_tokens: where its visual tokens stand among its tokens.
+        position, next_position: virtual position of its first token, and of the token after it.
+    """
+    step: int
+    segment: int
+    first_stamp_ns: int
+    last_stamp_ns: int
+    frames: int
+    first_ordinal: int
+    tokens: int
+    visual_start: int
+    visual_tokens: int
+    position: int
+    next_position: int
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one frame step cost, in ms of wall time, and what the memory holds after it (tokens, bytes, frames)."""
+    step: int
+    segment: int
+    first_stamp_ns: int
+    last_stamp_ns: int
+    frames: int
+    preprocess_ms: float
+    vision_ms: float
+    prefill_ms: float
+    select_ms: float
+    step_tokens: int
+    budget: int
+    state_tokens: int
+    detailed_tokens: int
+    detailed_bytes: int
+    forgotten_frames: int
+
+    @property
+    def total_ms(self) -> float:
+        return self.preprocess_ms + self.vision_ms + self.prefill_ms + self.select_ms
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One frame step and its share (0..1) of the attention that the answer paid to all frames."""
+    first_stamp_ns: int
+    last_stamp_ns: int
+    share: float
+
+
+@dataclass(frozen=True)
+class AnswerResult:
+    """An answer with what it was allowed to read and what it cost.
+
+    Attributes:
+        finish_reason: 'stop' (the model ended it), 'length' (max_tokens) or 'timeout' (ended early, text is what it had).
+        first_stamp_ns, last_stamp_ns: oldest and newest frame that it could read.
+        frames_covered: camera frames between them that it could read.
+        evidence: most attended steps, greatest share first.
+        context_tokens: tokens of the memory that it could read.
+        prefill_ms: the question's tokens (and a waiting half step) over the memory; decode_ms: the answer's tokens.
+        first_token_ms: from the start to the first answer token, other work in between included; 0 if there is none.
+    """
+    question: str
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    first_stamp_ns: int
+    last_stamp_ns: int
+    frames_covered: int
+    evidence: tuple[Evidence, ...]
+    question_tokens: int
+    answer_tokens: int
+    context_tokens: int
+    prefill_ms: float
+    first_token_ms: float
+    decode_ms: float
+    prefill_policy: str
+    answer_policy: str

@@ -1,0 +1,240 @@
+"""One camera's memory: frames go in one by one at a constant cost, questions are answered from what was seen."""
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from statekv_ros.backbones.base import Backbone, TokenInputs
+from statekv_ros.errors import FrameError, Interrupted, QuestionError
+from statekv_ros.memory.answering import Answering
+from statekv_ros.memory.carried import make_carried
+from statekv_ros.memory.clock import PhaseClock
+from statekv_ros.memory.detailed import DetailedCache
+from statekv_ros.memory.policies import AnswerPolicy, PrefillPolicy, parse_answer_policy, parse_prefill_policy
+from statekv_ros.memory.records import AnswerResult, StepRecord, StepReport
+from statekv_ros.memory.snapshot import PendingFrames, take_snapshot
+from statekv_ros.memory.stamps import StreamTime
+
+
+class VideoStream:
+    """Frames of one camera through one backbone; many streams may share the backbone. Not for several threads at once.
+
+    Attributes:
+        backbone: the model that watches.
+        prefill_policy, answer_policy: what a frame and, by default, a question may attend to.
+        frames: camera frames that the memory holds, a waiting half step included, forgotten ones not.
+        steps: frame steps so far.
+    """
+
+    def __init__(self, backbone: Backbone, prefill_policy: str | PrefillPolicy = 'statekv(4096)',
+                 answer_policy: str | AnswerPolicy = 'all', chunk_tokens: int = 4096, max_detailed_bytes: int = 0,
+                 cancelled: Callable[[], bool] = lambda: False):
+        """
+        Args:
+            chunk_tokens: the detailed cache grows by this many tokens at a time.
+            max_detailed_bytes: past this many bytes the oldest chunk of the detailed cache is forgotten; 0: never.
+            cancelled: looked at once per layer; when true, the step or slice in progress ends with `Interrupted` and
+                leaves the memory as it was, without the frames of that step.
+
+        Raises:
+            PolicyError, ParameterError: a policy or a size that cannot work.
+        """
+        self.backbone = backbone
+        self.prefill_policy = parse_prefill_policy(str(prefill_policy))
+        self.answer_policy = parse_answer_policy(str(answer_policy))
+        self.cancelled = cancelled
+        self._chunk_tokens, self._max_detailed_bytes = chunk_tokens, max_detailed_bytes
+        self.generation = 0
+        self._clear()
+
+    def step(self, frame: np.ndarray, stamp_ns: int, preprocess_ms: float = 0.0) -> StepReport | None:
+        """Take one camera frame; runs a frame step whenever the backbone has enough frames for one.
+
+        Args:
+            frame: uint8 [height, width, 3] RGB.
+            stamp_ns: header stamp in nanoseconds. One that goes back opens a new segment; memory is kept.
+            preprocess_ms: time already spent on this frame (decoding), added to the report's.
+
+        Returns:
+            The step's report, or None while the frame waits for its partner. A frame of another size or segment than the
+            waiting one makes the waiting one a step of its own.
+
+        Raises:
+            FrameError: not an image, or a stamp that is not positive or the same as the last one.
+            Interrupted: `cancelled` said so.
+        """
+        self._check(frame, stamp_ns)
+        clock = PhaseClock(torch.device('cpu'))
+        prepared = self.backbone.prepare(frame)
+        clock.mark()
+        report = None
+        if self._pending and (self._pending.frames[0].shape != prepared.shape or self._time.goes_back(stamp_ns)):
+            report = self.flush()
+        self._pending.add(prepared, stamp_ns, self._time.advance(stamp_ns), preprocess_ms + clock.phases_ms()[0])
+        self._pending.segment = self._time.segment
+        return report if len(self._pending) < self.backbone.frames_per_step else self.flush()
+
+    @torch.inference_mode()
+    def flush(self) -> StepReport | None:
+        """Run the waiting frames as a step, padded by repeating the last one; None when none waits."""
+        if not self._pending:
+            return None
+        pending, self._pending = self._pending, PendingFrames()
+        if self._next_position == 0:
+            self._remember_prefix()
+        clock = PhaseClock(self.backbone.device)
+        inputs = self.backbone.encode(pending.frames, pending.seconds, self._next_position)
+        clock.mark()
+        record = StepRecord(self.steps, pending.segment, pending.stamps_ns[0], pending.stamps_ns[-1], len(pending),
+                            self._next_ordinal, inputs.tokens, inputs.visual_start, inputs.visual_tokens,
+                            self._next_position, inputs.next_position)
+        self._watch(inputs, record)
+        clock.mark()
+        self._remember(record)
+        clock.mark()
+        vision_ms, prefill_ms, select_ms = clock.phases_ms()
+        return StepReport(record.step, record.segment, record.first_stamp_ns, record.last_stamp_ns, record.frames,
+                          pending.preprocess_ms, vision_ms, prefill_ms, select_ms, record.tokens,
+                          self.prefill_policy.budget, self.state_tokens, self.detailed_tokens, self.detailed_bytes,
+                          self.forgotten_frames)
+
+    def begin_answer(self, question: str, answer_policy: str | AnswerPolicy | None = None,
+                     span: tuple[int | None, int | None] = (None, None), max_tokens: int = 64, temperature: float = 0.0,
+                     seed: int = 0, evidence: int = 8) -> Answering:
+        """Start an answer from what was seen until now; `Answering.advance` decodes it slice by slice.
+
+        Args:
+            answer_policy: the stream's own when None.
+            span: oldest and newest header stamp in ns that it may read; None is unbounded.
+            max_tokens: the answer ends after this many tokens.
+            temperature: 0 takes the most likely token, above 0 samples with `seed`.
+            evidence: how many of the most attended steps the result names.
+
+        Raises:
+            QuestionError: empty question, nothing seen yet, no frame in the span, or a value out of its range.
+            PolicyError: unknown answer policy.
+        """
+        if not question.strip():
+            raise QuestionError('question is empty: ask something')
+        if max_tokens <= 0:
+            raise QuestionError(f'max_tokens must be positive, got {max_tokens}')
+        if not 0 <= temperature < float('inf'):
+            raise QuestionError(f'temperature must be 0 or a positive number, got {temperature}')
+        policy = self.answer_policy if answer_policy is None else parse_answer_policy(str(answer_policy))
+        snapshot = take_snapshot(self, policy, span)
+        return Answering(self, question, snapshot, max_tokens, temperature, seed, evidence)
+
+    def answer(self, question: str, **options) -> AnswerResult:
+        """`begin_answer` with the same options, decoded to its end."""
+        answering = self.begin_answer(question, **options)
+        while not answering.advance(64):
+            pass
+        return answering.result()
+
+    def reset(self) -> int:
+        """Forget everything that was seen. Returns the number of camera frames forgotten."""
+        frames = self.frames
+        self._clear()
+        self.generation += 1
+        return frames
+
+    @property
+    def frames(self) -> int:
+        return self._frames - self.forgotten_frames + len(self._pending)
+
+    @property
+    def segment(self) -> int:
+        """How often header stamps went back."""
+        return self._time.segment
+
+    @property
+    def first_stamp_ns(self) -> int | None:
+        """Header stamp of the oldest frame held; None before the first."""
+        oldest = next(self.detailed.records(), None)
+        if oldest is not None:
+            return oldest.first_stamp_ns
+        return self._pending.stamps_ns[0] if self._pending else None
+
+    @property
+    def last_stamp_ns(self) -> int | None:
+        """Header stamp of the newest frame held; None before the first."""
+        return self._time.last_ns
+
+    @property
+    def state_tokens(self) -> int:
+        """Tokens carried per layer and KV head."""
+        return self.carried.tokens
+
+    @property
+    def detailed_tokens(self) -> int:
+        return self.detailed.tokens
+
+    @property
+    def detailed_bytes(self) -> int:
+        return self.detailed.bytes
+
+    @property
+    def forgotten_frames(self) -> int:
+        """Camera frames that the bound on the detailed cache has cost."""
+        return self.detailed.forgotten_frames
+
+    @property
+    def pending(self) -> PendingFrames:
+        """Frames that wait for their partner."""
+        return self._pending
+
+    @property
+    def next_position(self) -> int:
+        """Virtual position of the next token; before the first step, that of the token after the prefix."""
+        return self._next_position
+
+    @property
+    def next_ordinal(self) -> int:
+        """Stream index of the next token."""
+        return self._next_ordinal
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+               scale: float) -> torch.Tensor:
+        """One layer of the frame step in progress; see `AttentionMemory`."""
+        if self.cancelled():
+            raise Interrupted('the frame step was interrupted; the memory is as before it')
+        self.detailed.write(layer, key, value)
+        return self.carried.attend(layer, query, key, value, scale)
+
+    def _clear(self) -> None:
+        layout = self.backbone.layout
+        self.carried = make_carried(layout, self.prefill_policy)
+        self.detailed = DetailedCache(layout, self._chunk_tokens, self._max_detailed_bytes)
+        self._pending = PendingFrames()
+        self._time = StreamTime()
+        self.steps = 0
+        self._frames = 0
+        self._next_position = self._next_ordinal = 0
+
+    def _remember_prefix(self) -> None:
+        inputs = self.backbone.prefix()
+        if inputs.tokens:
+            record = StepRecord(-1, 0, 0, 0, 0, 0, inputs.tokens, 0, 0, 0, inputs.next_position)
+            self._watch(inputs, record)
+            self._remember(record)
+
+    def _watch(self, inputs: TokenInputs, record: StepRecord) -> None:
+        self.carried.begin(record.tokens, record.frames, record.first_ordinal)
+        self.detailed.begin(record.tokens, prefix=record.step < 0)
+        self.backbone.forward(inputs, self)
+
+    def _remember(self, record: StepRecord) -> None:
+        self.detailed.commit(record)
+        self.carried.commit()
+        self._next_position = record.next_position
+        self._next_ordinal += record.tokens
+        self._frames += record.frames
+        self.steps = record.step + 1
+
+    def _check(self, frame: np.ndarray, stamp_ns: int) -> None:
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise FrameError(f'frame must be uint8 [height, width, 3] RGB, got {frame.dtype} {list(frame.shape)}')
+        if stamp_ns <= 0:
+            raise FrameError(f'header stamp must be positive, got {stamp_ns} ns: the camera driver must set it')
+        if stamp_ns == self._time.last_ns:
+            raise FrameError(f'header stamp {stamp_ns} ns is that of the previous frame: the camera sends one frame twice')
