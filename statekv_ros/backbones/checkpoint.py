@@ -67,7 +67,8 @@ def load_checkpoint(model: str, device: str, dtype: str) -> Checkpoint:
     _check_weights(Path(source))
     try:
         loaded, report = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=precision, use_safetensors=True, trust_remote_code=False, output_loading_info=True)
+            source, dtype=precision, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
+            ignore_mismatched_sizes=True)  # reported below, by name
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except torch.OutOfMemoryError as error:
         raise ModelError(f'model {model!r} does not fit into memory: take a smaller checkpoint') from error
@@ -133,7 +134,7 @@ def _check_weights(folder: Path) -> None:
 
 def _check_report(model: str, report: dict) -> None:
     for key, what in (('missing_keys', 'lacks'), ('mismatched_keys', 'has the wrong shape for')):
-        names = sorted(str(k) for k in report.get(key) or ())
+        names = sorted(name if isinstance(name, str) else name[0] for name in report.get(key) or ())
         if names:
             raise ModelError(f'model {model!r} {what} {len(names)} tensor(s), first {names[0]!r}: '
                              'the checkpoint is incomplete or does not fit its config.json')

@@ -1,0 +1,38 @@
+"""`statekv-bench`: measurements as commands, each with a readable table and `--json`."""
+import argparse
+import importlib
+import json
+import sys
+
+from statekv_ros.errors import StateKVError
+
+# One module per benchmark with add_arguments(parser) and run(args) -> dict; imported only when asked for.
+BENCHMARKS = {
+    'step': 'cost of frame steps over a stream, policies side by side',
+    'transport': 'camera images between two processes, with and without the shipped Fast DDS profile',
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one benchmark; returns the exit code."""
+    parser = argparse.ArgumentParser(prog='statekv-bench', description=__doc__)
+    commands = parser.add_subparsers(dest='benchmark', required=True)
+    argv = sys.argv[1:] if argv is None else argv
+    for name, what in BENCHMARKS.items():
+        command = commands.add_parser(name, help=what, description=what)
+        if name in argv:
+            importlib.import_module(f'statekv_ros.bench.{name}').add_arguments(command)
+        command.add_argument('--json', action='store_true', help='print one JSON object as the last line of output')
+    args = parser.parse_args(argv)
+    try:
+        result = importlib.import_module(f'statekv_ros.bench.{args.benchmark}').run(args)
+    except StateKVError as error:
+        print(f'statekv-bench {args.benchmark}: {error}', file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps(result))
+    return 1 if result.get('failed') else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
