@@ -30,7 +30,12 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one frame step cost, in ms of wall time, and what the memory holds after it (tokens, bytes, frames)."""
+    """What one frame step cost, in ms of wall time, and what the memory holds after it (tokens, bytes, frames).
+
+    Attributes:
+        preprocess_ms: decode and resize of its frames; vision_ms: normalise, patch, vision tower and embeddings;
+        prefill_ms: language model with attention and importance; select_ms: top-B and slot update.
+    """
     step: int
     segment: int
     first_stamp_ns: int

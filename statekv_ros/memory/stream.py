@@ -179,6 +179,11 @@ class VideoStream:
         return self.detailed.forgotten_frames
 
     @property
+    def beyond_trained_context(self) -> bool:
+        """Whether positions have grown past what the model was trained for; answers may get worse from there on."""
+        return self._next_position > self.backbone.max_position
+
+    @property
     def pending(self) -> PendingFrames:
         """Frames that wait for their partner."""
         return self._pending
