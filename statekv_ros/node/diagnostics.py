@@ -1,0 +1,92 @@
+"""/diagnostics: one status for the engine, one per camera, one for the transport."""
+import statistics
+from collections import deque
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from statekv_ros.node.camera_input import CameraInput
+from statekv_ros.node.engine import Engine
+from statekv_ros.transport import ProfileSource, TransportProfile, shared_memory_problem
+
+OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
+_LOST_SHARE = 0.05      # of the images that should have come
+
+
+def status(name: str, level: bytes, message: str, values: dict) -> DiagnosticStatus:
+    """A DiagnosticStatus of this node; values in any printable form."""
+    return DiagnosticStatus(level=level, name=f'statekv: {name}', hardware_id='statekv', message=message,
+                            values=[KeyValue(key=key, value=str(value)) for key, value in values.items()])
+
+
+def not_configured(reason: str) -> DiagnosticStatus:
+    """The engine's status before the node is configured; `reason` when configuring failed."""
+    return status('engine', ERROR if reason else OK, reason or 'not configured yet', {'state': 'unconfigured'})
+
+
+class Diagnosis:
+    """Turns counters into statuses; notices what changed since the last time."""
+
+    def __init__(self, engine: Engine, facts: dict):
+        """facts: what does not change while configured (model, device, policy)."""
+        self._engine, self._facts = engine, facts
+        self._step_ms: deque[float] = deque(maxlen=200)
+        self._before: dict[str, tuple[int, ...]] = {}
+
+    def note_step(self, total_ms: float) -> None:
+        """Take one frame step's cost, for the percentiles."""
+        self._step_ms.append(total_ms)
+
+    def engine(self, state: str) -> DiagnosticStatus:
+        """`state`: the lifecycle state's name."""
+        step_ms = sorted(self._step_ms)
+        percentiles = {f'step_ms_p{p}': round(step_ms[min(len(step_ms) - 1, len(step_ms) * p // 100)], 2)
+                       for p in (50, 95)} if step_ms else {}
+        return status('engine', OK, f'{state}, {self._engine.steps} frame steps', {
+            'state': state, **self._facts, 'steps': self._engine.steps, **percentiles,
+            'active_questions': len(self._engine.active)})
+
+    def camera(self, source: CameraInput, now_ns: int, stale_after_s: float, active: bool) -> DiagnosticStatus:
+        """A camera's health; levels rise with what is newest: silence, refused images, lost images, clock jumps."""
+        camera, stream, counts = source.camera, source.camera.stream, source.counts()
+        silent_s = None if source.newest_ns is None else (now_ns - source.newest_ns) / 1e9
+        level, message = OK, 'watching'
+        new = self._new(camera.name, counts['frames_in'], counts['lost'], counts['rejected'], camera.failures,
+                        source.sampler.restarts)
+        frames_in, lost, rejected, failures, restarts = new
+        if not active:
+            message = 'not active: no images are taken'
+        elif silent_s is None:
+            level, message = WARN, f'no image yet on {source.topic}'
+        elif silent_s > stale_after_s:
+            level, message = STALE, f'stale: no new image for {silent_s:.1f} s on {source.topic}'
+        elif failures:
+            level, message = ERROR, f'frame step failed: {camera.last_error}'
+        elif rejected:
+            level, message = WARN, f'image refused: {camera.last_error}'
+        elif lost > _LOST_SHARE * (lost + frames_in):
+            level, message = WARN, (f'{lost} of {lost + frames_in} images never came: give the camera\'s process the Fast DDS '
+                                    'profile config/fastdds_shm.xml, or set reliability to reliable')
+        elif restarts:
+            level, message = WARN, 'header stamps went back (looping bag or reset clock): new segment, memory kept'
+        elif stream.beyond_trained_context:
+            level, message = WARN, ('positions are past the context that the model was trained for: answers may get worse; '
+                                    'call ~/reset when the past no longer matters')
+        return status(camera.name, level, message, {
+            'topic': source.topic, 'silent_s': '' if silent_s is None else round(silent_s, 2), **counts,
+            'failed_steps': camera.failures, 'segment': stream.segment, 'frames_held': stream.frames,
+            'frames_forgotten': stream.forgotten_frames, 'state_tokens': stream.state_tokens,
+            'detailed_tokens': stream.detailed_tokens, 'detailed_mb': round(stream.detailed_bytes / 1e6, 2),
+            'last_error': camera.last_error})
+
+    def _new(self, name: str, *counters: int) -> tuple[int, ...]:
+        before = self._before.get(name, (0,) * len(counters))
+        self._before[name] = counters
+        return tuple(now - then for now, then in zip(counters, before))
+
+
+def transport(profile: TransportProfile) -> DiagnosticStatus:
+    """Whether large images can get through."""
+    problem = shared_memory_problem()
+    missing = profile.source is ProfileSource.MISSING
+    return status('transport', WARN if problem or missing else OK, problem or profile.detail,
+                  {'profile': profile.path or '', 'source': profile.source.value})

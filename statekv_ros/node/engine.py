@@ -1,0 +1,213 @@
+"""The engine: one thread that alone owns the model, the GPU and the streams. No ROS in here.
+
+A round takes at most one waiting image of each camera and then decodes one slice of one question. So an image waits for one
+slice and for the other cameras' steps at most, answers go on however fast images come, and neither stops the other.
+"""
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from statekv_ros.errors import FrameError, Interrupted, QuestionError, StateKVError
+from statekv_ros.memory import StepReport, VideoStream
+from statekv_ros.node.mailbox import Mailbox
+from statekv_ros.node.questions import Question
+
+STOPPING = 'the node is shutting down'
+
+
+@dataclass
+class Camera:
+    """What the engine holds for one camera.
+
+    Attributes:
+        decode: undecoded message -> uint8 [height, width, 3] RGB; raises FrameError.
+        rejected, last_error: images refused because of bad data, and the newest reason.
+        failures: frame steps that failed for another reason.
+    """
+    name: str
+    stream: VideoStream
+    decode: Callable[[Any], np.ndarray]
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    rejected: int = 0
+    failures: int = 0
+    last_error: str = ''
+    frame_id: str = ''
+    frames_processed: int = 0
+
+
+@dataclass
+class _Reset:
+    cameras: list[Camera]
+    done: Callable[[int], None]
+
+
+class Engine:
+    """Runs frame steps and answers in turn; `start` gives it its thread, `run_round` is one turn.
+
+    Attributes:
+        steps: frame steps of all cameras so far.
+        active: questions that are being answered.
+    """
+
+    def __init__(self, cameras: list[Camera], on_step: Callable[[Camera, StepReport, float], None],
+                 slice_tokens: Callable[[], int], max_queued: int, log: Callable[[str], None]):
+        """
+        Args:
+            on_step: called in the engine thread after each frame step, with the ms its last image waited in the mailbox.
+            slice_tokens: tokens to decode before images get their turn again; asked each time, so it can change.
+            max_queued: questions that may wait or be answered at once.
+            log: takes what went wrong unexpectedly, with its traceback.
+        """
+        self.cameras = {camera.name: camera for camera in cameras}
+        self.steps = 0
+        self.active: deque[Question] = deque()
+        self._on_step, self._slice_tokens, self._max_queued, self._log = on_step, slice_tokens, max_queued, log
+        self._inbox: deque[Question | _Reset] = deque()
+        self._turn = deque(cameras)
+        self._wake = threading.Condition()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def stopping(self) -> bool:
+        """Whether work in progress should end; streams look at it once per layer."""
+        return self._stopping.is_set()
+
+    def start(self) -> None:
+        """Begin to take turns in a thread of its own."""
+        self._thread = threading.Thread(target=self._run, name='statekv-engine', daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 4.0) -> bool:
+        """End work in progress between two layers and answer waiting questions with an error; True when the thread ended."""
+        self._stopping.set()
+        self.notify()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            if self._thread.is_alive():
+                return False
+        self._fail_all(STOPPING)
+        return True
+
+    def notify(self) -> None:
+        """Something waits: an image in a mailbox, a question. From any thread."""
+        with self._wake:
+            self._wake.notify()
+
+    def ask(self, question: Question) -> None:
+        """Queue a question; its `done` is called from the engine thread.
+
+        Raises:
+            QuestionError: too many are waiting, or the engine is stopping.
+        """
+        if self.stopping:
+            raise QuestionError(STOPPING)
+        with self._wake:
+            waiting = len(self.active) + len(self._inbox)
+            if waiting >= self._max_queued:
+                raise QuestionError(f'{waiting} questions are waiting already: ask again later, or raise the parameter '
+                                    '"max_queued_questions"')
+            self._inbox.append(question)
+            self._wake.notify()
+
+    def reset(self, names: list[str], done: Callable[[int], None]) -> None:
+        """Forget what these cameras saw, at the next frame boundary; `done` gets the number of frames forgotten."""
+        with self._wake:
+            self._inbox.append(_Reset([self.cameras[name] for name in names], done))
+            self._wake.notify()
+
+    def run_round(self) -> bool:
+        """One turn: new questions, one image of each camera, one slice of one question. False when there was nothing."""
+        worked = self._admit()
+        for camera in tuple(self._turn):
+            worked |= self._watch(camera)
+        self._turn.rotate(-1)
+        return self._decode_slice() or worked
+
+    def _run(self) -> None:
+        while not self.stopping:
+            try:
+                if not self.run_round():
+                    with self._wake:
+                        if not (self._inbox or self.stopping or any(c.mailbox.waiting for c in self._turn)):
+                            self._wake.wait()
+            except Interrupted:
+                break
+        self._fail_all(STOPPING)
+
+    def _admit(self) -> bool:
+        admitted = False
+        while self._inbox:
+            entry, admitted = self._inbox.popleft(), True
+            if isinstance(entry, _Reset):
+                entry.done(sum(camera.stream.reset() for camera in entry.cameras))
+                continue
+            try:
+                entry.begin({name: self.cameras[name].stream for name in entry.cameras}, self.steps)
+                self.active.append(entry)
+            except Exception as error:  # a question's trouble is its own
+                entry.fail(_reason(error))
+        return admitted
+
+    def _watch(self, camera: Camera) -> bool:
+        arrival = camera.mailbox.take()
+        if arrival is None:
+            return False
+        waited_ms, begun = arrival.waited_ms, time.perf_counter()
+        try:
+            frame = camera.decode(arrival.message)
+            report = camera.stream.step(frame, arrival.stamp_ns, (time.perf_counter() - begun) * 1e3)
+        except Interrupted:
+            raise
+        except FrameError as error:
+            camera.rejected += 1
+            camera.last_error = str(error)
+        except Exception as error:  # the node must outlive a bad step; what was seen before it is untouched
+            camera.failures += 1
+            camera.last_error = _reason(error)
+            self._log(f'frame step of camera {camera.name} failed: {traceback.format_exc()}')
+        else:
+            camera.frames_processed += 1
+            camera.frame_id = arrival.message.header.frame_id
+            if report is not None:
+                self.steps += 1
+                self._on_step(camera, report, waited_ms)
+        return True
+
+    def _decode_slice(self) -> bool:
+        if not self.active:
+            return False
+        question = self.active.popleft()
+        try:
+            if not question.advance(self._slice_tokens(), self.steps):
+                self.active.append(question)
+        except Interrupted:
+            question.fail(STOPPING)
+            raise
+        except Exception as error:  # a question's trouble is its own
+            if not isinstance(error, StateKVError):
+                self._log(f'answering {question.text[:80]!r} failed: {traceback.format_exc()}')
+            question.fail(_reason(error))
+        return True
+
+    def _fail_all(self, reason: str) -> None:
+        for question in (*self.active, *self._inbox):
+            if isinstance(question, _Reset):
+                question.done(0)
+            else:
+                question.fail(reason)
+        self.active.clear()
+        self._inbox.clear()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return 'GPU memory is full: lower the parameter "budget" or "max_frame_pixels", or bound "max_detailed_mb"'
+    return str(error) if isinstance(error, StateKVError) else f'{type(error).__name__}: {error}'

@@ -1,0 +1,186 @@
+"""Image messages become frames: uint8 [height, width, 3] RGB.
+
+Headers are checked here, before OpenCV sees the bytes: it trusts them, and shows a shifted or half grey picture where
+`step`, the byte order or the length of the data is not what it assumes. cv_bridge is not used: a distro's needs a
+compiled module that breaks beside numpy 2, and the one on PyPI ignores `step`, lacks encodings and counts nine channels
+in rgb8 beside OpenCV 5; what it would do after these checks is the one cv2.cvtColor call below.
+"""
+import io
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from PIL import Image as PillowImage
+
+from statekv_ros.errors import FrameError
+
+# A bound on width x height against headers of garbage: 8192 x 8192, far above any camera on a robot.
+MAX_PIXELS = 1 << 26
+
+
+class Encoding(NamedTuple):
+    """How one encoding of sensor_msgs/Image lies in memory, and how it becomes RGB."""
+
+    channels: int                   # samples per pixel in one row of the (first) plane
+    to_rgb: int | None = None       # OpenCV conversion code; None: it is RGB
+    sample_bytes: int = 1
+    rows_per_height: tuple = (1, 1)  # (rows of data, rows of picture)
+    even: str = ''                  # sides that must be even: '', 'width' or 'width and height'
+    minimum_side: int = 1           # pixels
+
+
+def _bayer(code: int, sample_bytes: int = 1) -> Encoding:
+    # OpenCV's demosaicing leaves pictures of one or two rows or columns black.
+    return Encoding(1, code, sample_bytes, minimum_side=3)
+
+
+_UYVY = Encoding(2, cv2.COLOR_YUV2RGB_UYVY, even='width')
+_YUY2 = Encoding(2, cv2.COLOR_YUV2RGB_YUY2, even='width')
+
+ENCODINGS = {
+    'rgb8': Encoding(3),
+    'bgr8': Encoding(3, cv2.COLOR_BGR2RGB),
+    'rgba8': Encoding(4, cv2.COLOR_RGBA2RGB),
+    'bgra8': Encoding(4, cv2.COLOR_BGRA2RGB),
+    'mono8': Encoding(1, cv2.COLOR_GRAY2RGB),
+    # OpenCV's own type names. Images without a named encoding come from OpenCV, where colour is BGR.
+    '8UC1': Encoding(1, cv2.COLOR_GRAY2RGB),
+    '8UC3': Encoding(3, cv2.COLOR_BGR2RGB),
+    '8UC4': Encoding(4, cv2.COLOR_BGRA2RGB),
+    # 16 bits per sample, full scale 65535. The upper byte is what an 8 bit model can use.
+    'rgb16': Encoding(3, None, 2),
+    'bgr16': Encoding(3, cv2.COLOR_BGR2RGB, 2),
+    'rgba16': Encoding(4, cv2.COLOR_RGBA2RGB, 2),
+    'bgra16': Encoding(4, cv2.COLOR_BGRA2RGB, 2),
+    'mono16': Encoding(1, cv2.COLOR_GRAY2RGB, 2),
+    # ROS names a mosaic by its first row, OpenCV by the second pixels of its second row.
+    'bayer_rggb8': _bayer(cv2.COLOR_BayerBG2RGB),
+    'bayer_bggr8': _bayer(cv2.COLOR_BayerRG2RGB),
+    'bayer_gbrg8': _bayer(cv2.COLOR_BayerGR2RGB),
+    'bayer_grbg8': _bayer(cv2.COLOR_BayerGB2RGB),
+    'bayer_rggb16': _bayer(cv2.COLOR_BayerBG2RGB, 2),
+    'bayer_bggr16': _bayer(cv2.COLOR_BayerRG2RGB, 2),
+    'bayer_gbrg16': _bayer(cv2.COLOR_BayerGR2RGB, 2),
+    'bayer_grbg16': _bayer(cv2.COLOR_BayerGB2RGB, 2),
+    'yuv422': _UYVY,
+    'uyvy': _UYVY,
+    'yuv422_yuy2': _YUY2,
+    'yuyv': _YUY2,
+    'nv12': Encoding(1, cv2.COLOR_YUV2RGB_NV12, rows_per_height=(3, 2), even='width and height'),
+    'nv21': Encoding(1, cv2.COLOR_YUV2RGB_NV21, rows_per_height=(3, 2), even='width and height'),
+}
+
+# Distances or bare numbers: a picture of them would have to be invented.
+_DEPTH_PREFIXES = ('16UC', '16SC', '32SC', '32FC', '64FC', '8SC')
+_DEPTH_REMEDY = ('depth and raw-number images cannot be watched; point the camera at a colour or grey topic, '
+                 'for example .../color/image_raw or .../rgb/image_raw')
+
+
+def decode_image(msg) -> np.ndarray:
+    """The picture in a sensor_msgs/Image as uint8 [height, width, 3] RGB, C-contiguous.
+
+    Padded rows (`step`) and both byte orders are handled. The result may share memory with `msg.data`, and is
+    read-only where that is. Works on rclpy's messages and on those that rosbags deserialises.
+
+    Raises FrameError when size, step, data or encoding cannot be right, naming the value and the remedy.
+    """
+    name, layout = _known_encoding(msg.encoding)
+    width, height = int(msg.width), int(msg.height)
+    _check_size(width, height, name, layout)
+    row_bytes = width * layout.channels * layout.sample_bytes
+    step = int(msg.step)
+    if step < row_bytes:
+        raise FrameError(
+            f'step is {step} bytes, but a row of {width} {name!r} pixels takes {row_bytes}: '
+            'the camera driver must set step to the bytes from one row to the next')
+    rows = height * layout.rows_per_height[0] // layout.rows_per_height[1]
+    data = np.frombuffer(msg.data, np.uint8) if len(msg.data) else np.empty(0, np.uint8)
+    if data.size < rows * step:
+        raise FrameError(
+            f'data has {data.size} bytes, but {rows} rows of step {step} ({width} x {height} {name!r}) take '
+            f'{rows * step}: the image was cut off, or the driver set a wrong height or step')
+    pixels = data[:rows * step].reshape(rows, step)[:, :row_bytes]
+    if layout.sample_bytes == 2:
+        pixels = pixels[:, 0 if msg.is_bigendian else 1::2]     # the upper byte of each sample
+    shape = (rows, width) if layout.channels == 1 else (rows, width, layout.channels)
+    pixels = np.ascontiguousarray(pixels).reshape(shape)
+    if layout.to_rgb is None:
+        return pixels
+    try:
+        return cv2.cvtColor(pixels, layout.to_rgb)
+    except cv2.error as error:
+        raise FrameError(f'image of encoding {name!r} and shape {shape} cannot become RGB: {error}') from error
+
+
+def decode_compressed(msg) -> np.ndarray:
+    """The picture in a sensor_msgs/CompressedImage (JPEG or PNG) as uint8 [height, width, 3] RGB, C-contiguous.
+
+    The bytes decide what it is; `format` only tells depth from colour, and the channel order that was compressed.
+    Pillow decodes because it refuses cut-off data, where OpenCV 4 returns a partly grey picture.
+
+    Raises FrameError for empty, cut-off or corrupt data, for other formats, for depth and for absurd sizes.
+    """
+    source, _, compression = str(msg.format).partition(';')
+    source = source.strip()
+    if source.startswith(_DEPTH_PREFIXES) or 'compressedDepth' in msg.format:
+        raise FrameError(f'compressed image has format {msg.format!r}: {_DEPTH_REMEDY}')
+    data = memoryview(msg.data).cast('B') if len(msg.data) else b''
+    if not len(data):
+        raise FrameError(f'compressed image of format {msg.format!r} has no data: '
+                         'check the camera driver, and that the whole message arrives')
+    picture = _open_compressed(data, msg.format)
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise FrameError(_too_large(width, height))
+    if picture.mode.startswith(('I', 'F')):
+        raise FrameError(f'compressed image of format {msg.format!r} has mode {picture.mode!r} (one wide number per '
+                         f'pixel): {_DEPTH_REMEDY}')
+    try:
+        rgb = np.asarray(picture.convert('RGB'))
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error...
+        raise FrameError(f'compressed image of format {msg.format!r} ({len(data)} bytes, {width} x {height}) is cut '
+                         f'off or corrupt: {error}') from error
+    if 'compressed rgb' in compression:
+        # image_transport's convention: the encoder was handed RGB where it takes BGR, so red and blue are swapped.
+        rgb = rgb[:, :, ::-1]
+    return np.ascontiguousarray(rgb)
+
+
+def _known_encoding(encoding: str) -> tuple[str, Encoding]:
+    name = str(encoding).strip()
+    if name in ENCODINGS:
+        return name, ENCODINGS[name]
+    if name.startswith(_DEPTH_PREFIXES):
+        raise FrameError(f'image has encoding {name!r}: {_DEPTH_REMEDY}')
+    raise FrameError(f'image has unknown encoding {name[:64]!r}; let the driver publish one of: {", ".join(ENCODINGS)}')
+
+
+def _check_size(width: int, height: int, name: str, layout: Encoding) -> None:
+    if width == 0 or height == 0:
+        raise FrameError(f'image is {width} x {height} pixels: width and height must be positive, '
+                         'check that the camera delivers pictures')
+    if width * height > MAX_PIXELS:
+        raise FrameError(_too_large(width, height))
+    if (layout.even and width % 2) or (layout.even == 'width and height' and height % 2):
+        raise FrameError(f'image is {width} x {height} pixels, but {name!r} needs an even {layout.even}')
+    if min(width, height) < layout.minimum_side:
+        raise FrameError(f'image is {width} x {height} pixels, but {name!r} needs at least '
+                         f'{layout.minimum_side} x {layout.minimum_side}')
+
+
+def _too_large(width: int, height: int) -> str:
+    return (f'image is {width} x {height} pixels, more than the {MAX_PIXELS} that are accepted: '
+            'the header is wrong, or let the driver publish smaller pictures')
+
+
+def _open_compressed(data, format_text: str) -> PillowImage.Image:
+    """Header only, no pixels yet. Other formats than JPEG and PNG stay closed: fewer parsers for foreign bytes."""
+    try:
+        return PillowImage.open(io.BytesIO(data), formats=('JPEG', 'PNG'))
+    except PillowImage.UnidentifiedImageError as error:
+        raise FrameError(f'compressed image of format {format_text!r} is neither JPEG nor PNG (first bytes: '
+                         f'{bytes(data[:8]).hex(" ")}): let the driver publish JPEG or PNG') from error
+    except PillowImage.DecompressionBombError as error:
+        raise FrameError(f'compressed image of format {format_text!r} is absurdly large: {error}') from error
+    except Exception as error:  # damaged headers raise whatever the parser trips over
+        raise FrameError(f'compressed image of format {format_text!r} has a corrupt header: {error}') from error

@@ -1,0 +1,73 @@
+"""From the memory's plain values to the package's messages, and back for stamps."""
+from builtin_interfaces.msg import Time
+
+from statekv_ros.memory import StepReport
+from statekv_ros.msg import Answer, AnswerTiming, Evidence, FrameTiming
+from statekv_ros.node.questions import CameraAnswer
+
+_NS = 10**9
+
+
+def to_ns(stamp: Time) -> int:
+    """A ROS stamp in nanoseconds."""
+    return stamp.sec * _NS + stamp.nanosec
+
+
+def to_stamp(nanoseconds: int) -> Time:
+    """Nanoseconds as a ROS stamp."""
+    return Time(sec=nanoseconds // _NS, nanosec=nanoseconds % _NS)
+
+
+def frame_timing(camera: str, frame_id: str, report: StepReport, wait_ms: float, counts: dict[str, int]) -> FrameTiming:
+    """`counts`: frames_in, frames_sampled, frames_processed, dropped, lost, rejected."""
+    message = FrameTiming(
+        camera=camera, step=report.step, segment=report.segment, wait_ms=wait_ms, preprocess_ms=report.preprocess_ms,
+        vision_ms=report.vision_ms, prefill_ms=report.prefill_ms, select_ms=report.select_ms, total_ms=report.total_ms,
+        step_tokens=report.step_tokens, budget=report.budget, state_tokens=report.state_tokens,
+        detailed_tokens=report.detailed_tokens, detailed_bytes=report.detailed_bytes, **counts)
+    message.header.stamp = to_stamp(report.last_stamp_ns)
+    message.header.frame_id = frame_id
+    return message
+
+
+def answer(camera_answer: CameraAnswer, asked: Time, frame_id: str) -> Answer:
+    """One camera's answer; `asked` is the node's time of asking."""
+    result, camera = camera_answer.result, camera_answer.camera
+    message = Answer(
+        question=result.question, text=result.text, camera=camera, first_stamp=to_stamp(result.first_stamp_ns),
+        last_stamp=to_stamp(result.last_stamp_ns), frames_covered=result.frames_covered,
+        finish_reason=result.finish_reason, prefill_policy=result.prefill_policy, answer_policy=result.answer_policy,
+        evidence=[Evidence(camera=camera, first_stamp=to_stamp(e.first_stamp_ns), last_stamp=to_stamp(e.last_stamp_ns),
+                           share=e.share) for e in result.evidence],
+        timing=AnswerTiming(
+            queue_ms=camera_answer.queue_ms, prefill_ms=result.prefill_ms, first_token_ms=camera_answer.first_token_ms,
+            decode_ms=result.decode_ms, total_ms=camera_answer.total_ms, question_tokens=result.question_tokens,
+            answer_tokens=result.answer_tokens, context_tokens=result.context_tokens,
+            frame_steps_meanwhile=camera_answer.frame_steps_meanwhile))
+    message.header.stamp = asked
+    message.header.frame_id = frame_id
+    return message
+
+
+def joined(answers: list[Answer]) -> Answer:
+    """Several cameras' answers as one: a line of text each, the span that they cover together, all their evidence.
+
+    Evidence shares stay those of each camera's own answer.
+    """
+    if len(answers) == 1:
+        return answers[0]
+    first, last = answers[0], answers[-1]
+    timings = [a.timing for a in answers]
+    return Answer(
+        header=first.header, question=first.question, text='\n'.join(f'{a.camera}: {a.text}' for a in answers),
+        camera=','.join(a.camera for a in answers), frames_covered=sum(a.frames_covered for a in answers),
+        first_stamp=min((a.first_stamp for a in answers), key=to_ns), last_stamp=max((a.last_stamp for a in answers), key=to_ns),
+        finish_reason=next((a.finish_reason for a in answers if a.finish_reason != 'stop'), 'stop'),
+        prefill_policy=first.prefill_policy, answer_policy=first.answer_policy,
+        evidence=sorted((e for a in answers for e in a.evidence), key=lambda e: -e.share),
+        timing=AnswerTiming(
+            queue_ms=timings[0].queue_ms, first_token_ms=timings[0].first_token_ms,
+            prefill_ms=sum(t.prefill_ms for t in timings), decode_ms=sum(t.decode_ms for t in timings),
+            total_ms=last.timing.total_ms, question_tokens=sum(t.question_tokens for t in timings),
+            answer_tokens=sum(t.answer_tokens for t in timings), context_tokens=sum(t.context_tokens for t in timings),
+            frame_steps_meanwhile=last.timing.frame_steps_meanwhile))

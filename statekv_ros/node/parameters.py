@@ -1,0 +1,192 @@
+"""The node's parameters: one table that declares them, and that README.md and config/statekv.yaml are checked against."""
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.parameter import Parameter
+
+from statekv_ros.errors import ParameterError, StateKVError
+from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
+
+LARGE = 2**31 - 1
+_NAME_REMEDY = 'camera names are letters, digits and "_", beginning with a letter'
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One parameter.
+
+    Attributes:
+        default: its value when nobody sets it; the type follows from it.
+        low, high: range of a number, both ends included; above: the range's low end is not itself allowed.
+        runtime: may change while the node runs; else it is read-only.
+        check: raises StateKVError for a value that cannot work.
+    """
+    name: str
+    default: Any
+    description: str
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    runtime: bool = False
+    choices: tuple[str, ...] = ()
+    check: Callable[[Any], Any] | None = None
+
+    def descriptor(self) -> ParameterDescriptor:
+        """As ROS shows it (`ros2 param describe`)."""
+        descriptor = ParameterDescriptor(name=self.name, description=self.description, read_only=not self.runtime,
+                                         additional_constraints=f'one of {", ".join(self.choices)}' if self.choices else '')
+        if self.low is not None and isinstance(self.default, int):
+            descriptor.integer_range = [IntegerRange(from_value=int(self.low), to_value=int(self.high), step=0)]
+        elif self.low is not None:
+            descriptor.floating_point_range = [FloatingPointRange(from_value=float(self.low), to_value=float(self.high))]
+        return descriptor
+
+    def verified(self, value: Any) -> Any:
+        """The value, a whole number turned into a float where one is wanted.
+
+        Raises:
+            ParameterError: it cannot work; names the value, what was expected and where to change it.
+        """
+        where = f'(parameter "{self.name}" in config/statekv.yaml)'
+        wanted = type(self.default)
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if wanted is list and not (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)):
+            raise ParameterError(f'{self.name} must be a list of strings, got {value!r} {where}')
+        if wanted is not list and type(value) is not wanted:
+            raise ParameterError(f'{self.name} must be of type {wanted.__name__}, got {value!r} {where}')
+        if wanted is float and not math.isfinite(value):
+            raise ParameterError(f'{self.name} must be a finite number, got {value} {where}')
+        if self.low is not None and not (self.low <= value <= self.high and not (self.above and value == self.low)):
+            bounds = f'{"above" if self.above else "at least"} {self.low:g}'
+            if self.high < LARGE:
+                bounds += f' and at most {self.high:g}'
+            raise ParameterError(f'{self.name} must be {bounds}, got {value} {where}')
+        if self.choices and value not in self.choices:
+            raise ParameterError(f'{self.name} must be one of {", ".join(self.choices)}, got {value!r} {where}')
+        if self.check is not None:
+            try:
+                self.check(value)
+            except StateKVError as error:
+                raise ParameterError(f'{error} {where}') from error
+        return value
+
+
+def _check_cameras(names: list[str]) -> None:
+    if not names:
+        raise ParameterError('cameras must name at least one camera, got an empty list')
+    for name in names:
+        if not (name.isascii() and name.replace('_', 'a').isalnum() and name[0].isalpha()) or name == 'all':
+            raise ParameterError(f'camera name {name!r} cannot be used: {_NAME_REMEDY}, and not "all"')
+    if len(set(names)) < len(names):
+        raise ParameterError(f'camera names must differ, got {list(names)}')
+
+
+NODE = (
+    Spec('autostart', True, 'configure and activate without a lifecycle manager'),
+    Spec('model', '', 'checkpoint directory in Transformers\' format, or hub id'),
+    Spec('device', 'auto', 'auto, cpu, cuda or cuda:<n>'),
+    Spec('dtype', 'auto', 'auto: bfloat16 on a GPU, float32 on a CPU', choices=('auto', 'float32', 'bfloat16', 'float16')),
+    Spec('system_prompt', '', 'text before the video; none when empty'),
+    Spec('max_frame_pixels', 448 * 448, 'largest height x width of a frame as the model sees it; sets tokens per step',
+         low=1024, high=LARGE),
+    Spec('min_frame_pixels', 64 * 64, 'smallest height x width of a frame as the model sees it', low=1, high=LARGE),
+    Spec('prefill_policy', 'statekv', 'what the past looks like to a new frame',
+         choices=('statekv', 'window', 'full', 'none')),
+    Spec('budget', 4096, 'B of statekv: tokens carried per layer and KV head', low=1, high=LARGE),
+    Spec('window_frames', 16, 'frames that the policy window carries', low=1, high=LARGE),
+    Spec('chunk_tokens', 4096, 'the detailed cache grows by this many tokens at a time', low=64, high=LARGE),
+    Spec('max_detailed_mb', 0, 'bound on each camera\'s detailed cache in MB (10^6 bytes); past it the oldest chunk is '
+         'forgotten; 0: no bound', low=0, high=LARGE),
+    Spec('answer_policy', 'all', 'what a question may read unless it says so itself: all, state or last(n)', runtime=True,
+         check=parse_answer_policy),
+    Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=65536, runtime=True),
+    Spec('answer_timeout_s', 30.0, 'time limit of a question that gives none, in seconds', low=0.0, high=86400.0, above=True,
+         runtime=True),
+    Spec('evidence_frames', 8, 'how many of the most attended frame steps an answer names', low=0, high=1000, runtime=True),
+    Spec('slice_tokens', 4, 'tokens of a question or answer between two looks for new images', low=1, high=4096,
+         runtime=True),
+    Spec('max_question_chars', 8192, 'longer questions are refused', low=1, high=LARGE, runtime=True),
+    Spec('max_queued_questions', 16, 'questions that may wait or be answered at once', low=1, high=10000),
+    Spec('stale_after_s', 2.0, 'a camera without a new image for this long (node time) is stale', low=0.0, high=86400.0,
+         above=True, runtime=True),
+    Spec('diagnostics_period_s', 1.0, 'seconds between two messages on /diagnostics', low=0.01, high=3600.0),
+    Spec('rate_hz', 2.0, 'images to watch per second of header time, for cameras without a rate of their own', low=0.0,
+         high=1000.0, above=True),
+    Spec('reliability', 'best_effort', 'QoS of image subscriptions, for cameras without one of their own',
+         choices=('best_effort', 'reliable')),
+    Spec('cameras', ['camera'], 'names of the cameras; each has a memory of its own', check=_check_cameras),
+)
+
+
+def camera_specs(name: str, rate_hz: float, reliability: str) -> tuple[Spec, ...]:
+    """The parameters of one camera, `<name>.topic` and so on; rate and reliability default to the node's."""
+    return (
+        Spec(f'{name}.topic', f'{name}/image_raw', f'image topic of camera {name}'),
+        Spec(f'{name}.transport', 'auto', 'message type; auto: compressed when the topic ends in /compressed',
+             choices=('auto', 'raw', 'compressed')),
+        Spec(f'{name}.rate_hz', rate_hz, f'images of camera {name} to watch per second of header time', low=0.0, high=1000.0,
+             above=True, runtime=True),
+        Spec(f'{name}.reliability', reliability, f'QoS of the subscription of camera {name}',
+             choices=('best_effort', 'reliable')),
+    )
+
+
+class Parameters:
+    """Declares the table on a node and keeps what is wrong with the values that the node was started with.
+
+    A bad value must not end the process: the parameter then has its default, and `problems` says why the node cannot be
+    configured.
+
+    Attributes:
+        problems: one sentence per value that cannot work.
+    """
+
+    def __init__(self, node):
+        self._node = node
+        self._specs: dict[str, Spec] = {}
+        self.problems: list[str] = []
+        for spec in NODE:
+            self._declare(spec)
+        for name in self['cameras']:
+            for spec in camera_specs(name, self['rate_hz'], self['reliability']):
+                self._declare(spec)
+        if self['min_frame_pixels'] > self['max_frame_pixels']:
+            self.problems.append(f'min_frame_pixels must be at most max_frame_pixels, got {self["min_frame_pixels"]} and '
+                                 f'{self["max_frame_pixels"]}')
+        node.add_on_set_parameters_callback(self._verify)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._node.get_parameter(name).value
+
+    def prefill_policy(self):
+        """The parsed prefill policy with its argument."""
+        kind = self['prefill_policy']
+        argument = {'statekv': f'({self["budget"]})', 'window': f'({self["window_frames"]})'}.get(kind, '')
+        return parse_prefill_policy(f'{kind}{argument}')
+
+    def _declare(self, spec: Spec) -> None:
+        self._specs[spec.name] = spec
+        # Declared once without type and range, just to see what was given: a bad value must not raise here.
+        given = self._node.declare_parameter(spec.name, descriptor=ParameterDescriptor(dynamic_typing=True)).value
+        self._node.undeclare_parameter(spec.name)
+        value = spec.default
+        if given is not None:
+            try:
+                value = spec.verified(given)
+            except ParameterError as error:
+                self.problems.append(str(error))
+        self._node.declare_parameter(spec.name, value, spec.descriptor(), ignore_override=True)
+
+    def _verify(self, parameters: list[Parameter]) -> SetParametersResult:
+        for parameter in parameters:
+            spec = self._specs.get(parameter.name)
+            try:
+                if spec is not None:
+                    spec.verified(parameter.value)
+            except ParameterError as error:
+                return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
