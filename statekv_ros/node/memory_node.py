@@ -5,6 +5,7 @@ import rclpy
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
 from rclpy.task import Future
@@ -48,10 +49,12 @@ class MemoryNode(LifecycleNode):
         services = ReentrantCallbackGroup()
         self.create_service(Query, '~/query', self._query, callback_group=services)
         self.create_service(Reset, '~/reset', self._reset, callback_group=services)
-        self.create_timer(self._settings['diagnostics_period_s'], self._diagnose)
+        # Health must be told and the node must start also while a simulated clock stands still.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(self._settings['diagnostics_period_s'], self._diagnose, clock=steady)
         self.add_post_set_parameters_callback(self._apply_rates)
         if self._settings['autostart']:
-            self._start = self.create_timer(0.0, self._autostart)
+            self._start = self.create_timer(0.0, self._autostart, clock=steady)
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Model loaded, memories empty, engine waiting; no images yet. On failure the node stays unconfigured."""
