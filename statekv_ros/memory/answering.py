@@ -74,6 +74,7 @@ class Answering:
         begun = time.perf_counter()
         if self._waiting_half_step:
             self._read_half_step()
+            self._wait_for_device()
             self._prefill_ms += (time.perf_counter() - begun) * 1e3
             return False
         # The question's last token decodes the first of the answer's, so it belongs to them.
@@ -81,6 +82,7 @@ class Answering:
         if piece:
             self._read(self._backbone.embed(piece, self._position))
             del self._prompt[:len(piece)]
+            self._wait_for_device()
             self._prefill_ms += (time.perf_counter() - begun) * 1e3
             begun = time.perf_counter()
         for _ in range(tokens - len(piece)):
@@ -138,6 +140,11 @@ class Answering:
         self._reading.commit()
         self._position = inputs.next_position
         return hidden
+
+    def _wait_for_device(self) -> None:
+        """So that the times are those of the work, and a slice ends when it says so."""
+        if self._backbone.device.type == 'cuda':
+            torch.cuda.synchronize(self._backbone.device)
 
     def _pick(self, logits: torch.Tensor) -> int:
         if self._temperature == 0:

@@ -1,5 +1,6 @@
 """The ROS 2 node: parameters, topics and services around the engine. No callback computes or waits."""
 import gc
+import traceback
 
 import rclpy
 import torch
@@ -62,8 +63,10 @@ class MemoryNode(LifecycleNode):
             if self._settings.problems:
                 raise StateKVError('; '.join(self._settings.problems))
             self._load()
-        except StateKVError as error:
-            self._reason = str(error)
+        except Exception as error:  # whatever it is: the node lives on, unconfigured, and tells
+            if not isinstance(error, StateKVError):
+                self.get_logger().error(traceback.format_exc())
+            self._reason = str(error) or type(error).__name__
             self._release()
             self.get_logger().error(f'cannot be configured: {self._reason}')
             return FAILURE
