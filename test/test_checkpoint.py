@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from statekv_ros.backbones import load_backbone
-from statekv_ros.backbones.tiny import write_tiny_checkpoint
+from statekv_ros.backbones.tiny import main, write_tiny_checkpoint
 from statekv_ros.errors import ModelError
 
 
@@ -27,6 +27,27 @@ def refusal(model, **options) -> str:
 def test_the_script_writes_the_same_checkpoint_again(tiny_model_dir, tmp_path):
     again = write_tiny_checkpoint(tmp_path / 'again')
     assert (again / 'model.safetensors').read_bytes() == (Path(tiny_model_dir) / 'model.safetensors').read_bytes()
+
+
+@pytest.mark.parametrize('family', ['qwen2_5_vl', 'internvl', 'llava_onevision', 'eagle2_5'])
+def test_the_script_writes_every_family(family, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['statekv-tiny-model', str(tmp_path / family), '--family', family, '--layers', '1'])
+    main()
+    folder = capsys.readouterr().out.strip().splitlines()[-1]
+    assert load_backbone(folder, device='cpu').layout.layers == 1
+
+
+def test_pixels_follow_the_preprocessor_config(broken):
+    (broken / 'preprocessor_config.json').write_text(json.dumps(
+        {'image_mean': [.1, .2, .3], 'image_std': [.4, .5, .6], 'resample': 2}))
+    pixels = load_backbone(str(broken), device='cpu')._pixels
+    assert (pixels.mean, pixels.std, pixels.resample) == ((.1, .2, .3), (.4, .5, .6), 2)
+
+
+@pytest.mark.parametrize('text', ['{ half', '[]', '{"image_mean": [0.5]}', '{"image_std": "none"}', '{"resample": 17}'])
+def test_a_broken_preprocessor_config_is_named(text, broken):
+    (broken / 'preprocessor_config.json').write_text(text)
+    assert 'preprocessor_config.json' in refusal(broken)
 
 
 def test_a_missing_directory_is_named(tmp_path):

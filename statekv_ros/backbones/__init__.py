@@ -1,16 +1,28 @@
 """Model families: `load_backbone` picks the adapter from the checkpoint's config."""
 from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, TokenInputs
 from statekv_ros.backbones.checkpoint import load_checkpoint, read_config
+from statekv_ros.backbones.eagle2_5 import Eagle2_5
+from statekv_ros.backbones.eagle2_5_model import Eagle2_5Config
+from statekv_ros.backbones.internvl import InternVL
+from statekv_ros.backbones.llava_onevision import LlavaOnevision
+from statekv_ros.backbones.qwen2_5_vl import Qwen2_5VL
 from statekv_ros.backbones.qwen3_vl import Qwen3VL
 from statekv_ros.errors import ModelError
 
 __all__ = ['AttentionMemory', 'Backbone', 'KVLayout', 'TokenInputs', 'load_backbone']
 
-FAMILIES = {'qwen3_vl': Qwen3VL}
+# By the model_type in the checkpoint's config.json.
+FAMILIES = {
+    'qwen3_vl': Qwen3VL,
+    'qwen2_5_vl': Qwen2_5VL,
+    'internvl': InternVL,
+    'llava_onevision': LlavaOnevision,
+    Eagle2_5Config.model_type: Eagle2_5,
+}
 
 
 def load_backbone(model: str, device: str = 'auto', dtype: str = 'auto', max_frame_pixels: int = 448 * 448,
-                  min_frame_pixels: int = 64 * 64, system_prompt: str = '') -> Backbone:
+                  min_frame_pixels: int = 64 * 64, system_prompt: str = '', rope_length: int = 0) -> Backbone:
     """Load a frozen video VLM.
 
     Args:
@@ -18,8 +30,10 @@ def load_backbone(model: str, device: str = 'auto', dtype: str = 'auto', max_fra
         device: 'auto', 'cpu', 'cuda' or 'cuda:<n>'.
         dtype: 'auto', 'float32', 'bfloat16' or 'float16'.
         max_frame_pixels, min_frame_pixels: bounds on height x width of a frame as the model sees it; they set the number
-            of tokens per step.
-        system_prompt: text before the video; none when empty.
+            of tokens per step. Families with frames of one size (InternVL, LLaVA-OneVision, Eagle2.5) need no bounds.
+        system_prompt: text before the video; when empty, what the family's chat template has (often none).
+        rope_length: positions that the RoPE of a dynamic-NTK checkpoint (InternVL3) is scaled for, once and for all; 0
+            leaves it as trained.
 
     Raises:
         ModelError: the checkpoint is missing, broken or of a family that cannot watch video here.
@@ -31,4 +45,5 @@ def load_backbone(model: str, device: str = 'auto', dtype: str = 'auto', max_fra
     if family not in FAMILIES:
         raise ModelError(f'model {model!r} is of type {family!r}, which has no video support here; supported types: '
                          f'{", ".join(sorted(FAMILIES))}')
-    return FAMILIES[family](load_checkpoint(model, device, dtype), max_frame_pixels, min_frame_pixels, system_prompt)
+    return FAMILIES[family](load_checkpoint(model, device, dtype), max_frame_pixels, min_frame_pixels, system_prompt,
+                            rope_length)

@@ -100,13 +100,24 @@ class Backbone(ABC):
         """The tokens before the first frame (chat template, system prompt), from position 0."""
 
     @abstractmethod
-    def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int) -> TokenInputs:
+    def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
+               first_frame: int = 0) -> TokenInputs:
         """One frame step: vision tower, wrapper tokens and positions of prepared frames of one size.
 
         Args:
             frames: as `prepare` returned them; fewer than `frames_per_step` are padded by repeating the last.
             seconds: time of each frame in the stream.
             position: virtual position of the step's first token.
+            first_frame: number of the first of these frames in the stream, from 0; some families write it before the frame.
+        """
+
+    @abstractmethod
+    def step_tokens(self, height: int, width: int) -> int:
+        """Tokens of the stream's first step for camera frames of this size in pixels. Later steps may have a token or two
+        more where the step's text counts frames or seconds.
+
+        Raises:
+            FrameError: as `prepare`.
         """
 
     @abstractmethod

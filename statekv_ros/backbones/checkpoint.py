@@ -3,10 +3,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
+from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from statekv_ros.errors import ModelError
 
@@ -21,13 +24,13 @@ class Checkpoint:
     Attributes:
         name: directory or hub id it came from.
         stop_token_ids: from the generation config and the tokenizer.
-        pixel_statistics: {'mean': ..., 'std': ...} from its preprocessor config, or empty.
+        pixel_statistics: 'mean', 'std' and 'resample' as far as its preprocessor config states them.
     """
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     stop_token_ids: frozenset[int]
-    pixel_statistics: dict[str, tuple[float, ...]]
+    pixel_statistics: dict[str, Any]
 
 
 def read_config(model: str) -> transformers.PretrainedConfig:
@@ -80,7 +83,7 @@ def load_checkpoint(model: str, device: str, dtype: str) -> Checkpoint:
         loaded = loaded.eval().requires_grad_(False).to(where)
     except (torch.OutOfMemoryError, RuntimeError) as error:
         raise ModelError(f'cannot move model {model!r} to {where}: {_first_line(error)}') from error
-    return Checkpoint(model, loaded, tokenizer, _stop_tokens(loaded, tokenizer), _pixel_statistics(Path(source)))
+    return Checkpoint(model, loaded, tokenizer, _stop_tokens(loaded, tokenizer), _pixel_statistics(model, source))
 
 
 def _source(model: str) -> str:
@@ -149,17 +152,28 @@ def _check_vocabulary(model: str, loaded: PreTrainedModel, tokenizer: PreTrained
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     stops: set[int] = set()
-    for ids in (getattr(model.generation_config, 'eos_token_id', None), tokenizer.eos_token_id):
+    for ids in (getattr(getattr(model, 'generation_config', None), 'eos_token_id', None), tokenizer.eos_token_id):
         stops.update(ids if isinstance(ids, Sequence) else [ids])
     return frozenset(i for i in stops if i is not None)
 
 
-def _pixel_statistics(folder: Path) -> dict[str, tuple[float, ...]]:
+def _pixel_statistics(model: str, source: str) -> dict[str, Any]:
     for name in _PIXEL_FILES:
-        if (folder / name).is_file():
-            values = json.loads((folder / name).read_text())
-            if 'image_mean' in values and 'image_std' in values:
-                return {'mean': tuple(values['image_mean']), 'std': tuple(values['image_std'])}
+        file = cached_file(source, name, _raise_exceptions_for_missing_entries=False,
+                           _raise_exceptions_for_connection_errors=False)
+        if file is None:
+            continue
+        try:
+            values, found = json.loads(Path(file).read_text()), {}
+            for ours, theirs in (('mean', 'image_mean'), ('std', 'image_std')):
+                if values.get(theirs) is not None:
+                    red, green, blue = map(float, values[theirs])
+                    found[ours] = red, green, blue
+            if values.get('resample') is not None:
+                found['resample'] = Image.Resampling(values['resample'])
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ModelError(f'{name} of model {model!r} is not a preprocessor config: {_first_line(error)}') from error
+        return found
     return {}
 
 

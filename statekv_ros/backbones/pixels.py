@@ -1,4 +1,4 @@
-"""Pixels without torchvision: the resize rule and patch order of the Qwen vision towers, with PIL and numpy."""
+"""Pixels without torchvision: what the library's own PIL/numpy image processors compute, number for number."""
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,61 +10,110 @@ from statekv_ros.errors import FrameError
 
 MAX_ASPECT_RATIO = 200
 
+Statistics = tuple[float, ...]
+OPENAI_CLIP = {'mean': (0.48145466, 0.4578275, 0.40821073), 'std': (0.26862954, 0.26130258, 0.27577711)}
+HALF = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+
 
 @dataclass(frozen=True)
 class PixelSpec:
-    """How a checkpoint wants its pixels.
+    """Patches of frames of any size, as the Qwen vision towers take them.
 
     Attributes:
         patch_size, merge_size: pixels per patch, patches per visual token (each along one side).
         temporal_patch_size: frames per patch.
         min_pixels, max_pixels: bounds on height x width of one resized frame.
         mean, std: per channel, on values 0..1.
+        resample: PIL's number of the resize filter.
     """
     patch_size: int
     merge_size: int
     temporal_patch_size: int
     min_pixels: int
     max_pixels: int
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    mean: Statistics = HALF['mean']
+    std: Statistics = HALF['std']
+    resample: int = Image.Resampling.BICUBIC
 
     @property
     def factor(self) -> int:
-        """Height and width of a resized frame are multiples of this many pixels."""
+        """Height and width of a resized frame are multiples of this many pixels: one visual token."""
         return self.patch_size * self.merge_size
 
+    def frame_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a prepared frame: multiples of `factor`, nearest to the aspect ratio, area within the bounds.
 
-def target_size(height: int, width: int, spec: PixelSpec) -> tuple[int, int]:
-    """Height and width, multiples of `spec.factor`, nearest to the aspect ratio with an area within the bounds.
+        Raises:
+            FrameError: an empty image, or sides that differ by more than a factor of 200.
+        """
+        _check_size(height, width)
+        if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+            raise FrameError(f'image sides may differ by a factor of {MAX_ASPECT_RATIO} at most, got {width}x{height}: '
+                             'crop the camera image')
+        factor, area = self.factor, height * width
+        tall, wide = round(height / factor) * factor, round(width / factor) * factor
+        if tall * wide > self.max_pixels:
+            shrink = math.sqrt(area / self.max_pixels)
+            tall = max(factor, math.floor(height / shrink / factor) * factor)
+            wide = max(factor, math.floor(width / shrink / factor) * factor)
+        elif tall * wide < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / area)
+            tall = math.ceil(height * grow / factor) * factor
+            wide = math.ceil(width * grow / factor) * factor
+        return tall, wide
+
+
+@dataclass(frozen=True)
+class SquareSpec:
+    """Frames squeezed into one square of fixed size, as the InternViT and SigLIP towers take a video's frames.
+
+    Attributes:
+        size: height and width in pixels.
+        mean, std, resample: as in `PixelSpec`.
+    """
+    size: int
+    mean: Statistics = HALF['mean']
+    std: Statistics = HALF['std']
+    resample: int = Image.Resampling.BICUBIC
+
+    def frame_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of a prepared frame.
+
+        Raises:
+            FrameError: an empty image.
+        """
+        _check_size(height, width)
+        return self.size, self.size
+
+
+def prepare(frame: np.ndarray, spec: PixelSpec | SquareSpec) -> np.ndarray:
+    """Resize one frame, uint8 [height, width, 3], to `spec.frame_size`.
 
     Raises:
-        FrameError: an empty image, or sides that differ by more than a factor of 200.
+        FrameError: as `frame_size`.
     """
-    if min(height, width) < 1:
-        raise FrameError(f'image must have at least one pixel, got {width}x{height}')
-    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise FrameError(f'image sides may differ by a factor of {MAX_ASPECT_RATIO} at most, got {width}x{height}: '
-                         'crop the camera image')
-    factor, area = spec.factor, height * width
-    tall, wide = round(height / factor) * factor, round(width / factor) * factor
-    if tall * wide > spec.max_pixels:
-        shrink = math.sqrt(area / spec.max_pixels)
-        tall = max(factor, math.floor(height / shrink / factor) * factor)
-        wide = max(factor, math.floor(width / shrink / factor) * factor)
-    elif tall * wide < spec.min_pixels:
-        grow = math.sqrt(spec.min_pixels / area)
-        tall = math.ceil(height * grow / factor) * factor
-        wide = math.ceil(width * grow / factor) * factor
-    return tall, wide
-
-
-def resize(frame: np.ndarray, spec: PixelSpec) -> np.ndarray:
-    """uint8 [height, width, 3] -> uint8 [tall, wide, 3] of `target_size`, bicubic with antialiasing."""
-    tall, wide = target_size(frame.shape[0], frame.shape[1], spec)
+    tall, wide = spec.frame_size(*frame.shape[:2])
     if (tall, wide) == frame.shape[:2]:
         return frame
-    return np.asarray(Image.fromarray(frame).resize((wide, tall), Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(frame).resize((wide, tall), spec.resample))
+
+
+def normalise(frames: np.ndarray, spec: PixelSpec | SquareSpec) -> np.ndarray:
+    """uint8 [..., 3] -> fp32 [..., 3]: scaled to 0..1, then (value - mean) / std.
+
+    A table of the 256 possible values repeats the library's arithmetic (scale in fp64, the rest in fp32) to the last bit.
+    """
+    values = (np.arange(256) * (1 / 255)).astype(np.float32)
+    pixels = np.empty(frames.shape, np.float32)
+    for channel, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True)):
+        table = (values - np.float32(mean)) / np.float32(std)
+        np.take(table, frames[..., channel], out=pixels[..., channel], mode='clip')
+    return pixels
+
+
+def square_pixels(frames: Sequence[np.ndarray], spec: SquareSpec) -> np.ndarray:
+    """Prepared frames -> fp32 [frames, 3, size, size]."""
+    return np.ascontiguousarray(normalise(np.stack(frames), spec).transpose(0, 3, 1, 2))
 
 
 def patchify(frames: Sequence[np.ndarray], spec: PixelSpec) -> np.ndarray:
@@ -77,11 +126,15 @@ def patchify(frames: Sequence[np.ndarray], spec: PixelSpec) -> np.ndarray:
         fp32 [patches, 3 * temporal * patch * patch], patches of one merged token next to each other.
     """
     frames = [*frames, *[frames[-1]] * (spec.temporal_patch_size - len(frames))]
-    pixels = np.stack(frames).astype(np.float32) * np.float32(1 / 255)
-    pixels = (pixels - np.asarray(spec.mean, np.float32)) / np.asarray(spec.std, np.float32)
+    pixels = normalise(np.stack(frames), spec)
     time, tall, wide, channels = pixels.shape
     patch, merge = spec.patch_size, spec.merge_size
     grid = pixels.reshape(time, tall // spec.factor, merge, patch, wide // spec.factor, merge, patch, channels)
     # -> [rows, columns, merge row, merge column, channel, time, y, x]
     order = grid.transpose(1, 4, 2, 5, 7, 0, 3, 6)
     return np.ascontiguousarray(order).reshape(-1, channels * time * patch * patch)
+
+
+def _check_size(height: int, width: int) -> None:
+    if min(height, width) < 1:
+        raise FrameError(f'image must have at least one pixel, got {width}x{height}')

@@ -83,7 +83,7 @@ class VideoStream:
         if self._next_position == 0:
             self._remember_prefix()
         clock = PhaseClock(self.backbone.device)
-        inputs = self.backbone.encode(pending.frames, pending.seconds, self._next_position)
+        inputs = self.backbone.encode(pending.frames, pending.seconds, self._next_position, self._frames)
         clock.mark()
         record = StepRecord(self.steps, pending.segment, pending.stamps_ns[0], pending.stamps_ns[-1], len(pending),
                             self._next_ordinal, inputs.tokens, inputs.visual_start, inputs.visual_tokens,

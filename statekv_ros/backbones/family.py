@@ -1,0 +1,146 @@
+"""What the model families have in common: chat text around the video, a text model with our attention, one way to a step."""
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from statekv_ros.backbones.attention_hook import ATTENTION
+from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, TokenInputs
+from statekv_ros.backbones.checkpoint import Checkpoint
+from statekv_ros.backbones.pixels import PixelSpec, SquareSpec, prepare
+from statekv_ros.backbones.rope import freeze_rope
+from statekv_ros.errors import ModelError
+
+
+class Family(Backbone):
+    """A family states its chat text and its step; the rest is here.
+
+    The prompt is `system` (with `default_system` where the user gives none), `before_video`, the steps, `after_video`, the
+    question, `after_question`: what the family's own processor and chat template write, cut where the stream cuts it.
+
+    Attributes:
+        system: text of the system prompt's turn, with {} for the prompt; left out when there is no prompt.
+        default_system: system prompt of the family's chat template.
+        before_video, after_video, after_question: text around the video and the question.
+        special_tokens: must each be one token of the checkpoint's tokenizer.
+        position_axes: 1, or 3 for M-RoPE (time, height, width).
+    """
+    system = '<|im_start|>system\n{}<|im_end|>\n'
+    default_system = ''
+    before_video = '<|im_start|>user\n'
+    after_video = ''
+    after_question = '<|im_end|>\n<|im_start|>assistant\n'
+    special_tokens: tuple[str, ...] = ('<|im_start|>', '<|im_end|>')
+    position_axes = 1
+
+    def __init__(self, checkpoint: Checkpoint, pixels: PixelSpec | SquareSpec, language: PreTrainedModel,
+                 head: torch.nn.Module, system_prompt: str, rope_length: int):
+        """
+        Args:
+            language, head: the checkpoint's text model and the layer from hidden states to logits.
+            rope_length: see `load_backbone`.
+
+        Raises:
+            ModelError: a special token is missing, or the text model attends in a way that the memory cannot replace.
+        """
+        self.name = checkpoint.name
+        self._model, self._tokenizer = checkpoint.model, checkpoint.tokenizer
+        self._language, self._head, self._pixels = language, head, pixels
+        config = language.config
+        if 'sliding_attention' in (getattr(config, 'layer_types', None) or ()):
+            raise ModelError(f'model {self.name!r} has layers with sliding-window attention, which the memory replaces: '
+                             'set use_sliding_window to false in its config.json')
+        self.max_position = freeze_rope(language, rope_length, self.name)
+        language.set_attn_implementation(ATTENTION)
+        head_dim = getattr(config, 'head_dim', None) or config.hidden_size // config.num_attention_heads
+        self.layout = KVLayout(config.num_hidden_layers, config.num_key_value_heads, head_dim,
+                               self._model.dtype, self._model.device)
+        self.frames_per_step = 1
+        ids = {token: self._token_id(token) for token in self.special_tokens}
+        self.stop_token_ids = checkpoint.stop_token_ids | {ids['<|im_end|>']}
+        prompt = system_prompt or self.default_system
+        self._prefix_ids = self._tokenize((self.system.format(prompt) if prompt else '') + self.before_video)
+
+    @abstractmethod
+    def _step_text(self, number: int, seconds: Sequence[float]) -> tuple[str, str]:
+        """Text before and after the visual tokens of a step; `number` of its first frame counts from 1."""
+
+    @abstractmethod
+    def _see(self, frames: Sequence[np.ndarray]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Prepared frames of one step -> visual tokens [tokens, hidden] and further keyword arguments of the text model."""
+
+    @abstractmethod
+    def _visual_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of a step's visual tokens, from the size of its prepared frames in pixels."""
+
+    def _step_positions(self, position: int, seconds: Sequence[float], before: int, rows: int, columns: int,
+                        after: int) -> tuple[torch.Tensor, int]:
+        """Positions of a step's text, visual grid and text, and that of the token that follows; here one after another."""
+        end = position + before + rows * columns + after
+        return torch.arange(position, end)[None], end
+
+    def prepare(self, frame: np.ndarray) -> np.ndarray:
+        return prepare(frame, self._pixels)
+
+    def prefix(self) -> TokenInputs:
+        return self.embed(self._prefix_ids, 0)
+
+    @torch.inference_mode()
+    def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
+               first_frame: int = 0) -> TokenInputs:
+        before, after = map(self._tokenize, self._step_text(first_frame + 1, seconds))
+        visual, extra = self._see(frames)
+        embeds = torch.cat([self._embed_ids(before), visual[None].to(self.dtype), self._embed_ids(after)], dim=1)
+        positions, next_position = self._step_positions(position, seconds, len(before),
+                                                        *self._visual_grid(*frames[0].shape[:2]), len(after))
+        return TokenInputs(embeds, positions.to(self.device), next_position, len(before), visual.shape[0], extra)
+
+    def step_tokens(self, height: int, width: int) -> int:
+        rows, columns = self._visual_grid(*self._pixels.frame_size(height, width))
+        return rows * columns + sum(len(self._tokenize(text)) for text in self._step_text(1, [0.0]))
+
+    def tokenize_question(self, question: str) -> list[int]:
+        # A question is data: text that looks like a special token must not become one. White space around it could join a
+        # token with the text beside it.
+        return [*self._tokenize(self.after_video),
+                *self._tokenizer(question.strip(), add_special_tokens=False, split_special_tokens=True).input_ids,
+                *self._tokenize(self.after_question)]
+
+    @torch.inference_mode()
+    def embed(self, token_ids: Sequence[int], position: int) -> TokenInputs:
+        end = position + len(token_ids)
+        positions = torch.arange(position, end, device=self.device)[None]
+        if self.position_axes > 1:
+            positions = positions.expand(self.position_axes, 1, -1)
+        return TokenInputs(self._embed_ids(token_ids), positions, end)
+
+    @torch.inference_mode()
+    def forward(self, inputs: TokenInputs, memory: AttentionMemory) -> torch.Tensor:
+        return self._language(inputs_embeds=inputs.embeds, position_ids=inputs.positions, use_cache=False,
+                              statekv=memory, **inputs.extra).last_hidden_state
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._head(hidden)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def _on_device(self, pixels: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(pixels).to(self.device, self.dtype, non_blocking=True)
+
+    def _tokenize(self, text: str) -> list[int]:
+        return self._tokenizer(text, add_special_tokens=False).input_ids
+
+    def _token_id(self, token: str) -> int:
+        ids = self._tokenize(token)
+        if len(ids) != 1:
+            raise ModelError(f'the tokenizer of model {self.name!r} has no token {token!r}, which its family writes around '
+                             'frames and turns: it is not the tokenizer of this checkpoint')
+        return ids[0]
+
+    def _embed_ids(self, token_ids: Sequence[int]) -> torch.Tensor:
+        return self._language.embed_tokens(torch.tensor([token_ids], dtype=torch.long, device=self.device))

@@ -1,0 +1,41 @@
+"""RoPE frequencies, fixed once per loaded model: a live cache must not have its angles changed under it."""
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from statekv_ros.errors import ModelError
+
+
+def freeze_rope(language: PreTrainedModel, rope_length: int, name: str) -> int:
+    """Fix the frequencies of a text model; returns the number of positions they are meant for.
+
+    The library recomputes dynamic-NTK frequencies whenever a position passes the longest seen so far and resets them when
+    positions start small again, which leaves the cached keys with other angles than the new queries. Here they are computed
+    once, for `rope_length` positions (the trained context when 0, where dynamic NTK changes nothing).
+
+    Args:
+        rope_length: positions to scale a dynamic-NTK checkpoint for; 0 leaves it as trained.
+        name: of the model, for errors.
+
+    Raises:
+        ModelError: `rope_length` is below the trained context or the checkpoint's RoPE is not dynamic-NTK.
+    """
+    rotary, trained = language.rotary_emb, language.config.max_position_embeddings
+    kind = rotary.rope_type
+    if not rope_length:
+        length = trained
+    elif kind != 'dynamic':
+        raise ModelError(f'rope_length scales checkpoints with dynamic-NTK RoPE, but model {name!r} has RoPE of type '
+                         f'{kind!r}: leave rope_length at 0')
+    elif rope_length < trained:
+        raise ModelError(f'rope_length must be 0 or at least the trained context of {trained} positions of model {name!r}, '
+                         f'got {rope_length}')
+    else:
+        length = rope_length
+    if kind == 'dynamic':
+        frequencies, scale = ROPE_INIT_FUNCTIONS[kind](language.config, rotary.inv_freq.device, seq_len=length)
+        # Not under torch.inference_mode: an inference tensor could not be moved or copied later on.
+        rotary.inv_freq = torch.nn.Buffer(frequencies.clone(), persistent=False)
+        rotary.attention_scaling = scale
+        rotary.rope_type = 'default'  # the one that the library leaves alone
+    return length

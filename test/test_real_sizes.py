@@ -1,0 +1,65 @@
+"""The published checkpoints' shapes: the table against known totals, and a step of each at true widths, two layers deep."""
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+from transformers.initialization import no_init_weights
+
+from statekv_ros.backbones import FAMILIES
+from statekv_ros.backbones.checkpoint import Checkpoint
+from statekv_ros.backbones.published import PUBLISHED
+from statekv_ros.backbones.tiny import tiny_tokenizer
+from statekv_ros.memory import VideoStream
+
+# Billions of parameters as the hub pages state them; GB of keys and values per hour at 1 frame/s in bf16, from StateKV.
+BILLIONS = {'Qwen3-VL-2B': 2.13, 'Qwen3-VL-4B': 4.44, 'Qwen3-VL-8B': 8.77, 'InternVL3-1B': 0.938, 'InternVL3-2B': 2.09,
+            'InternVL3-8B': 7.94, 'LLaVA-OneVision-0.5B': 0.894, 'LLaVA-OneVision-7B': 8.03, 'Qwen2.5-VL-7B': 8.29}
+GB_PER_HOUR = {'InternVL3-1B': 11, 'InternVL3-2B': 27, 'InternVL3-8B': 53}
+FRAME = (128, 128)
+VISUAL_TOKENS = {'internvl': 256, 'llava_onevision': 196, 'eagle_2_5_vl': 256, 'qwen3_vl': 16, 'qwen2_5_vl': 25}  # of FRAME
+
+
+def two_layers(name: str):
+    """Random weights in bf16: one block of noise again and again, since drawing hundreds of millions of numbers takes longer
+    than the step."""
+    row, tokenizer = PUBLISHED[name], tiny_tokenizer()
+    with no_init_weights():
+        model = AutoModelForImageTextToText.from_config(row.config(2, 2, len(tokenizer)), dtype=torch.bfloat16).eval()
+    noise = (0.02 * torch.randn(2**20, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
+    with torch.no_grad():
+        for key, weight in model.named_parameters():
+            if weight.ndim == 1:
+                weight.fill_(key.endswith('weight'))
+            else:
+                for piece in weight.view(-1).split(noise.numel()):
+                    piece.copy_(noise[:piece.numel()])
+    return FAMILIES[row.family](Checkpoint(name, model, tokenizer, frozenset(), {}), 448 * 448, 64 * 64, '', 0)
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_a_step_runs_at_true_widths(name):
+    row, backbone = PUBLISHED[name], two_layers(name)
+    layout = backbone.layout
+    assert (layout.kv_heads, layout.head_dim) == (row.text['num_key_value_heads'], row.head_dim)
+    assert layout.bytes_per_token * row.text['num_hidden_layers'] == row.kv_bytes_per_token() * layout.layers
+    assert backbone.max_position == row.text['max_position_embeddings']
+
+    stream = VideoStream(backbone, 'statekv(64)')
+    frame = np.random.default_rng(0).integers(0, 256, (*FRAME, 3), dtype=np.uint8)
+    report = [stream.step(frame, index + 1) for index in range(backbone.frames_per_step)][-1]
+    views, (*_, record) = stream.detailed.view(lambda record: True)
+    assert record.visual_tokens == VISUAL_TOKENS[row.family]
+    assert report.step_tokens == backbone.step_tokens(*FRAME)
+    assert report.state_tokens == min(64, report.detailed_tokens)
+    assert all(view.key.isfinite().all() and view.value.isfinite().all() for view in views)
+    assert stream.answer('what?', max_tokens=1).answer_tokens == 1
+
+
+@pytest.mark.parametrize('name', BILLIONS)
+def test_the_table_has_as_many_parameters_as_the_hub_says(name):
+    assert PUBLISHED[name].parameters() / 1e9 == pytest.approx(BILLIONS[name], rel=2e-3)
+
+
+@pytest.mark.parametrize('name', GB_PER_HOUR)
+def test_the_table_gives_the_known_growth_of_the_detailed_cache(name):
+    assert PUBLISHED[name].kv_bytes_per_token() * 259 * 3600 / 1e9 == pytest.approx(GB_PER_HOUR[name], abs=0.6)
