@@ -115,7 +115,8 @@ def test_jpeg_topic_is_compressed_as_ros_expects(tmp_path):
         assert difference.mean() < 4
 
 
-@pytest.mark.parametrize('rate_hz,count,chosen', [(5, 50, [0, 5, 10, 15]), (10, 100, [0, 2, 5, 7]), (50, 500, [0, 0, 1, 1])])
+@pytest.mark.parametrize('rate_hz,count,chosen', [(5, 50, [0, 5, 10, 15]), (10, 100, [0, 2, 5, 7]),
+                                                  (50, 500, [0, 0, 1, 1])])
 def test_rate_takes_the_picture_on_show_at_each_tick(rate_hz, count, chosen):
     source = Source(CLIP, rate_hz=rate_hz)
     assert source.expected_frames() == count
@@ -146,7 +147,8 @@ def test_size_frame_id_topic_and_stamp_are_as_asked(tmp_path):
     image = next(read_images(out))
     message = image.message()
     assert (message.width, message.height, message.step) == (64, 48, 192)
-    assert (image.topic, message.header.frame_id, image.stamp_ns) == ('/front/rgb', 'front_optical', 1700000000123456789)
+    assert (image.topic, message.header.frame_id) == ('/front/rgb', 'front_optical')
+    assert image.stamp_ns == 1700000000123456789
 
 
 def test_existing_bag_stays_unless_it_may_be_overwritten(tmp_path, capsys):
@@ -181,8 +183,8 @@ def test_failure_half_way_leaves_nothing_and_keeps_the_old_bag(tmp_path, failure
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_signal_half_way_leaves_nothing(tmp_path, number):
-    command = [sys.executable, '-m', 'statekv_ros.replay.cli', 'make', str(CLIP), str(tmp_path / 'bag'), '--rate', '20000',
-               '--size', '8x8']
+    command = [sys.executable, '-m', 'statekv_ros.replay.cli', 'make', str(CLIP), str(tmp_path / 'bag'),
+               '--rate', '20000', '--size', '8x8']
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 60

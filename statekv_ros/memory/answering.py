@@ -113,7 +113,7 @@ class Answering:
         if self._prefix is not None:
             self._read(self._prefix)
             ordinal += self._prefix.tokens
-        inputs = self._backbone.encode(pending.frames, pending.seconds, self._position)
+        inputs = self._backbone.encode(pending.frames, pending.seconds, self._position, self._snapshot.frame_number)
         self._records.append(StepRecord(
             self._stream.steps, pending.segment, pending.stamps_ns[0], pending.stamps_ns[-1], len(pending), ordinal,
             inputs.tokens, inputs.visual_start, inputs.visual_tokens, self._position, inputs.next_position))

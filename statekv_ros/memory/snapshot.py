@@ -47,6 +47,7 @@ class Snapshot:
         records: the steps in them, for coverage and evidence (every step that the state may stem from, for `state`).
         pending: frames without a partner that are readable too, or None.
         position, ordinal: virtual position and stream index of the first token that follows.
+        frame_number: number in the stream, from 0, of the first frame that follows.
         generation: of the stream; it differs once the stream was reset.
     """
     views: list[MemoryView]
@@ -54,6 +55,7 @@ class Snapshot:
     pending: PendingFrames | None
     position: int
     ordinal: int
+    frame_number: int
     policy: AnswerPolicy
     prefill_policy: str
     generation: int
@@ -104,7 +106,7 @@ def take_snapshot(stream: VideoStream, policy: AnswerPolicy, span: tuple[int | N
         raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps '
                             f'{stream.first_stamp_ns} to {stream.last_stamp_ns} ns')
     return Snapshot(views, records, pending.copy() if pending else None, stream.next_position, stream.next_ordinal,
-                    policy, str(stream.prefill_policy), stream.generation)
+                    stream.next_frame, policy, str(stream.prefill_policy), stream.generation)
 
 
 def _newest(stream: VideoStream, policy: AnswerPolicy, in_span: Callable[[StepRecord], bool],

@@ -194,6 +194,11 @@ class VideoStream:
         return self._next_position
 
     @property
+    def next_frame(self) -> int:
+        """Number in the stream, from 0, of the first frame of the next step."""
+        return self._frames
+
+    @property
     def next_ordinal(self) -> int:
         """Stream index of the next token."""
         return self._next_ordinal

@@ -124,12 +124,13 @@ class Engine:
             self._wake.notify()
 
     def run_round(self) -> bool:
-        """One turn: new questions, one image of each camera, one slice of one question. False when there was nothing."""
-        worked = self._admit()
-        for camera in tuple(self._turn):
-            worked |= self._watch(camera)
+        """One turn: one image of each camera, new questions, one slice of one question. False when there was nothing.
+
+        Images come first, so that a question sees those that were there before it.
+        """
+        worked = [self._watch(camera) for camera in tuple(self._turn)]
         self._turn.rotate(-1)
-        return self._decode_slice() or worked
+        return any([*worked, self._admit(), self._decode_slice()])
 
     def _run(self) -> None:
         while not self.stopping:

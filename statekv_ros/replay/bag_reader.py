@@ -84,7 +84,7 @@ def image_topics(bag: Path | str, allow_truncated: bool = False) -> dict[str, st
 
 
 def choose_topics(info: BagInfo, wanted: Collection[str] | None) -> dict[str, str]:
-    """Message type of each wanted image topic (None: all) that has messages. Raises BagError, naming the bag's topics."""
+    """Message type of each wanted image topic (None: all) that has messages. BagError names the topics there are."""
     images = {topic.name: topic.type for topic in info.topics if topic.type in IMAGE_TYPES and topic.count}
     if not info.messages:
         raise BagError(f'bag {info.path} holds no messages: record again')

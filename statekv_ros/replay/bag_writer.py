@@ -104,7 +104,8 @@ def _raw(message_type, header, picture: np.ndarray, options: BagOptions):
 
 
 def _jpeg(message_type, header, picture: np.ndarray, options: BagOptions):
-    done, data = cv2.imencode('.jpg', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, options.jpeg_quality])
+    quality = [cv2.IMWRITE_JPEG_QUALITY, options.jpeg_quality]
+    done, data = cv2.imencode('.jpg', cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), quality)
     if not done:
         raise BagError(f'a picture of shape {picture.shape} cannot be compressed as JPEG: use encoding raw')
     return message_type(header=header, format='bgr8; jpeg compressed bgr8', data=data.reshape(-1))

@@ -24,7 +24,7 @@ FAILED, INTERRUPTED = 2, 130
 
 
 class _Stopped(BaseException):
-    """SIGINT or SIGTERM. Not KeyboardInterrupt, which makes Python die of SIGINT if it ever passed through an exec()."""
+    """SIGINT or SIGTERM. Not KeyboardInterrupt: once that passed through an exec(), Python ends itself by SIGINT."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument('--frame-id', default=BagOptions.frame_id, help='default: %(default)s')
     make.add_argument('--max-frames', type=int, metavar='N')
     make.add_argument('--size', type=_size, metavar='WIDTHxHEIGHT', help='resize to this many pixels')
-    make.add_argument('--start-stamp', dest='start_ns', type=_nanoseconds, default=BagOptions.start_ns, metavar='SECONDS',
-                      help=f'header stamp of the first image; default: {BagOptions.start_ns / 1e9:g}')
+    make.add_argument('--start-stamp', dest='start_ns', type=_nanoseconds, default=BagOptions.start_ns,
+                      metavar='SECONDS', help=f'header stamp of the start; default: {BagOptions.start_ns / 1e9:g}')
     make.add_argument('--overwrite', action='store_true', help='replace a bag at OUT')
 
     info = commands.add_parser('info', help='topics, types, counts and duration of a bag')
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (info, play):
         command.add_argument('bag', type=Path, help='bag folder, or one .mcap or .db3 file')
-        command.add_argument('--allow-truncated', action='store_true', help='use what is left of a bag that was cut off')
+        command.add_argument('--allow-truncated', action='store_true', help='use what is left of a cut-off bag')
         command.add_argument('--json', action='store_true', help='print one JSON object as the last line')
     return parser
 

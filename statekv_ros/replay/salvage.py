@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from rosbags.rosbag2.storage_mcap import McapReader
 
-
 _ZSTD = b'\x28\xb5\x2f\xfd'      # CDR begins with a zero byte
 
 
