@@ -36,10 +36,11 @@ export PATH := $(abspath $(bin)):$(PATH)
 help: ## this list
 	@echo "statekv_ros: a robot's visual memory as a ROS 2 node"
 	@echo
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1#\2/p' $(firstword $(MAKEFILE_LIST)) | column -t -s '#'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+	  while IFS='|' read -r target what; do printf '  make %-10s %s\n' "$$target" "$$what"; done
 	@echo
-	@echo 'Variables: PYTHON=python3.12  VENV=.venv  PIP_ARGS="--index-url ..." (for example the index of another torch'
-	@echo '           build)  DEMO_ARGS, TEST: PYTEST_ARGS="-k packaging", BENCH_ARGS="--help"'
+	@echo 'Variables: PYTHON (the interpreter for a new .venv), PIP_ARGS (for example "--index-url ..." for another build'
+	@echo 'of torch), DEMO_ARGS, PYTEST_ARGS, BENCH_ARGS. As in: make test PYTEST_ARGS="-k launch"'
 
 demo: $(VENV)/.installed-demo ## install what is needed, then show the memory at work
 	@$(bin)/python -m statekv_ros.demo $(DEMO_ARGS)

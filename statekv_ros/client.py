@@ -62,7 +62,7 @@ class StateKVClient:
         self.node = node or Node('statekv_client')
         self._own_node = node is None
         self._spun_elsewhere = executor is not None
-        self._executor = executor or SingleThreadedExecutor()
+        self._executor = executor or SingleThreadedExecutor(context=self.node.context)
         if not self._spun_elsewhere:
             self._executor.add_node(self.node)
         self._query = self.node.create_client(Query, f'{memory}/query')
@@ -99,6 +99,8 @@ class StateKVClient:
             temperature: 0 takes the most likely token, above 0 samples with `seed`.
             from_stamp, to_stamp: oldest and newest header stamp that the answer may use.
         """
+        if not 0 < timeout_s < float('inf'):
+            return Reply(Result.FAILED, Answer(), (), f'timeout_s must be a positive number of seconds, got {timeout_s}')
         if not self._query.wait_for_service(min(timeout_s, 5.0)):
             return Reply(Result.UNAVAILABLE, Answer(), (), f'no memory node {self._memory!r}: is it running, in this '
                                                            'namespace and ROS_DOMAIN_ID?')

@@ -109,7 +109,8 @@ sys.exit(service.run())
 
 def launch(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     """Run replay.launch.py to its end, in a process of its own."""
-    environment = {**os.environ, 'AMENT_PREFIX_PATH': sys.prefix, 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
+    environment = {**os.environ, 'AMENT_PREFIX_PATH': os.environ.get('AMENT_PREFIX_PATH') or sys.prefix,
+                   'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST',
                    'PATH': f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}', 'ROS_LOG_DIR': str(cwd)}
     return subprocess.run([sys.executable, '-c', LAUNCH_A_REPLAY, str(LAUNCH / 'replay.launch.py'), *arguments],
                           cwd=cwd, env=environment, timeout=240, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

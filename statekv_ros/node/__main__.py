@@ -2,21 +2,21 @@
 import os
 import sys
 import threading
+import time
 
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 
 from statekv_ros.transport import use_shipped_profile
 
-FORCED_EXIT_S = 4.5
+_FORCED_EXIT_S = 4.0
 
 
-def main() -> int:
-    """Spin the node until SIGINT or SIGTERM; returns the exit code."""
+def main() -> None:
+    """Spin the node until SIGINT or SIGTERM, then end the process; exit code 0 unless it failed."""
     profile = use_shipped_profile()
     rclpy.init()
-    # A library call that loads or runs a large model cannot be interrupted; it must not keep the process alive.
-    rclpy.get_default_context().on_shutdown(_leave_in_time)
+    threading.Thread(target=_leave_in_time, daemon=True).start()
     from statekv_ros.node.memory_node import MemoryNode
     executor = SingleThreadedExecutor()
     node = MemoryNode(profile)
@@ -25,19 +25,32 @@ def main() -> int:
         executor.spin()
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
+    except Exception:
+        # A signal between two waits makes rclpy trip over its own shutdown; an error before it is one.
+        if rclpy.ok():
+            raise
     finally:
         node.stop()
         executor.shutdown(timeout_sec=0)
         node.destroy_node()
         rclpy.try_shutdown()
-    return 0
+    _end()
 
 
 def _leave_in_time() -> None:
-    timer = threading.Timer(FORCED_EXIT_S, lambda: os._exit(0))
-    timer.daemon = True
-    timer.start()
+    """A library call that loads or runs a large model cannot be interrupted; it must not keep the process alive."""
+    while rclpy.ok():
+        time.sleep(0.2)
+    time.sleep(_FORCED_EXIT_S)
+    _end()
+
+
+def _end() -> None:
+    """Leave at once: everything of ROS is closed, and taking a large model apart in Python would last seconds."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -70,7 +70,6 @@ class Engine:
         self.active: deque[Question] = deque()
         self._on_step, self._slice_tokens, self._max_queued, self._log = on_step, slice_tokens, max_queued, log
         self._inbox: deque[Question | _Reset] = deque()
-        self._turn = deque(cameras)
         self._wake = threading.Condition()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -128,8 +127,8 @@ class Engine:
 
         Images come first, so that a question sees those that were there before it.
         """
-        worked = [self._watch(camera) for camera in tuple(self._turn)]
-        self._turn.rotate(-1)
+        # Always in the same order: an image then waits for one step of each other camera, never for two of one.
+        worked = [self._watch(camera) for camera in self.cameras.values()]
         return any([*worked, self._admit(), self._decode_slice()])
 
     def _run(self) -> None:
@@ -137,7 +136,7 @@ class Engine:
             try:
                 if not self.run_round():
                     with self._wake:
-                        if not (self._inbox or self.stopping or any(c.mailbox.waiting for c in self._turn)):
+                        if not (self._inbox or self.stopping or any(c.mailbox.waiting for c in self.cameras.values())):
                             self._wake.wait()
             except Interrupted:
                 break
@@ -165,6 +164,11 @@ class Engine:
         try:
             frame = camera.decode(arrival.message)
             report = camera.stream.step(frame, arrival.stamp_ns, (time.perf_counter() - begun) * 1e3)
+            camera.frames_processed += 1
+            camera.frame_id = arrival.message.header.frame_id
+            if report is not None:
+                self.steps += 1
+                self._on_step(camera, report, waited_ms)
         except Interrupted:
             raise
         except FrameError as error:
@@ -174,28 +178,24 @@ class Engine:
             camera.failures += 1
             camera.last_error = _reason(error)
             self._log(f'frame step of camera {camera.name} failed: {traceback.format_exc()}')
-        else:
-            camera.frames_processed += 1
-            camera.frame_id = arrival.message.header.frame_id
-            if report is not None:
-                self.steps += 1
-                self._on_step(camera, report, waited_ms)
         return True
 
     def _decode_slice(self) -> bool:
         if not self.active:
             return False
-        question = self.active.popleft()
+        question, finished = self.active[0], True  # it stays there meanwhile, so that it counts as active
         try:
-            if not question.advance(self._slice_tokens(), self.steps):
-                self.active.append(question)
+            finished = question.advance(self._slice_tokens(), self.steps)
         except Interrupted:
-            question.fail(STOPPING)
-            raise
+            raise  # it is failed with all the others
         except Exception as error:  # a question's trouble is its own
             if not isinstance(error, StateKVError):
                 self._log(f'answering {question.text[:80]!r} failed: {traceback.format_exc()}')
             question.fail(_reason(error))
+        if finished:
+            self.active.popleft()
+        else:
+            self.active.rotate(-1)
         return True
 
     def _fail_all(self, reason: str) -> None:

@@ -54,6 +54,8 @@ class Spec:
         wanted = type(self.default)
         if wanted is float and type(value) is int:
             value = float(value)
+        if wanted is list and value is None:
+            value = []  # rcl hands over an empty list as a parameter without a value
         if wanted is list and not (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)):
             raise ParameterError(f'{self.name} must be a list of strings, got {value!r} {where}')
         if wanted is not list and type(value) is not wanted:
@@ -171,14 +173,13 @@ class Parameters:
     def _declare(self, spec: Spec) -> None:
         self._specs[spec.name] = spec
         # Declared once without type and range, just to see what was given: a bad value must not raise here.
-        given = self._node.declare_parameter(spec.name, descriptor=ParameterDescriptor(dynamic_typing=True)).value
+        given = self._node.declare_parameter(spec.name, spec.default, ParameterDescriptor(dynamic_typing=True)).value
         self._node.undeclare_parameter(spec.name)
         value = spec.default
-        if given is not None:
-            try:
-                value = spec.verified(given)
-            except ParameterError as error:
-                self.problems.append(str(error))
+        try:
+            value = spec.verified(given)
+        except ParameterError as error:
+            self.problems.append(str(error))
         self._node.declare_parameter(spec.name, value, spec.descriptor(), ignore_override=True)
 
     def _verify(self, parameters: list[Parameter]) -> SetParametersResult:

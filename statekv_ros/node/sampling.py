@@ -35,16 +35,18 @@ class Sampler:
     def __init__(self, rate_hz: float):
         """Raises ParameterError unless rate_hz is a positive number."""
         self.frames_in = self.sampled = self.lost = self.restarts = self.refused = 0
-        self.set_rate(rate_hz)
         self._last_ns: int | None = None
         self._next_ns = 0
         self._gaps: deque[int] = deque(maxlen=_RECENT)
+        self.set_rate(rate_hz)
 
     def set_rate(self, rate_hz: float) -> None:
         """Change the rate from the next image on."""
         if not 0 < rate_hz < float('inf'):
             raise ParameterError(f'rate_hz must be a positive number of images a second, got {rate_hz}')
         self._period_ns = round(_NS / rate_hz)
+        if self._last_ns is not None:  # the next sample may be due long after a whole period of the new rate
+            self._next_ns = min(self._next_ns, self._last_ns + self._period_ns)
 
     def judge(self, stamp_ns: int) -> Verdict:
         """Take the next image's header stamp, in nanoseconds."""
