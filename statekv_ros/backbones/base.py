@@ -7,6 +7,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from statekv_ros.backbones.size import ModelSize
+
 
 @dataclass(frozen=True)
 class KVLayout:
@@ -119,6 +121,10 @@ class Backbone(ABC):
         Raises:
             FrameError: as `prepare`.
         """
+
+    @abstractmethod
+    def size(self, height: int, width: int) -> ModelSize:
+        """The model's sizes, with the step of camera frames of this size in pixels."""
 
     @abstractmethod
     def tokenize_question(self, question: str) -> list[int]:

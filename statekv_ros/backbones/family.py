@@ -12,6 +12,7 @@ from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, Toke
 from statekv_ros.backbones.checkpoint import Checkpoint
 from statekv_ros.backbones.pixels import PixelSpec, SquareSpec, prepare
 from statekv_ros.backbones.rope import freeze_rope
+from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import ModelError
 
 
@@ -101,6 +102,13 @@ class Family(Backbone):
     def step_tokens(self, height: int, width: int) -> int:
         rows, columns = self._visual_grid(*self._pixels.frame_size(height, width))
         return rows * columns + sum(len(self._tokenize(text)) for text in self._step_text(1, [0.0]))
+
+    def size(self, height: int, width: int) -> ModelSize:
+        config, layout = self._language.config, self.layout
+        return ModelSize(
+            self.name, sum(weight.nbytes for weight in self._model.parameters()), layout.layers, layout.kv_heads,
+            config.num_attention_heads, layout.head_dim, config.hidden_size, config.intermediate_size, config.vocab_size,
+            layout.dtype.itemsize, self.step_tokens(height, width), self.frames_per_step)
 
     def tokenize_question(self, question: str) -> list[int]:
         # A question is data: text that looks like a special token must not become one. White space around it could join a

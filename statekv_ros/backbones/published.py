@@ -3,6 +3,7 @@
 One row per checkpoint, with the numbers of the config.json at its hub id as far as they decide shapes, positions and the
 computation. `source` says what the row was checked against.
 """
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig
 
 from statekv_ros.backbones.eagle2_5_model import Eagle2_5Config
+from statekv_ros.backbones.pixels import PixelSpec
+from statekv_ros.backbones.size import ModelSize
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,27 @@ class PublishedModel:
         with torch.device('meta'):
             return sum(weight.numel() for weight in AutoModelForImageTextToText.from_config(self.config()).parameters())
 
+    def step_tokens(self, height: int, width: int, max_frame_pixels: int, min_frame_pixels: int) -> int:
+        """Tokens of one frame step for camera frames of this size in pixels, visual and text."""
+        visual = self.vision
+        if 'spatial_merge_size' in visual or 'temporal_patch_size' in visual:
+            spec = PixelSpec(visual['patch_size'], visual['spatial_merge_size'], visual['temporal_patch_size'],
+                             min_frame_pixels, max_frame_pixels)
+            tall, wide = spec.frame_size(height, width)
+            return tall * wide // spec.factor ** 2 + _STEP_TEXT_TOKENS[self.family]
+        size, patch = (v[0] if isinstance(v, (list, tuple)) else v for v in (visual['image_size'], visual['patch_size']))
+        return math.ceil(size // patch / 2) ** 2 + _STEP_TEXT_TOKENS[self.family]
+
+    def size(self, height: int, width: int, max_frame_pixels: int = 448 * 448, min_frame_pixels: int = 64 * 64,
+             bytes_per_value: int = 2) -> ModelSize:
+        """The sizes that memory depends on, from the config alone."""
+        text = self.text
+        return ModelSize(
+            self.hub_id, self.parameters() * bytes_per_value, text['num_hidden_layers'], text['num_key_value_heads'],
+            text['num_attention_heads'], self.head_dim, text['hidden_size'], text['intermediate_size'], text['vocab_size'],
+            bytes_per_value, self.step_tokens(height, width, max_frame_pixels, min_frame_pixels),
+            self.vision.get('temporal_patch_size', 1))
+
     @property
     def head_dim(self) -> int:
         return self.text.get('head_dim') or self.text['hidden_size'] // self.text['num_attention_heads']
@@ -58,6 +82,10 @@ class PublishedModel:
     def kv_bytes_per_token(self, bytes_per_value: int = 2) -> int:
         """Bytes of one token's keys and values over all layers; 2 bytes per value are fp16 and bf16."""
         return 2 * self.text['num_hidden_layers'] * self.text['num_key_value_heads'] * self.head_dim * bytes_per_value
+
+
+# Text of a step with the families' tokenizers, for two-digit frame numbers and times; see each family's module.
+_STEP_TEXT_TOKENS = {'qwen3_vl': 9, 'qwen2_5_vl': 0, 'internvl': 8, 'llava_onevision': 0, Eagle2_5Config.model_type: 15}
 
 
 def _text(hidden: int, layers: int, q_heads: int, kv_heads: int, mlp: int, vocabulary: int, positions: int, rope: dict,

@@ -140,6 +140,8 @@ class Engine:
                             self._wake.wait()
             except Interrupted:
                 break
+            except Exception:  # of a callback: nobody's trouble may end the only thread that watches
+                self._log(f'a callback failed: {traceback.format_exc()}')
         self._fail_all(STOPPING)
 
     def _admit(self) -> bool:

@@ -13,7 +13,8 @@ from rclpy.task import Future
 
 from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.errors import QuestionError, StateKVError
-from statekv_ros.memory import StepReport, VideoStream
+from statekv_ros.memory import PrefillPolicy, StepReport, VideoStream
+from statekv_ros.memory.capacity import available_memory, gigabytes, make_plan, require_fit
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
 from statekv_ros.node.camera_input import DECODERS, CameraInput, message_type
@@ -23,7 +24,11 @@ from statekv_ros.node.questions import Outcome, Question
 from statekv_ros.srv import Query, Reset
 from statekv_ros.transport import TransportProfile
 
+# Images come after the memory is planned; this size, height x width, stands for them.
+_ASSUMED_FRAME = (480, 640)
 SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+# ROS's default keeps 10 requests and 10 responses: of more questions at once, some would never get a reply.
+_SERVICES = QoSProfile(depth=1000)
 
 
 class MemoryNode(LifecycleNode):
@@ -48,8 +53,8 @@ class MemoryNode(LifecycleNode):
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
         # A group of their own: while one waits for its answer, the others and all subscriptions go on.
         services = ReentrantCallbackGroup()
-        self.create_service(Query, '~/query', self._query, callback_group=services)
-        self.create_service(Reset, '~/reset', self._reset, callback_group=services)
+        self.create_service(Query, '~/query', self._query, qos_profile=_SERVICES, callback_group=services)
+        self.create_service(Reset, '~/reset', self._reset, qos_profile=_SERVICES, callback_group=services)
         # Health must be told and the node must start also while a simulated clock stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(self._settings['diagnostics_period_s'], self._diagnose, clock=steady)
@@ -108,6 +113,7 @@ class MemoryNode(LifecycleNode):
         self._backbone = backbone = load_backbone(
             get['model'], get['device'], get['dtype'], get['max_frame_pixels'], get['min_frame_pixels'], get['system_prompt'])
         policy = get.prefill_policy()
+        self._require_memory(backbone, policy)
         cameras, kinds = [], {}
         for name in get['cameras']:
             stream = VideoStream(backbone, policy, 'all', get['chunk_tokens'], get['max_detailed_mb'] * 10**6,
@@ -126,6 +132,22 @@ class MemoryNode(LifecycleNode):
         topics = ', '.join(f'{source.camera.name} on {source.topic}' for source in self._inputs)
         self.get_logger().info(f'{policy} on {backbone.device} ({backbone.dtype}), {backbone.kv_bytes_per_token} bytes per '
                                f'token; cameras: {topics}')
+
+    def _require_memory(self, backbone: Backbone, policy: PrefillPolicy) -> None:
+        """Say what watching will need, and raise ParameterError when it cannot fit."""
+        get, names = self._settings, self._settings['cameras']
+        rate_hz = sum(get[f'{name}.rate_hz'] for name in names) / len(names)
+        plan = make_plan(backbone.size(*_ASSUMED_FRAME), policy, rate_hz, len(names),
+                         max_detailed_bytes=get['max_detailed_mb'] * 10**6)
+        free, where = available_memory(backbone.device)
+        free += plan.weights_bytes      # they are loaded already
+        self.get_logger().info(
+            f'memory, for camera images of {_ASSUMED_FRAME[1]}x{_ASSUMED_FRAME[0]} ({plan.size.step_tokens} tokens per step): '
+            f'weights {gigabytes(plan.weights_bytes)}, state {gigabytes(plan.state_bytes)}, workspace about '
+            f'{gigabytes(plan.workspace_bytes)}; detailed cache {gigabytes(plan.detailed_bytes_per_hour)} per hour'
+            + (f', bounded at {get["max_detailed_mb"]} MB per camera' if get['max_detailed_mb'] else
+               f': {where} is full after about {plan.hours_until_full(free):.1f} h (max_detailed_mb bounds it)'))
+        require_fit(plan, free, where)
 
     def _release(self) -> None:
         if self._engine is not None and not self._engine.stop():

@@ -1,0 +1,31 @@
+"""The sizes of a model that memory depends on."""
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What memory depends on.
+
+    Attributes:
+        weights_bytes: all parameters.
+        layers, kv_heads, q_heads, head_dim, hidden, mlp, vocabulary: of the text model.
+        value_bytes: bytes of one number (2 for bf16 and fp16).
+        step_tokens: tokens of one frame step; frames_per_step: camera frames in it.
+    """
+    name: str
+    weights_bytes: int
+    layers: int
+    kv_heads: int
+    q_heads: int
+    head_dim: int
+    hidden: int
+    mlp: int
+    vocabulary: int
+    value_bytes: int
+    step_tokens: int
+    frames_per_step: int
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of one token's keys and values over all layers."""
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.value_bytes

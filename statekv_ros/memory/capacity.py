@@ -1,0 +1,119 @@
+"""What a configuration will need in memory, before the first frame: weights, carried state, detailed cache, workspace."""
+import os
+from dataclasses import dataclass
+
+import torch
+
+from statekv_ros.backbones.size import ModelSize
+from statekv_ros.errors import ParameterError
+from statekv_ros.memory.policies import UNLIMITED, PrefillPolicy
+
+_TAG_BYTES = 12         # per slot of the compressed state: int64 ordinal and fp32 importance
+_SECONDS_PER_HOUR = 3600
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes that a configuration needs; all cameras together.
+
+    Attributes:
+        state_bytes: what is carried from step to step, once it is full.
+        detailed_bytes_per_hour: growth of the detailed cache; detailed_bytes: after `hours`, or its bound.
+        workspace_bytes: estimate of a step's temporaries.
+    """
+    size: ModelSize
+    policy: PrefillPolicy
+    cameras: int
+    hours: float
+    weights_bytes: int
+    state_bytes: int
+    detailed_bytes_per_hour: int
+    detailed_bytes: int
+    workspace_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + self.state_bytes + self.detailed_bytes + self.workspace_bytes
+
+    @property
+    def at_start_bytes(self) -> int:
+        """Without the detailed cache: what must fit for the node to run at all."""
+        return self.weights_bytes + self.state_bytes + self.workspace_bytes
+
+    def hours_until_full(self, available_bytes: int) -> float:
+        """Hours of watching until the detailed cache has filled what is left of `available_bytes`."""
+        left = available_bytes - self.at_start_bytes
+        return max(0.0, left / self.detailed_bytes_per_hour) if self.detailed_bytes_per_hour else float('inf')
+
+
+def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: int = 1, hours: float = 1.0,
+              max_detailed_bytes: int = 0) -> Plan:
+    """Count bytes for `cameras` cameras that are each watched at `rate_hz` frames per second.
+
+    Args:
+        max_detailed_bytes: bound on each camera's detailed cache, 0 for none.
+    """
+    steps_per_hour = rate_hz * _SECONDS_PER_HOUR / size.frames_per_step
+    detailed_per_hour = round(steps_per_hour * size.step_tokens * size.kv_bytes_per_token)
+    detailed = round(detailed_per_hour * hours)
+    if max_detailed_bytes:
+        detailed = min(detailed, max_detailed_bytes)
+    return Plan(size, policy, cameras, hours, size.weights_bytes, cameras * _state_bytes(size, policy, steps_per_hour * hours),
+                cameras * detailed_per_hour, cameras * detailed, _workspace_bytes(size, policy))
+
+
+def require_fit(plan: Plan, available_bytes: int, where: str) -> None:
+    """Refuse a configuration that cannot run.
+
+    Args:
+        available_bytes: memory that is there for it, weights included.
+        where: name of that memory, for the message.
+
+    Raises:
+        ParameterError: it does not fit; names the part that is too large and the parameter to change.
+    """
+    if plan.at_start_bytes <= available_bytes:
+        return
+    parts = {
+        f'a state of {plan.policy} for {plan.cameras} camera(s)': (plan.state_bytes, 'lower "budget" or "window_frames"'),
+        f'workspace for {plan.size.step_tokens} tokens per step': (plan.workspace_bytes, 'lower "budget" or "max_frame_pixels"'),
+        'the weights': (plan.weights_bytes, 'take a smaller "model" or "dtype"'),
+    }
+    part, (size, remedy) = max(parts.items(), key=lambda item: item[1][0])
+    raise ParameterError(f'this configuration needs {gigabytes(plan.at_start_bytes)}, but {where} has '
+                         f'{gigabytes(available_bytes)}: most of it, {gigabytes(size)}, is {part}; {remedy}')
+
+
+def available_memory(device: torch.device) -> tuple[int, str]:
+    """Bytes free on a device, and its name."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
+    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'), 'this machine\'s main memory'
+
+
+def gigabytes(size: float) -> str:
+    """Bytes in words: MB are 10^6 bytes, GB 10^9, TB 10^12."""
+    if size < 1e9:
+        return f'{size / 1e6:.1f} MB'
+    return f'{size / 1e9:.2f} GB' if size < 1e13 else f'{size / 1e12:.0f} TB'
+
+
+def _state_bytes(size: ModelSize, policy: PrefillPolicy, steps: float) -> int:
+    token, step = size.kv_bytes_per_token, size.step_tokens
+    if policy.kind == 'statekv':
+        budget = policy.budget if policy.budget < UNLIMITED else round(steps * step)
+        return (budget + step) * (token + size.layers * size.kv_heads * _TAG_BYTES)
+    # The buffer of recent frames is moved to its front when full, so it has room for twice what it holds.
+    held = {'window': -(-policy.window_frames // size.frames_per_step), 'full': steps, 'none': 0}[policy.kind]
+    return round(2 * (held + 1) * step * token)
+
+
+def _workspace_bytes(size: ModelSize, policy: PrefillPolicy) -> int:
+    """Largest temporaries of one decoder layer, and the logits of one token."""
+    tokens, value = size.step_tokens, size.value_bytes
+    keys = tokens + (policy.budget if policy.kind == 'statekv' and policy.budget < UNLIMITED else tokens)
+    projections = tokens * (size.q_heads + 2 * size.kv_heads) * size.head_dim * value
+    feed_forward = tokens * (3 * size.mlp + 4 * size.hidden) * value
+    # Scores and their softmax, for the query heads of one KV head at a time (the naive twin; fused kernels need none).
+    scores = 2 * tokens * (size.q_heads // size.kv_heads) * keys * 4
+    return max(feed_forward, projections + scores) + 4 * size.vocabulary

@@ -1,0 +1,85 @@
+"""`statekv-plan`: what a configuration needs in memory, before anything is loaded."""
+import argparse
+import json
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from statekv_ros.backbones.size import ModelSize
+from statekv_ros.errors import ParameterError, StateKVError
+from statekv_ros.memory import parse_prefill_policy
+from statekv_ros.memory.capacity import Plan, gigabytes, make_plan
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; returns the exit code."""
+    parser = argparse.ArgumentParser(prog='statekv-plan', description=__doc__)
+    parser.add_argument('--model', default='all', help='checkpoint directory, or name of a published one; "all": every '
+                        'published one, from its config alone')
+    parser.add_argument('--fps', type=float, default=1.0, help='frames watched per second and camera')
+    parser.add_argument('--budget', type=int, default=4096, help='B of statekv in tokens')
+    parser.add_argument('--policy', default='statekv', help='prefill policy: statekv, window(R), full or none')
+    parser.add_argument('--hours', type=float, default=8.0)
+    parser.add_argument('--cameras', type=int, default=1)
+    parser.add_argument('--frame-size', default='640x480', metavar='WIDTHxHEIGHT', help='of the camera')
+    parser.add_argument('--max-frame-pixels', type=int, default=448 * 448, help='as the node\'s parameter')
+    parser.add_argument('--max-detailed-mb', type=int, default=0, help='as the node\'s parameter')
+    parser.add_argument('--json', action='store_true', help='print one JSON object as the last line of output')
+    args = parser.parse_args(argv)
+    try:
+        plans = _plans(args)
+    except StateKVError as error:
+        print(f'statekv-plan: {error}', file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps({plan.size.name: _values(plan) for plan in plans}))
+    else:
+        _show(plans, args)
+    return 0
+
+
+def _plans(args: argparse.Namespace) -> list[Plan]:
+    for name in ('fps', 'hours', 'cameras'):
+        if not 0 < getattr(args, name) < float('inf'):
+            raise ParameterError(f'--{name} must be a positive number, got {getattr(args, name)}')
+    policy = parse_prefill_policy(f'statekv({args.budget})' if args.policy == 'statekv' else args.policy)
+    return [make_plan(size, policy, args.fps, args.cameras, args.hours, args.max_detailed_mb * 10**6)
+            for size in _sizes(args)]
+
+
+def _sizes(args: argparse.Namespace) -> list[ModelSize]:
+    from statekv_ros.backbones.published import PUBLISHED
+    try:
+        width, height = (int(side) for side in args.frame_size.split('x'))
+    except ValueError as error:
+        raise ParameterError(f'--frame-size must be WIDTHxHEIGHT in pixels, got {args.frame_size!r}') from error
+    rows = [row for name, row in PUBLISHED.items() if args.model in ('all', name, row.hub_id)]
+    if rows:
+        return [row.size(height, width, args.max_frame_pixels) for row in rows]
+    from statekv_ros.backbones import load_backbone
+    return [load_backbone(args.model, max_frame_pixels=args.max_frame_pixels).size(height, width)]
+
+
+def _values(plan: Plan) -> dict:
+    return {'step_tokens': plan.size.step_tokens, 'kv_bytes_per_token': plan.size.kv_bytes_per_token,
+            'weights_bytes': plan.weights_bytes, 'state_bytes': plan.state_bytes, 'workspace_bytes': plan.workspace_bytes,
+            'detailed_bytes_per_hour': plan.detailed_bytes_per_hour, 'detailed_bytes': plan.detailed_bytes,
+            'total_bytes': plan.total_bytes}
+
+
+def _show(plans: list[Plan], args: argparse.Namespace) -> None:
+    table = Table(title=f'{plans[0].policy}, {args.cameras} camera(s) of {args.frame_size}, {args.fps:g} frames/s each, '
+                        f'{args.hours:g} h; GB are 10^9 bytes')
+    for column in ('model', 'tokens / step', 'bytes / token', 'weights', 'state', 'workspace', 'detailed / hour', 'detailed',
+                   'total'):
+        table.add_column(column, justify='left' if column == 'model' else 'right')
+    for plan in plans:
+        table.add_row(plan.size.name, str(plan.size.step_tokens), f'{plan.size.kv_bytes_per_token:,}', *map(gigabytes, (
+            plan.weights_bytes, plan.state_bytes, plan.workspace_bytes, plan.detailed_bytes_per_hour, plan.detailed_bytes,
+            plan.total_bytes)))
+    Console(width=150).print(table)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

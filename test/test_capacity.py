@@ -1,0 +1,64 @@
+"""The plan's numbers, checked by hand, and the refusal of what cannot fit."""
+import json
+
+import pytest
+
+from statekv_ros import plan as command
+from statekv_ros.backbones.published import PUBLISHED
+from statekv_ros.errors import ParameterError
+from statekv_ros.memory import VideoStream, parse_prefill_policy
+from statekv_ros.memory.capacity import make_plan, require_fit
+
+STATEKV = parse_prefill_policy('statekv(4096)')
+
+
+def test_qwen3_vl_2b_by_hand():
+    size = PUBLISHED['Qwen3-VL-2B'].size(448, 448)
+    assert size.kv_bytes_per_token == 2 * 28 * 8 * 128 * 2 == 114_688
+    assert size.step_tokens == 14 * 14 + 9 == 205
+    plan = make_plan(size, STATEKV, rate_hz=2.0, hours=8)
+    assert plan.detailed_bytes_per_hour == 3600 * 205 * 114_688        # two frames a second are one step a second
+    assert plan.detailed_bytes == 8 * plan.detailed_bytes_per_hour
+    assert plan.state_bytes == (4096 + 205) * (114_688 + 28 * 8 * 12)
+    assert plan.weights_bytes == pytest.approx(2 * 2.127e9, rel=0.01)
+
+
+def test_internvl3_8b_by_hand():
+    size = PUBLISHED['InternVL3-8B'].size(480, 640)
+    assert size.kv_bytes_per_token == 2 * 28 * 4 * 128 * 2 == 57_344
+    assert size.step_tokens == 256 + 8
+    plan = make_plan(size, parse_prefill_policy('window(16)'), rate_hz=1.0, cameras=2)
+    assert plan.detailed_bytes_per_hour == 2 * 3600 * 264 * 57_344
+    assert plan.state_bytes == 2 * 2 * 17 * 264 * 57_344
+
+
+@pytest.mark.parametrize('policy', ['statekv(64)', 'window(8)', 'none'])
+def test_the_plan_covers_what_a_stream_really_holds(policy, backbone, frames):
+    plan = make_plan(backbone.size(64, 64), parse_prefill_policy(policy), rate_hz=2.0)
+    stream = VideoStream(backbone, policy, chunk_tokens=64)
+    for index, frame in enumerate(frames):
+        report = stream.step(frame, (index + 1) * 10**9 // 2)
+    assert 0 <= report.step_tokens - plan.size.step_tokens <= 2, 'the text of later steps may be longer'
+    held = stream.carried._key.nbytes + stream.carried._value.nbytes
+    assert held <= plan.state_bytes * 1.2 or held <= 256 * backbone.kv_bytes_per_token, (held, plan.state_bytes)
+    assert stream.detailed_bytes == pytest.approx(plan.detailed_bytes_per_hour * 16 / 3600, rel=0.2)
+
+
+def test_what_cannot_fit_is_refused_with_the_parameter_to_change():
+    size = PUBLISHED['Qwen3-VL-2B'].size(480, 640)
+    huge = make_plan(size, parse_prefill_policy('statekv(10000000)'), rate_hz=1.0)
+    with pytest.raises(ParameterError, match='"budget"'):
+        require_fit(huge, 24 * 10**9, 'a GPU')
+    with pytest.raises(ParameterError, match='"model"'):
+        require_fit(make_plan(size, STATEKV, 1.0), 4 * 10**9, 'a GPU')
+    require_fit(make_plan(size, STATEKV, 1.0), 8 * 10**9, 'a GPU')
+
+
+def test_the_command_prints_every_published_model(capsys):
+    assert command.main(['--fps', '1', '--budget', '4096', '--hours', '8', '--json']) == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(rows) == len(PUBLISHED) and all(row['total_bytes'] > row['weights_bytes'] for row in rows.values())
+    assert command.main(['--model', 'Qwen3-VL-2B']) == 0 and 'Qwen3-VL-2B' in capsys.readouterr().out
+    for arguments, words in ((['--fps', '0'], '--fps'), (['--budget', '0'], 'budget'), (['--frame-size', 'big'], 'big'),
+                             (['--model', '/nowhere'], '/nowhere')):
+        assert command.main(arguments) == 2 and words in capsys.readouterr().err
