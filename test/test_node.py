@@ -128,6 +128,14 @@ def test_two_questions_at_once_are_both_answered(graph):
     assert [response.answer.question for response in responses] == ['question 0?', 'question 1?', 'question 2?']
 
 
+def test_each_of_many_questions_at_once_gets_a_reply_be_it_that_there_are_too_many(graph):
+    watch(graph, 2)
+    responses = [graph.response(future) for future in [graph.ask_later(f'{number}?') for number in range(40)]]
+    answered = [response for response in responses if response.success]
+    assert len(answered) >= 16
+    assert all('max_queued_questions' in response.error for response in responses if not response.success)
+
+
 def test_a_question_out_of_time_gives_what_it_has_and_says_so(graph):
     watch(graph, 2)
     # Sampled hot, so that a random model hardly ever ends by itself; where it does, the next seed is asked.
