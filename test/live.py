@@ -88,7 +88,7 @@ class Graph:
         self.node.create_subscription(FrameTiming, '/statekv/timing', self.timings.append, QoSProfile(depth=100))
         self.node.create_subscription(Answer, '/statekv/answer', self.answers.append, QoSProfile(depth=100))
         self.node.create_subscription(DiagnosticArray, '/diagnostics', self._note, QoSProfile(depth=10))
-        self.query = self.node.create_client(Query, '/statekv/query')
+        self.query = self.node.create_client(Query, '/statekv/query', qos_profile=QoSProfile(depth=100))
         self.reset = self.node.create_client(Reset, '/statekv/reset')
 
     def close(self) -> None:
