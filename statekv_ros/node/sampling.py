@@ -72,5 +72,6 @@ class Sampler:
         if len(self._gaps) >= 4 and gap_ns < _PAUSE_NS:
             # The lower quartile still is the camera's period when every second image gets lost.
             period = statistics.quantiles(self._gaps, n=4)[0]
-            self.lost += max(0, round(gap_ns / period) - 1)
+            # Jitter of an eighth of a period either way must not look like a lost image.
+            self.lost += max(0, int(gap_ns / period + 0.3) - 1)
         self._gaps.append(gap_ns)
