@@ -111,7 +111,8 @@ class MemoryNode(LifecycleNode):
         get = self._settings
         self.get_logger().info(f'loading model {get["model"]!r} ...')
         self._backbone = backbone = load_backbone(
-            get['model'], get['device'], get['dtype'], get['max_frame_pixels'], get['min_frame_pixels'], get['system_prompt'])
+            get['model'], get['device'], get['dtype'], get['max_frame_pixels'], get['min_frame_pixels'], get['system_prompt'],
+            get['rope_length'])
         policy = get.prefill_policy()
         self._require_memory(backbone, policy)
         cameras, kinds = [], {}

@@ -93,6 +93,8 @@ NODE = (
     Spec('device', 'auto', 'auto, cpu, cuda or cuda:<n>'),
     Spec('dtype', 'auto', 'auto: bfloat16 on a GPU, float32 on a CPU', choices=('auto', 'float32', 'bfloat16', 'float16')),
     Spec('system_prompt', '', 'text before the video; none when empty'),
+    Spec('rope_length', 0, 'positions to scale a checkpoint with dynamic-NTK RoPE (InternVL3) for, once; 0: as trained', low=0,
+         high=LARGE),
     Spec('max_frame_pixels', 448 * 448, 'largest height x width of a frame as the model sees it; sets tokens per step',
          low=1024, high=LARGE),
     Spec('min_frame_pixels', 64 * 64, 'smallest height x width of a frame as the model sees it', low=1, high=LARGE),
