@@ -1,9 +1,14 @@
 """Attention of one frame step that also tells how much softmax mass each key received (its importance)."""
+import importlib.util
+import math
+import warnings
+
 import torch
 
 from .naive import naive_scored_attention
 
-_IMPLEMENTATIONS = {'naive': naive_scored_attention}
+IMPLEMENTATIONS = ('naive', 'triton')
+_triton_is_installed = importlib.util.find_spec('triton') is not None
 
 
 def scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None = None,
@@ -12,20 +17,21 @@ def scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 
     Query i of the frame sees every key of the state and keys 0..i of the frame (StateKV, arXiv 2605.31598). The importance
     of key j is the softmax mass it received, summed over the frame's queries and over the query heads of its KV group, so
-    the importances of one KV head sum to queries x group size.
+    the importances of one KV head sum to queries x group size. No gradient flows through it.
 
     Args:
-        query: [batch, q_heads, queries, head_dim], bf16, fp16 or fp32.
+        query: [batch, q_heads, queries, head_dim], bf16, fp16 or fp32; any strides, but 'triton' wants 1 for head_dim.
         key: [batch, kv_heads, keys, head_dim], keys >= queries: the state's keys first, then the frame's. Same dtype.
         value: as `key`.
-        scale: factor on the scores; 1 / sqrt(head_dim) when None.
-        implementation: 'naive' or None for the best one on the device.
+        scale: factor on the scores, above 0; 1 / sqrt(head_dim) when None.
+        implementation: 'triton' (CUDA; head_dim up to 256), 'naive' (any device), or None for 'triton' on CUDA where it is
+            installed and 'naive' elsewhere.
 
     Returns:
         output [batch, q_heads, queries, head_dim] in the dtype of `query`; importance [batch, kv_heads, keys] in fp32.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit each other, or the implementation is unknown.
+        ValueError: shapes, dtypes or devices do not fit each other, or the implementation is unknown or cannot run here.
 
     Example:
         >>> q, k, v = torch.randn(1, 4, 3, 32), torch.randn(1, 2, 10, 32), torch.randn(1, 2, 10, 32)
@@ -36,10 +42,30 @@ def scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     _check(query, key, value)
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    name = implementation or 'naive'
-    if name not in _IMPLEMENTATIONS:
-        raise ValueError(f'implementation must be one of {sorted(_IMPLEMENTATIONS)}, got {name!r}')
-    return _IMPLEMENTATIONS[name](query, key, value, scale)
+    if not 0 < scale < math.inf:
+        raise ValueError(f'scale must be a positive number, got {scale}')
+    name = implementation or default_implementation(query.device)
+    if name == 'naive':
+        return naive_scored_attention(query, key, value, scale)
+    if name != 'triton':
+        raise ValueError(f'implementation must be one of {", ".join(IMPLEMENTATIONS)}, got {name!r}')
+    if not _triton_is_installed:
+        raise ValueError("implementation 'triton' needs the package triton, which is not installed: pip install triton, or "
+                         "use 'naive'")
+    # Here rather than above: most machines without a GPU never need it, and some cannot install it.
+    from .triton import triton_scored_attention
+    return triton_scored_attention(query, key, value, scale)
+
+
+def default_implementation(device: torch.device) -> str:
+    """What `scored_attention` takes on this device when it is not told; warns (once) of a GPU without Triton."""
+    if device.type != 'cuda':
+        return 'naive'
+    if not _triton_is_installed:
+        warnings.warn('the package triton is not installed, so attention on this GPU is the naive one, many times slower: '
+                      'pip install triton', RuntimeWarning, stacklevel=2)
+        return 'naive'
+    return 'triton'
 
 
 def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -47,6 +73,8 @@ def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         if tensor.ndim != 4:
             raise ValueError(f'{name} must be [batch, heads, tokens, head_dim], got {tensor.ndim} dimensions: '
                              f'{tuple(tensor.shape)}')
+        if 0 in tensor.shape:
+            raise ValueError(f'{name} must not be empty, got shape {tuple(tensor.shape)}')
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             raise ValueError(f'{name} must be float32, float16 or bfloat16, got {tensor.dtype}')
         if tensor.dtype != query.dtype or tensor.device != query.device:

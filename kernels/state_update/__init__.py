@@ -1,13 +1,14 @@
 """The recurrent update of the compressed state: keep the B most important keys, moving only what changed."""
 import torch
 
-from .naive import naive_update_state, select_slots
+from .naive import naive_update_state
+from .slots import move_slots
 
-__all__ = ['select_slots', 'update_state']
+_IMPLEMENTATIONS = {'slots': move_slots, 'naive': naive_update_state}
 
 
 def update_state(key: torch.Tensor, value: torch.Tensor, ordinal: torch.Tensor, importance: torch.Tensor, live: int,
-                 budget: int) -> int:
+                 budget: int, implementation: str = 'slots') -> int:
     """Keep the `budget` most important of the first `live` slots, in place, for all layers and KV heads at once.
 
     The frame's tokens stand behind the state's slots; the survivors among them overwrite the slots of evicted tokens, so at
@@ -20,15 +21,36 @@ def update_state(key: torch.Tensor, value: torch.Tensor, ordinal: torch.Tensor, 
         importance: [layers, kv_heads, >= live] fp32, not negative.
         live: slots in use, state and frame together.
         budget: tokens to keep per layer and KV head.
+        implementation: 'slots', or 'naive', which gathers all that is kept.
 
     Returns:
         Slots in use afterwards: min(live, budget).
 
     Raises:
-        ValueError: budget is not positive, or `live` is more than the slots given.
+        ValueError: shapes or dtypes do not fit each other, budget is not positive, `live` is more than the slots given, or
+            the implementation is unknown.
+
+    Example:
+        >>> key, value = torch.arange(4.).view(1, 1, 4, 1), torch.zeros(1, 1, 4, 1)
+        >>> ordinal, importance = torch.arange(4).view(1, 1, 4), torch.tensor([[[0.1, 0.9, 0.3, 0.5]]])
+        >>> update_state(key, value, ordinal, importance, live=4, budget=2)
+        2
+        >>> ordinal[..., :2].tolist(), key[..., :2, 0].tolist()
+        ([[[3, 1]]], [[[3.0, 1.0]]])
     """
+    if key.ndim != 4 or key.shape != value.shape:
+        raise ValueError('key and value must have one shape [layers, kv_heads, capacity, head_dim], got '
+                         f'{tuple(key.shape)} and {tuple(value.shape)}')
+    if ordinal.shape != key.shape[:3] or ordinal.dtype != torch.int64:
+        raise ValueError(f'ordinal must be int64 {tuple(key.shape[:3])} like key, got {ordinal.dtype} '
+                         f'{tuple(ordinal.shape)}')
+    if importance.shape[:-1] != key.shape[:2] or importance.dtype != torch.float32:
+        raise ValueError(f'importance must be float32 {tuple(key.shape[:2])} x slots like key, got {importance.dtype} '
+                         f'{tuple(importance.shape)}')
     if budget <= 0:
         raise ValueError(f'budget must be a positive number of tokens, got {budget}')
-    if live > key.shape[-2] or live > importance.shape[-1]:
-        raise ValueError(f'live must be at most {min(key.shape[-2], importance.shape[-1])} slots, got {live}')
-    return naive_update_state(key, value, ordinal, importance, live, budget)
+    if not 0 <= live <= min(key.shape[2], importance.shape[2]):
+        raise ValueError(f'live must be at most {min(key.shape[2], importance.shape[2])} slots, got {live}')
+    if implementation not in _IMPLEMENTATIONS:
+        raise ValueError(f'implementation must be one of {", ".join(_IMPLEMENTATIONS)}, got {implementation!r}')
+    return _IMPLEMENTATIONS[implementation](key, value, ordinal, importance, live, budget)

@@ -9,6 +9,8 @@ from statekv_ros.errors import StateKVError
 # One module per benchmark with add_arguments(parser) and run(args) -> dict; imported only when asked for.
 BENCHMARKS = {
     'step': 'cost of frame steps over a stream, policies side by side',
+    'kernel': 'scored attention against attention alone, on the shapes of published models (needs a GPU)',
+    'aot': 'compile every launch configuration for every architecture, without a GPU',
     'transport': 'camera images between two processes, with and without the shipped Fast DDS profile',
 }
 

@@ -1,0 +1,79 @@
+"""Compile the kernels for a chip without one: what a launch configuration costs in registers, stack and shared memory."""
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from .configs import COMBINE_ROWS, COMBINE_WARPS, Tile, find_config, head_block
+from .forward import combine_kernel, forward_kernel
+from .mass import mass_kernel
+
+PASSES = ('forward', 'split forward', 'combine', 'mass')
+_TOOLS = Path(triton.__file__).parent / 'backends/nvidia/bin'
+
+
+class Usage(NamedTuple):
+    """Of the compiled code: registers and stack per thread (a stack means spilled registers), shared memory per program."""
+
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+
+
+def is_supported(capability: int) -> bool:
+    """Whether the installed Triton's assembler knows the chip."""
+    assembler = _TOOLS / 'ptxas-blackwell' if capability >= 100 else _TOOLS / 'ptxas'
+    if not assembler.exists():
+        assembler = _TOOLS / 'ptxas'
+    known = subprocess.run([assembler, '--help'], capture_output=True, text=True, check=True).stdout
+    return re.search(rf'\bsm_{capability}\b', known) is not None
+
+
+def tile_of(name: str, capability: int, head_dim: int, dtype: str) -> Tile:
+    """The tile that a pass is launched with (`keys` means nothing to 'combine')."""
+    if name == 'combine':
+        return Tile(COMBINE_ROWS, 1, COMBINE_WARPS, 3)
+    config = find_config(capability, head_dim, 4 if dtype == 'fp32' else 2)
+    return config.mass if name == 'mass' else config.forward
+
+
+def compile_pass(name: str, capability: int, head_dim: int, group: int, dtype: str) -> Usage:
+    """Compile one pass as `triton_scored_attention` launches it on the chip.
+
+    Args:
+        name: one of PASSES; 'split forward' writes fp32 parts, 'combine' puts them together.
+        capability: 90 for compute capability 9.0.
+        dtype: 'bf16', 'fp16' or 'fp32', as Triton writes them.
+    """
+    if not isinstance(forward_kernel, triton.JITFunction):
+        raise RuntimeError('kernels can be compiled only where TRITON_INTERPRET is not set')
+    kernel = {'mass': mass_kernel, 'combine': combine_kernel}.get(name, forward_kernel)
+    tile = tile_of(name, capability, head_dim, dtype)
+    constants = {'GROUP': group, 'HEAD_DIM': head_dim, 'HEAD_BLOCK': head_block(head_dim), 'ROWS': tile.rows,
+                 'KEYS': tile.keys, 'PRECISION': 'ieee', 'UPCAST': False}
+    pointers = {'Q': dtype, 'K': dtype, 'V': dtype, 'O': 'fp32' if name == 'split forward' else dtype, 'LSE': 'fp32',
+                'MASS': 'fp32', 'PARTIAL': 'fp32', 'PARTIAL_LSE': 'fp32'}
+    signature, values, attributes = {}, {}, {}
+    for index, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument], values[index,] = 'constexpr', constants[argument]
+        elif argument in pointers:
+            signature[argument] = f'*{pointers[argument]}'
+        else:
+            signature[argument] = 'fp32' if argument == 'scale_log2' else 'i32'
+        # As at a launch: allocations are aligned, and strides are multiples of a head dim that is one of 16.
+        if argument in pointers or re.fullmatch(r'[qkvop]_(split|batch|head|row)', argument) and head_dim % 16 == 0:
+            attributes[index,] = [['tt.divisibility', 16]]
+    compiled = triton.compile(ASTSource(kernel, signature, values, attributes), target=GPUTarget('cuda', capability, 32),
+                              options={'num_warps': tile.warps, 'num_stages': tile.stages, 'enable_fp_fusion': True})
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(compiled.asm['cubin'])
+        file.flush()
+        report = subprocess.run([_TOOLS / 'cuobjdump', '-res-usage', file.name], capture_output=True, text=True, check=True)
+    registers, stack = map(int, re.search(r'REG:(\d+) STACK:(\d+)', report.stdout).groups())
+    return Usage(registers, stack, compiled.metadata.shared)

@@ -1,0 +1,107 @@
+"""Scored attention in Triton: launches pass 1 (forward.py), the combination of its splits, and pass 2 (mass.py)."""
+import contextlib
+import functools
+import math
+
+import torch
+import triton
+
+from .configs import (COMBINE_ROWS, COMBINE_WARPS, INTERPRETER, MAX_HEAD_DIM, Config, Tile, choose_splits, find_config,
+                      head_block)
+from .forward import combine_kernel, forward_kernel
+from .mass import mass_kernel
+
+INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
+
+
+def triton_scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float,
+                            config: Config | None = None,
+                            splits: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Arguments and results as in `scored_attention`; the output lies in memory as [batch, queries, q_heads, head_dim].
+
+    Args:
+        config: tiles of both passes; the entry of configs.py for the device when None.
+        splits: parts of the keys that pass 1 works on side by side; as many as keep the device busy when None.
+
+    Raises:
+        ValueError: the device cannot run Triton, or it cannot address such tensors.
+    """
+    _check(query, key, value)
+    batch, q_heads, queries, head_dim = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    group = q_heads // kv_heads
+    rows, heads = queries * group, batch * kv_heads
+    config = config or _config(query.device, head_dim, query.element_size())
+    row_tiles = triton.cdiv(rows, config.forward.rows)
+    if splits is None:
+        splits = 1 if INTERPRETED else _splits(row_tiles * heads, keys, config.forward, query.device)
+    # Whole tiles to each split, and no split without a key.
+    keys_per_split = triton.cdiv(triton.cdiv(keys, config.forward.keys), splits) * config.forward.keys
+    splits = triton.cdiv(keys, keys_per_split)
+
+    output = torch.empty(batch, queries, q_heads, head_dim, dtype=query.dtype, device=query.device).transpose(1, 2)
+    lse = torch.empty(batch, kv_heads, rows, dtype=torch.float32, device=query.device)
+    importance = torch.empty(batch, kv_heads, keys, dtype=torch.float32, device=query.device)
+    if splits == 1:
+        partial, partial_lse = output[None], lse
+    else:
+        partial = torch.empty(splits, batch, queries, q_heads, head_dim, dtype=torch.float32,
+                              device=query.device).transpose(2, 3)
+        partial_lse = torch.empty(splits, batch, kv_heads, rows, dtype=torch.float32, device=query.device)
+
+    scale_log2 = scale * math.log2(math.e)
+    shape = {'GROUP': group, 'HEAD_DIM': head_dim, 'HEAD_BLOCK': head_block(head_dim)}
+    with _on(query.device):
+        forward_kernel[row_tiles, splits, heads](
+            query, key, value, partial, partial_lse, scale_log2, queries, keys, keys_per_split, kv_heads,
+            *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *partial.stride()[:4],
+            **shape, **_options(config.forward, query.dtype))
+        if splits > 1:
+            combine_kernel[triton.cdiv(rows, COMBINE_ROWS), heads](
+                partial, partial_lse, output, lse, queries, splits, kv_heads, *partial.stride()[:4], *output.stride()[:3],
+                **shape, ROWS=COMBINE_ROWS, num_warps=COMBINE_WARPS, enable_fp_fusion=True)
+        mass_kernel[triton.cdiv(keys, config.mass.keys), heads](
+            query, key, lse, importance, scale_log2, queries, keys, kv_heads, *query.stride()[:3], *key.stride()[:3],
+            **shape, **_options(config.mass, query.dtype))
+    return output, importance
+
+
+def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    if query.device.type != 'cuda' and not INTERPRETED:
+        raise ValueError(f"implementation 'triton' needs tensors on a CUDA device, got {query.device}: use 'naive', or, for "
+                         "Triton's interpreter, set TRITON_INTERPRET=1 before Python starts")
+    if query.shape[3] > MAX_HEAD_DIM:
+        raise ValueError(f"implementation 'triton' takes head_dim up to {MAX_HEAD_DIM}, got {query.shape[3]}: use 'naive'")
+    for name, tensor, part, addressed in (('query', query, 'batch entry', (1, 2)), ('key', key, 'head', (2,)),
+                                          ('value', value, 'head', (2,))):
+        if tensor.stride(3) != 1:
+            raise ValueError(f'{name} must be contiguous along head_dim (stride 1), got strides {tensor.stride()}: '
+                             f'call {name}.contiguous()')
+        # The kernels count these in 32 bits.
+        if sum((tensor.shape[dim] - 1) * tensor.stride(dim) for dim in addressed) + head_block(tensor.shape[3]) >= 2**31:
+            raise ValueError(f'{name} must span less than 2**31 elements in a {part}, got shape {tuple(tensor.shape)} with '
+                             f'strides {tensor.stride()}')
+
+
+@functools.lru_cache
+def _config(device: torch.device, head_dim: int, itemsize: int) -> Config:
+    if INTERPRETED:
+        return INTERPRETER
+    major, minor = torch.cuda.get_device_capability(device)
+    return find_config(10 * major + minor, head_dim, itemsize)
+
+
+@functools.lru_cache(maxsize=1024)
+def _splits(programs: int, keys: int, tile: Tile, device: torch.device) -> int:
+    return choose_splits(programs, keys, tile, torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _options(tile: Tile, dtype: torch.dtype) -> dict:
+    # 'ieee' matters to fp32 alone: its dots are exact rather than rounded to tf32.
+    return {'ROWS': tile.rows, 'KEYS': tile.keys, 'PRECISION': 'ieee', 'UPCAST': INTERPRETED and dtype == torch.bfloat16,
+            'num_warps': tile.warps, 'num_stages': tile.stages, 'enable_fp_fusion': True}
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager:
+    # Triton launches on the current device, which need not be the tensors'.
+    return torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext()

@@ -1,0 +1,133 @@
+"""Compile every launch configuration of the kernels for every chip, with no GPU: no spills, shared memory within limits."""
+import argparse
+import contextlib
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from statekv_ros.errors import ParameterError
+from statekv_ros.kernels.scored_attention.configs import CONFIGS, SHARED_MEMORY_KB
+
+CHIPS = (80, 87, 89, 90, 100, 110, 120)
+# (head dim, group) of InternVL3-1B, InternVL3-8B, Qwen3-VL-2B, Qwen3-VL-4B and -8B, InternVL3-2B
+MODEL_SHAPES = ((64, 7), (128, 7), (128, 2), (128, 4), (128, 6))
+ALL_SHAPES = (*MODEL_SHAPES, (32, 2), (80, 2), (256, 2))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pass of scored attention for one chip (`capability` 90 is sm_90), head dim, group and dtype."""
+
+    capability: int
+    head_dim: int
+    group: int
+    dtype: str
+    kernel: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--chips', type=int, nargs='+', default=CHIPS, metavar='SM',
+                        help='compute capabilities without the dot; default: %(default)s')
+    parser.add_argument('--all', action='store_true',
+                        help='all head dims, dtypes and passes, rather than bf16 on the shapes of the models')
+    parser.add_argument('--processes', type=int, default=2, help='compile so many at a time; default: %(default)s')
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Compile and judge; Triton's cache makes the second time quick.
+
+    Returns:
+        {'benchmark', 'versions', 'unsupported': chips unknown to this Triton, 'rows': [{capability, head_dim, group, dtype,
+        kernel, tile, registers, stack_bytes, shared_bytes, shared_limit_bytes, problem}], 'failed': rows with a problem}.
+
+    Raises:
+        ParameterError: a chip is not in the table, Triton is not installed, or its interpreter is switched on.
+    """
+    try:
+        import triton
+    except ImportError:
+        raise ParameterError('the package triton is not installed: pip install triton') from None
+    if os.environ.get('TRITON_INTERPRET', '0') not in ('', '0'):
+        raise ParameterError(f'TRITON_INTERPRET is {os.environ["TRITON_INTERPRET"]!r}, and the interpreter compiles nothing: '
+                             'unset it')
+    unknown = sorted(set(args.chips) - set(CONFIGS))
+    if unknown:
+        raise ParameterError(f'--chips must be among {", ".join(map(str, CONFIGS))}, got {unknown[0]}')
+    if args.processes < 1:
+        raise ParameterError(f'--processes must be at least 1, got {args.processes}')
+    from statekv_ros.kernels.scored_attention.aot import is_supported
+    chips = [chip for chip in args.chips if is_supported(chip)]
+    cases = [case for chip in chips for case in _cases(chip, everything=args.all)]
+    with contextlib.ExitStack() as stack:
+        judge = map
+        if args.processes > 1:
+            # New processes rather than forks: a fork would share the parent's threads and locks.
+            judge = stack.enter_context(ProcessPoolExecutor(args.processes, multiprocessing.get_context('spawn'))).map
+        rows = list(track(judge(_judge, cases), 'compiling', total=len(cases), console=Console(stderr=True),
+                          disable=args.json))
+    result = {
+        'benchmark': 'aot', 'versions': {'triton': triton.__version__},
+        'unsupported': [chip for chip in args.chips if chip not in chips],
+        'rows': rows, 'failed': [row for row in rows if row['problem']],
+    }
+    if not args.json:
+        _print(result)
+    for row in result['failed']:
+        Console(stderr=True, soft_wrap=True).print(f'[red]failed[/]: {_name(row)}: {row["problem"]}')
+    return result
+
+
+def _cases(chip: int, everything: bool) -> list[Case]:
+    if everything:
+        return [Case(chip, head_dim, group, dtype, kernel) for head_dim, group in ALL_SHAPES
+                for dtype in ('bf16', 'fp16', 'fp32') for kernel in ('forward', 'split forward', 'combine', 'mass')]
+    return [Case(chip, head_dim, group, 'bf16', kernel) for head_dim, group in MODEL_SHAPES
+            for kernel in ('split forward', 'combine', 'mass')]
+
+
+def _judge(case: Case) -> dict:
+    """Compile one case; its row of the result."""
+    from statekv_ros.kernels.scored_attention.aot import compile_pass, tile_of
+    limit = SHARED_MEMORY_KB[case.capability] * 1024
+    row = asdict(case) | {'tile': tile_of(case.kernel, case.capability, case.head_dim, case.dtype)._asdict(),
+                          'shared_limit_bytes': limit}
+    try:
+        usage = compile_pass(case.kernel, case.capability, case.head_dim, case.group, case.dtype)
+    except Exception as error:  # the compiler raises many kinds; one bad row must not hide the others
+        return row | {'problem': f'does not compile: {type(error).__name__}: {str(error).strip().splitlines()[:3]}'}
+    problem = None
+    if usage.stack_bytes:
+        problem = f'spills {usage.stack_bytes} bytes of registers to the stack'
+    elif usage.shared_bytes > limit:
+        problem = f'{usage.shared_bytes} bytes of shared memory, above the limit of {limit}'
+    return row | usage._asdict() | {'problem': problem}
+
+
+def _name(row: dict) -> str:
+    return f'sm_{row["capability"]} {row["kernel"]}, head dim {row["head_dim"]}, group {row["group"]}, {row["dtype"]}'
+
+
+def _print(result: dict) -> None:
+    table = Table(title=f'kernels compiled by Triton {result["versions"]["triton"]}', box=SIMPLE,
+                  padding=(0, 1, 0, 0))
+    for column in ('chip', 'kernel', 'd', 'group', 'dtype', 'tile', 'regs', 'stack', 'shared'):
+        table.add_column(column, no_wrap=True, justify='left' if column in ('chip', 'kernel', 'dtype', 'tile') else 'right')
+    for row in result['rows']:
+        tile = row['tile']
+        table.add_row(f'sm_{row["capability"]}', row['kernel'], str(row['head_dim']), str(row['group']), row['dtype'],
+                      f'{tile["rows"]}x{tile["keys"]} w{tile["warps"]} s{tile["stages"]}',
+                      str(row.get('registers', '?')), str(row.get('stack_bytes', '?')),
+                      f'{row.get("shared_bytes", 0) / 1024:.0f}/{row["shared_limit_bytes"] // 1024} KB',
+                      style='red' if row['problem'] else None)
+    console = Console()
+    console.print(table)
+    console.print('d: head dim; tile: rows x keys, w warps, s pipeline stages; regs: per thread; stack: bytes spilled; '
+                  'shared: memory of a program, of the limit.')
+    if result['unsupported']:
+        console.print('Not known to this Triton: ' + ', '.join(f'sm_{chip}' for chip in result['unsupported']))

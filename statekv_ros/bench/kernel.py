@@ -1,0 +1,231 @@
+"""Scored attention on the shapes of the models: against output-only attention, eager scores and the device's own floor."""
+import argparse
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+
+from statekv_ros.errors import ParameterError
+from statekv_ros.kernels.scored_attention import IMPLEMENTATIONS, default_implementation, scored_attention
+
+DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
+TOLERANCE = {'bf16': 2e-2, 'fp16': 1e-2, 'fp32': 1e-5}
+# Buffers taken in turn, as the layers of a step do: none finds its keys in the cache from the call before.
+LAYERS = 8
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Shape(NamedTuple):
+    """Attention of one layer, and the tokens of one frame step (of a 448 x 448 camera)."""
+
+    q_heads: int
+    kv_heads: int
+    head_dim: int
+    tokens: int
+
+
+MODELS = {
+    'Qwen3-VL-2B': Shape(16, 8, 128, 205), 'Qwen3-VL-4B': Shape(32, 8, 128, 205), 'Qwen3-VL-8B': Shape(32, 8, 128, 205),
+    'InternVL3-1B': Shape(14, 2, 64, 259), 'InternVL3-2B': Shape(12, 2, 128, 259), 'InternVL3-8B': Shape(28, 4, 128, 259),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--models', nargs='+', default=['all'], metavar='MODEL', help=f'all, or of {", ".join(MODELS)}')
+    parser.add_argument('--budgets', nargs='+', type=int, default=[256, 1024, 4096, 16384], metavar='B',
+                        help='tokens of the state; default: %(default)s')
+    parser.add_argument('--tokens', type=int, default=0, help='tokens of a frame step; default: those of the model')
+    parser.add_argument('--dtype', choices=DTYPES, default='bf16', help='default: %(default)s')
+    parser.add_argument('--device', default='cuda', help='default: %(default)s')
+    parser.add_argument('--implementation', choices=IMPLEMENTATIONS, help='default: the best on the device')
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Measure every model with every budget, the state full.
+
+    Returns:
+        {'benchmark', 'device', 'versions', 'implementation', 'dtype', 'matmul_tflops', 'copy_gb_per_s' (both measured in this
+        run; bytes read plus bytes written), 'rows': [{model, q_heads, kv_heads, head_dim, tokens, budget, scored_ms, sdpa_ms,
+        sdpa (the fastest kind), eager_ms, floor_ms, over_sdpa, of_floor, output_error, importance_error}], 'failed': rows
+        whose result is not that of the naive twin}. Times are medians for one layer.
+
+    Raises:
+        ParameterError: there is no such device or model, or a number is not positive.
+    """
+    device = _device(args.device)
+    models = list(MODELS) if 'all' in args.models else args.models
+    unknown = [name for name in models if name not in MODELS]
+    if unknown:
+        raise ParameterError(f'--models must be all or among {", ".join(MODELS)}, got {unknown[0]!r}')
+    if min(args.budgets) < 1 or args.tokens < 0:
+        raise ParameterError(f'--budgets and --tokens must be positive, got {min(args.budgets)} and {args.tokens}')
+    implementation = args.implementation or default_implementation(device)
+    if device.type == 'cpu' and implementation != 'naive':
+        raise ParameterError('a CPU has nothing to measure of --implementation triton: take --implementation naive')
+    shapes = {name: MODELS[name]._replace(tokens=args.tokens or MODELS[name].tokens) for name in models}
+    with torch.inference_mode():
+        flops, bandwidth = _matmul_flops(device, DTYPES[args.dtype]), _copy_bandwidth(device)
+        cases = [(name, shape, budget) for name, shape in shapes.items() for budget in args.budgets]
+        rows = [{'model': name} | _measure(shape, budget, args.dtype, device, implementation, flops, bandwidth)
+                for name, shape, budget in track(cases, 'measuring', console=Console(stderr=True), disable=args.json)]
+    result = {
+        'benchmark': 'kernel', 'device': torch.cuda.get_device_name(device) if device.type == 'cuda'
+        else platform.processor() or platform.machine(),
+        'versions': _versions(), 'implementation': implementation, 'dtype': args.dtype,
+        'matmul_tflops': round(flops / 1e12, 3), 'copy_gb_per_s': round(bandwidth / 1e9, 1), 'rows': rows,
+        'failed': [row for row in rows if not max(row['output_error'], row['importance_error']) <= TOLERANCE[args.dtype]],
+    }
+    if not args.json:
+        _print(result)
+    return result
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ParameterError(f'--device must be cuda, cuda:<number> or cpu, got {name!r}') from None
+    if device.type not in ('cuda', 'cpu'):
+        raise ParameterError(f'--device must be cuda, cuda:<number> or cpu, got {name!r}')
+    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
+        raise ParameterError(f'--device {name} is not there (torch sees {torch.cuda.device_count()} CUDA devices): run on a '
+                             'machine with a GPU, or try the command with --device cpu --tokens 8 --budgets 64')
+    return device
+
+
+def _versions() -> dict[str, str]:
+    versions = {'torch': torch.__version__, 'cuda': torch.version.cuda or 'none'}
+    try:
+        import triton
+    except ImportError:
+        return versions | {'triton': 'none'}
+    return versions | {'triton': triton.__version__}
+
+
+def _measure(shape: Shape, budget: int, dtype: str, device: torch.device, implementation: str, flops: float,
+             bandwidth: float) -> dict:
+    layers = [_tensors(shape, budget, DTYPES[dtype], device) for _ in range(LAYERS)]
+    scale = shape.head_dim ** -0.5
+    output, importance = scored_attention(*layers[0], scale, implementation)
+    right_output, right_importance = scored_attention(*layers[0], scale, 'naive')
+    scored = _median_ms(lambda tensors: scored_attention(*tensors, scale, implementation), layers, device)
+    eager = _median_ms(lambda tensors: scored_attention(*tensors, scale, 'naive'), layers, device)
+    sdpa, kind = min((_median_ms(attend, layers, device), kind)
+                     for kind, attend in _output_only(shape, budget, layers[0]).items())
+    floor = _floor_ms(shape, budget, DTYPES[dtype].itemsize, flops, bandwidth)
+    return shape._asdict() | {
+        'budget': budget, 'scored_ms': round(scored, 5), 'sdpa_ms': round(sdpa, 5), 'sdpa': kind,
+        'eager_ms': round(eager, 5), 'floor_ms': round(floor, 5), 'over_sdpa': round(scored / sdpa, 3),
+        'of_floor': round(floor / scored, 3), 'output_error': _relative_error(output, right_output),
+        'importance_error': _relative_error(importance, right_importance),
+    }
+
+
+def _tensors(shape: Shape, budget: int, dtype: torch.dtype, device: torch.device) -> Tensors:
+    """Query, key and value laid out as a model and the state's buffers give them."""
+    keys = budget + shape.tokens
+    query = torch.randn(1, shape.tokens, shape.q_heads, shape.head_dim, dtype=dtype, device=device).transpose(1, 2)
+    key, value = (torch.randn(1, shape.kv_heads, keys + 64, shape.head_dim, dtype=dtype, device=device)[:, :, :keys]
+                  for _ in range(2))
+    return query, key, value
+
+
+def _relative_error(ours: torch.Tensor, right: torch.Tensor) -> float:
+    return ((ours.double() - right.double()).norm() / right.double().norm()).item()
+
+
+def _output_only(shape: Shape, budget: int, tensors: Tensors) -> dict[str, Callable]:
+    """Every way of torch to attend that works here on `tensors`.
+
+    'causal' is the same attention; the others also see the frame's later keys, tokens / 2 more per query.
+    """
+    def attend(tensors: Tensors, backends: list[SDPBackend], mask=None) -> torch.Tensor:
+        with sdpa_kernel(backends):
+            return F.scaled_dot_product_attention(*tensors, attn_mask=mask, enable_gqa=True)
+
+    every = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+    causal = causal_lower_right(shape.tokens, budget + shape.tokens)
+    kinds = {'causal': lambda tensors: attend(tensors, every, causal),
+             'flash': lambda tensors: attend(tensors, [SDPBackend.FLASH_ATTENTION]),
+             'cudnn': lambda tensors: attend(tensors, [SDPBackend.CUDNN_ATTENTION]),
+             'efficient': lambda tensors: attend(tensors, [SDPBackend.EFFICIENT_ATTENTION]),
+             'math': lambda tensors: attend(tensors, [SDPBackend.MATH])}
+    working = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # a backend says at length why it cannot
+        for kind, function in kinds.items():
+            try:
+                function(tensors)
+            except (RuntimeError, ValueError):
+                continue
+            working[kind] = function
+    return working
+
+
+def _floor_ms(shape: Shape, budget: int, itemsize: int, flops: float, bandwidth: float) -> float:
+    """What the device cannot beat: QK, PV and QK again at its matmul rate, or each tensor moved once at its copy rate."""
+    pairs = shape.q_heads * (shape.tokens * budget + shape.tokens * (shape.tokens + 1) / 2)
+    keys = budget + shape.tokens
+    moved = itemsize * shape.head_dim * 2 * (shape.q_heads * shape.tokens + shape.kv_heads * keys) + 4 * shape.kv_heads * keys
+    return max(6 * shape.head_dim * pairs / flops, moved / bandwidth) * 1e3
+
+
+def _matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large matrix product."""
+    size = 8192 if device.type == 'cuda' else 512
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
+    return 2 * size**3 / (_median_ms(lambda _: a @ b, [None], device) / 1e3)
+
+
+def _copy_bandwidth(device: torch.device) -> float:
+    """Bytes read plus bytes written per second of a large copy."""
+    source = torch.randn(2**29 if device.type == 'cuda' else 2**22, device=device)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / (_median_ms(lambda _: target.copy_(source), [None], device) / 1e3)
+
+
+def _median_ms(function: Callable, layers: list, device: torch.device) -> float:
+    """Median milliseconds of one call; on a GPU replayed from a CUDA graph, so that launches from Python do not count."""
+    for tensors in layers:  # compile, and let libraries make their plans
+        function(tensors)
+    if device.type == 'cpu':
+        return statistics.median(_seconds(function, tensors) for _ in range(3) for tensors in layers) * 1e3
+    from triton.testing import do_bench
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for tensors in layers:
+            function(tensors)
+    return do_bench(graph.replay, warmup=50, rep=200, return_mode='median') / len(layers)
+
+
+def _seconds(function: Callable, tensors) -> float:
+    start = time.perf_counter()
+    function(tensors)
+    return time.perf_counter() - start
+
+
+def _print(result: dict) -> None:
+    table = Table(title=f'scored attention ({result["implementation"]}, {result["dtype"]}), one layer, {result["device"]}',
+                  box=SIMPLE, padding=(0, 1, 0, 0))
+    for column in ('model', 'B', 'ms', 'SDPA ms', 'kind', 'x SDPA', 'eager ms', 'floor ms', 'of floor'):
+        table.add_column(column, no_wrap=True, justify='left' if column in ('model', 'kind') else 'right')
+    for row in result['rows']:
+        table.add_row(row['model'], str(row['budget']), f'{row["scored_ms"]:.4f}', f'{row["sdpa_ms"]:.4f}', row['sdpa'],
+                      f'{row["over_sdpa"]:.2f}', f'{row["eager_ms"]:.3f}', f'{row["floor_ms"]:.4f}',
+                      f'{row["of_floor"]:.0%}', style='red' if row in result['failed'] else None)
+    console = Console()
+    console.print(table)
+    console.print(f'SDPA gives the output alone, by its fastest kind. Floor: {result["matmul_tflops"]} TFLOP/s of matmul and '
+                  f'{result["copy_gb_per_s"]} GB/s of copy, measured in this run. Red: not the result of the naive twin.')

@@ -1,0 +1,86 @@
+"""`statekv-bench aot` and `statekv-bench kernel` as a user runs them."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from statekv_ros.bench import cli
+from statekv_ros.kernels.scored_attention.configs import SHARED_MEMORY_KB
+
+
+def bench(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """Run statekv-bench in a process that compiles rather than interprets, unless `variables` say otherwise."""
+    environment = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'} | variables
+    return subprocess.run([sys.executable, '-m', 'statekv_ros.bench.cli', *arguments], capture_output=True, text=True,
+                          env=environment)
+
+
+@pytest.mark.timeout(900)  # a hundred kernels; a minute on two idle cores, and nothing when they are in Triton's cache
+def test_every_kernel_compiles_for_every_chip_without_spills_and_within_its_shared_memory():
+    pytest.importorskip('triton')
+    run = bench('aot', '--json')
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout.splitlines()[-1])
+    assert result['failed'] == []
+    assert {80, 87, 89, 90, 100, 120} <= {row['capability'] for row in result['rows']}
+    assert {(64, 7), (128, 7), (128, 2), (128, 4), (128, 6)} == {(row['head_dim'], row['group']) for row in result['rows']}
+    for row in result['rows']:
+        assert row['stack_bytes'] == 0 and 0 < row['registers'] <= 255
+        assert 0 <= row['shared_bytes'] <= SHARED_MEMORY_KB[row['capability']] * 1024 == row['shared_limit_bytes']
+
+
+def test_a_kernel_above_its_chips_shared_memory_fails_the_command_by_name():
+    pytest.importorskip('triton')
+    program = """
+import sys
+from statekv_ros.bench import aot, cli
+from statekv_ros.kernels.scored_attention.configs import CONFIGS, Config, Tile
+aot.MODEL_SHAPES = ((64, 7),)
+CONFIGS[89][64, 2] = Config(Tile(128, 64, 8, 9), Tile(64, 128, 4, 3))  # nine stages of pipeline, 16 KB each
+sys.exit(cli.main(['aot', '--chips', '89', '--processes', '1', '--json']))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
+    run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, env=environment)
+    assert run.returncode == 1, run.stderr
+    assert 'sm_89 split forward, head dim 64, group 7, bf16: ' in run.stderr and 'above the limit of 101376' in run.stderr
+    assert 'mass' not in run.stderr
+    (failed,) = json.loads(run.stdout.splitlines()[-1])['failed']
+    assert failed['kernel'] == 'split forward' and failed['shared_bytes'] > failed['shared_limit_bytes']
+
+
+@pytest.mark.parametrize('command, interpret, words', [
+    ('aot --chips 75', '0', '--chips must be among 80, 86'),
+    ('aot --processes 0', '0', '--processes must be at least 1, got 0'),
+    ('aot', '1', "TRITON_INTERPRET is '1'"),
+    ('kernel --device cpu --models GPT-2', '0', "got 'GPT-2'"),
+    ('kernel --device cpu --budgets 0', '0', 'must be positive, got 0 and 0'),
+    ('kernel --device cpu --implementation triton', '0', 'take --implementation naive'),
+    ('kernel --device toaster', '0', "--device must be cuda, cuda:<number> or cpu, got 'toaster'"),
+    ('kernel --device cuda:99', '0', '--device cuda:99 is not there'),
+])
+def test_bad_arguments_are_named(command, interpret, words, monkeypatch, capsys):
+    pytest.importorskip('triton')
+    monkeypatch.setenv('TRITON_INTERPRET', interpret)
+    assert cli.main(command.split()) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a CUDA device')
+def test_the_kernel_benchmark_says_that_it_needs_a_gpu():
+    run = bench('kernel', '--json')
+    assert run.returncode == 2 and 'run on a machine with a GPU' in run.stderr and run.stdout == ''
+
+
+def test_the_kernel_benchmark_measures_on_a_cpu_when_told():
+    run = bench('kernel', '--device', 'cpu', '--dtype', 'fp32', '--implementation', 'naive', '--models', 'InternVL3-1B',
+                '--tokens', '8', '--budgets', '16', '64', '--json')
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout.splitlines()[-1])
+    assert [row['budget'] for row in result['rows']] == [16, 64] and result['failed'] == []
+    assert result['matmul_tflops'] > 0 and result['copy_gb_per_s'] > 0 and result['versions']['torch'] == torch.__version__
+    for row in result['rows']:
+        assert min(row[name] for name in ('scored_ms', 'sdpa_ms', 'eager_ms', 'floor_ms')) > 0
+        assert row['over_sdpa'] == pytest.approx(row['scored_ms'] / row['sdpa_ms'], rel=0.05)
