@@ -11,11 +11,14 @@ from statekv_ros.bench import cli
 from statekv_ros.kernels.scored_attention.configs import SHARED_MEMORY_KB
 
 
-def bench(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
-    """Run statekv-bench in a process that compiles rather than interprets, unless `variables` say otherwise."""
-    environment = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'} | variables
-    return subprocess.run([sys.executable, '-m', 'statekv_ros.bench.cli', *arguments], capture_output=True, text=True,
-                          env=environment)
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    """Run Python where Triton compiles rather than interprets."""
+    environment = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess:
+    return python('-m', 'statekv_ros.bench.cli', *arguments)
 
 
 @pytest.mark.timeout(900)  # a hundred kernels; a minute on two idle cores, and nothing when they are in Triton's cache
@@ -42,8 +45,7 @@ aot.MODEL_SHAPES = ((64, 7),)
 CONFIGS[89][64, 2] = Config(Tile(128, 64, 8, 9), Tile(64, 128, 4, 3))  # nine stages of pipeline, 16 KB each
 sys.exit(cli.main(['aot', '--chips', '89', '--processes', '1', '--json']))
 """
-    environment = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}
-    run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, env=environment)
+    run = python('-c', program)
     assert run.returncode == 1, run.stderr
     assert 'sm_89 split forward, head dim 64, group 7, bf16: ' in run.stderr and 'above the limit of 101376' in run.stderr
     assert 'mass' not in run.stderr

@@ -116,14 +116,14 @@ def _name(row: dict) -> str:
 def _print(result: dict) -> None:
     table = Table(title=f'kernels compiled by Triton {result["versions"]["triton"]}', box=SIMPLE,
                   padding=(0, 1, 0, 0))
-    for column in ('chip', 'kernel', 'd', 'group', 'dtype', 'tile', 'regs', 'stack', 'shared'):
+    for column in ('chip', 'kernel', 'd', 'group', 'dtype', 'tile', 'regs', 'stack', 'shared KB'):
         table.add_column(column, no_wrap=True, justify='left' if column in ('chip', 'kernel', 'dtype', 'tile') else 'right')
     for row in result['rows']:
         tile = row['tile']
         table.add_row(f'sm_{row["capability"]}', row['kernel'], str(row['head_dim']), str(row['group']), row['dtype'],
                       f'{tile["rows"]}x{tile["keys"]} w{tile["warps"]} s{tile["stages"]}',
                       str(row.get('registers', '?')), str(row.get('stack_bytes', '?')),
-                      f'{row.get("shared_bytes", 0) / 1024:.0f}/{row["shared_limit_bytes"] // 1024} KB',
+                      f'{row.get("shared_bytes", 0) / 1024:.0f}/{row["shared_limit_bytes"] // 1024}',
                       style='red' if row['problem'] else None)
     console = Console()
     console.print(table)
