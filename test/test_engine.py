@@ -21,7 +21,7 @@ class Bench:
         self.outcomes: list[Outcome] = []
         self.errors: list[str] = []
         self._frames, self._sent = frames, dict.fromkeys(names, 0)
-        cameras = [Camera(name, self._watched(VideoStream(backbone, 'statekv(40)', cancelled=lambda: self.engine.stopping), name),
+        cameras = [Camera(name, self._watched(VideoStream(backbone, 'statekv(40)'), name),
                           lambda message: message.frame) for name in names]
         self.engine = Engine(cameras, lambda camera, report, waited_ms: None, lambda: slice_tokens, max_queued,
                              self.errors.append)

@@ -195,6 +195,10 @@ def test_while_a_simulated_clock_stands_still_nothing_becomes_stale(tiny_model_d
         assert graph.fresh_health()['front'][0] == 0, graph.health['front']
         clock.publish(Clock(clock=to_stamp(102 * SECOND)))
         graph.wait(lambda: graph.health['front'][0] == 3, 'stale after the clock went on')
+        clock.publish(Clock(clock=to_stamp(10 * SECOND)))
+        graph.wait(lambda: graph.health['front'][0] == 0, 'silence counts anew after the clock went back')
+        clock.publish(Clock(clock=to_stamp(12 * SECOND)))
+        graph.wait(lambda: graph.health['front'][0] == 3, 'stale on the clock that went back')
 
 
 def test_the_node_runs_in_a_namespace_with_remapped_topics(tiny_model_dir, tmp_path):

@@ -73,6 +73,8 @@ class Engine:
         self._wake = threading.Condition()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        for camera in cameras:
+            camera.stream.cancelled = self._stopping.is_set
 
     @property
     def stopping(self) -> bool:

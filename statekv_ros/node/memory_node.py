@@ -117,8 +117,7 @@ class MemoryNode(LifecycleNode):
         self._require_memory(backbone, policy)
         cameras, kinds = [], {}
         for name in get['cameras']:
-            stream = VideoStream(backbone, policy, 'all', get['chunk_tokens'], get['max_detailed_mb'] * 10**6,
-                                 cancelled=lambda: self._engine.stopping)
+            stream = VideoStream(backbone, policy, 'all', get['chunk_tokens'], get['max_detailed_mb'] * 10**6)
             kinds[name] = message_type(get[f'{name}.topic'], get[f'{name}.transport'])
             cameras.append(Camera(name, stream, DECODERS[kinds[name]]))
         self._engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],

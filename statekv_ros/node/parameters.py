@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.exceptions import InvalidTopicNameException
+from rclpy.expand_topic_name import expand_topic_name
 from rclpy.parameter import Parameter
+from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from statekv_ros.errors import ParameterError, StateKVError
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
@@ -87,6 +90,14 @@ def _check_cameras(names: list[str]) -> None:
         raise ParameterError(f'camera names must differ, got {list(names)}')
 
 
+def _check_topic(name: str) -> None:
+    try:
+        validate_full_topic_name(expand_topic_name(name, 'statekv', '/'))
+    except (ValueError, InvalidTopicNameException) as error:
+        why = str(error).splitlines()[0].split('invalid: ')[-1].removeprefix('Invalid topic name: ').split(', at /')[0]
+        raise ParameterError(f'{name!r} is not a topic name: {why.rstrip(":")}') from error
+
+
 NODE = (
     Spec('autostart', True, 'configure and activate without a lifecycle manager'),
     Spec('model', '', 'checkpoint directory in Transformers\' format, or hub id'),
@@ -129,7 +140,7 @@ NODE = (
 def camera_specs(name: str, rate_hz: float, reliability: str) -> tuple[Spec, ...]:
     """The parameters of one camera, `<name>.topic` and so on; rate and reliability default to the node's."""
     return (
-        Spec(f'{name}.topic', f'{name}/image_raw', f'image topic of camera {name}'),
+        Spec(f'{name}.topic', f'{name}/image_raw', f'image topic of camera {name}', check=_check_topic),
         Spec(f'{name}.transport', 'auto', 'message type; auto: compressed when the topic ends in /compressed',
              choices=('auto', 'raw', 'compressed')),
         Spec(f'{name}.rate_hz', rate_hz, f'images of camera {name} to watch per second of header time', low=0.0, high=1000.0,
