@@ -8,6 +8,7 @@
             print(reply.answer.text, reply.answer.last_stamp)
 """
 import enum
+import threading
 import time
 from dataclasses import dataclass
 
@@ -136,9 +137,9 @@ class StateKVClient:
     def _wait(self, client, request, seconds: float):
         future: Future = client.call_async(request)
         if self._spun_elsewhere:
-            end = time.monotonic() + seconds
-            while not future.done() and time.monotonic() < end:
-                time.sleep(0.005)
+            arrived = threading.Event()
+            future.add_done_callback(lambda _: arrived.set())
+            arrived.wait(seconds)
         else:
             self._executor.spin_until_future_complete(future, seconds)
         if not future.done():

@@ -37,7 +37,6 @@ class Answering:
         self._records = list(snapshot.records)
         self._position = snapshot.position
         self._waiting_half_step = snapshot.pending is not None
-        self._prompt: list[int] = []
         if snapshot.position == 0:  # asked before the first whole step: the prefix has not been read by anyone yet
             self._prefix: TokenInputs | None = self._backbone.prefix()
         else:
@@ -46,11 +45,6 @@ class Answering:
         self.question_tokens = len(self._prompt)
         self._begun = time.perf_counter()
         self._prefill_ms = self._decode_ms = self._first_token_ms = 0.0
-
-    @property
-    def tokens_done(self) -> int:
-        """Question tokens read and answer tokens decoded so far."""
-        return self.question_tokens - len(self._prompt) + len(self.token_ids)
 
     @property
     def text(self) -> str:

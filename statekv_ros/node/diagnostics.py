@@ -1,5 +1,4 @@
 """/diagnostics: one status for the engine, one per camera, one for the transport."""
-import statistics
 from collections import deque
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
