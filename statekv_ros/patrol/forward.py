@@ -8,20 +8,22 @@ from statekv_ros.patrol.packing import CAPTION_TOKENS, GRID, QUESTION_TOKENS, Ba
 _HIDDEN = -1e4             # added to scores of tokens that may not be seen; fits bf16
 
 
-def forward(model: Qwen3VLForConditionalGeneration, batch: Batch, pixels: torch.Tensor,
+def forward(model: Qwen3VLForConditionalGeneration, batch: Batch, pixels: torch.Tensor | None,
             notes_layer: int = 0) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Hidden states of every token, [rows, tokens, hidden], behind the last norm.
 
     Args:
-        pixels: normalised patches [steps, 16, 1536] in the model's dtype.
+        pixels: normalised patches [steps, 16, 1536] in the model's dtype; None for a batch of captions.
         notes_layer: when positive, also return the hidden states of the ends of the steps, [steps, hidden], behind this many
             layers.
     """
     text = model.model.language_model
-    visual, deep = _see(model.model.visual, pixels)
     hidden = F.embedding(batch.ids, text.embed_tokens.weight)
     rows, tokens, width = hidden.shape
-    hidden = hidden.view(-1, width).index_copy(0, batch.visual, visual.reshape(-1, width)).view(rows, tokens, width)
+    deep: list[torch.Tensor] = []
+    if pixels is not None:
+        visual, deep = _see(model.model.visual, pixels)
+        hidden = hidden.view(-1, width).index_copy(0, batch.visual, visual.reshape(-1, width)).view(rows, tokens, width)
     cosine, sine = _rotation(text, batch.positions, hidden.dtype)
     groups = _groups(batch, hidden.dtype)
     notes = None

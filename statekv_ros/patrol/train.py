@@ -119,8 +119,6 @@ class Trainer:
 
     def _learn(self, batch: Batch, pixels: torch.Tensor | None) -> float:
         done = self.step / self.steps
-        if pixels is None:
-            pixels = torch.zeros(0, 16, 1536, dtype=torch.bfloat16)
         hidden, ends = forward(self.model, batch, pixels, NOTES_LAYER)
         embedding = self.model.model.language_model.embed_tokens.weight
         told = batch.labels != IGNORED
