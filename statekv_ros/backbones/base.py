@@ -37,12 +37,14 @@ class TokenInputs:
         embeds: [1, tokens, hidden].
         positions: virtual positions as the model wants them, [1, tokens] or [axes, 1, tokens] (M-RoPE).
         next_position: the virtual position of the token that follows.
+        start: where the first token stands along the stream (M-RoPE: on the axes that advance with it).
         visual_start, visual_tokens: where the frame's visual tokens stand among these tokens.
         extra: keyword arguments of the family's language model (DeepStack features, for example).
     """
     embeds: torch.Tensor
     positions: torch.Tensor
     next_position: int
+    start: int
     visual_start: int = 0
     visual_tokens: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
@@ -133,6 +135,24 @@ class Backbone(ABC):
     @abstractmethod
     def embed(self, token_ids: Sequence[int], position: int) -> TokenInputs:
         """Plain text tokens from virtual position `position`."""
+
+    @abstractmethod
+    def rotate(self, vectors: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
+        """Keys or queries [..., tokens, head_dim] as if they had stood `positions` (int64 [..., tokens], or one number;
+        negative: further left) further right along the stream. In fp32, returned in the dtype they came in.
+        """
+
+    @abstractmethod
+    def starts(self, inputs: TokenInputs) -> torch.Tensor:
+        """Where each token stands along the stream, [tokens] int64, never falling: the tokens of a grid share one place."""
+
+    @abstractmethod
+    def largest_shift(self, inputs: TokenInputs) -> int:
+        """By how many positions a step can stand further left in the stream and still be laid out as the model knows it."""
+
+    @abstractmethod
+    def shifted(self, inputs: TokenInputs, shift: int) -> TokenInputs:
+        """The same tokens `shift` positions further left in the stream."""
 
     @abstractmethod
     def forward(self, inputs: TokenInputs, memory: AttentionMemory) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """What the model families have in common: chat text around the video, a text model with our attention, one way to a step."""
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from statekv_ros.backbones.attention_hook import ATTENTION
 from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, TokenInputs
 from statekv_ros.backbones.checkpoint import Checkpoint
 from statekv_ros.backbones.pixels import PixelSpec, SquareSpec, prepare
-from statekv_ros.backbones.rope import freeze_rope
+from statekv_ros.backbones.rope import freeze_rope, rotate
 from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import ModelError
 
@@ -28,6 +29,7 @@ class Family(Backbone):
         before_video, after_video, after_question: text around the video and the question.
         special_tokens: must each be one token of the checkpoint's tokenizer.
         position_axes: 1, or 3 for M-RoPE (time, height, width).
+        stream_axes: those of them along which a stream advances, and that shifting it moves.
     """
     system = '<|im_start|>system\n{}<|im_end|>\n'
     default_system = ''
@@ -36,6 +38,7 @@ class Family(Backbone):
     after_question = '<|im_end|>\n<|im_start|>assistant\n'
     special_tokens: tuple[str, ...] = ('<|im_start|>', '<|im_end|>')
     position_axes = 1
+    stream_axes: tuple[int, ...] = (0,)
 
     def __init__(self, checkpoint: Checkpoint, pixels: PixelSpec | SquareSpec, language: PreTrainedModel,
                  head: torch.nn.Module, system_prompt: str, rope_length: int):
@@ -60,6 +63,9 @@ class Family(Backbone):
         self.layout = KVLayout(config.num_hidden_layers, config.num_key_value_heads, head_dim,
                                self._model.dtype, self._model.device)
         self.frames_per_step = 1
+        self._frequencies = language.rotary_emb.inv_freq.float()
+        self._stream_frequencies = self._frequencies * torch.isin(
+            self._frequency_axes(), torch.tensor(self.stream_axes)).to(self._frequencies)
         ids = {token: self._token_id(token) for token in self.special_tokens}
         self.stop_token_ids = checkpoint.stop_token_ids | {ids['<|im_end|>']}
         prompt = system_prompt or self.default_system
@@ -83,6 +89,10 @@ class Family(Backbone):
         end = position + before + rows * columns + after
         return torch.arange(position, end)[None], end
 
+    def _frequency_axes(self) -> torch.Tensor:
+        """Position axis that each RoPE frequency turns with, [head_dim / 2]."""
+        return torch.zeros(len(self._frequencies), dtype=torch.long)
+
     def prepare(self, frame: np.ndarray) -> np.ndarray:
         return prepare(frame, self._pixels)
 
@@ -97,7 +107,8 @@ class Family(Backbone):
         embeds = torch.cat([self._embed_ids(before), visual[None].to(self.dtype), self._embed_ids(after)], dim=1)
         positions, next_position = self._step_positions(position, seconds, len(before),
                                                         *self._visual_grid(*frames[0].shape[:2]), len(after))
-        return TokenInputs(embeds, positions.to(self.device), next_position, len(before), visual.shape[0], extra)
+        start = int(positions.reshape(-1, embeds.shape[1])[list(self.stream_axes), 0].min())
+        return TokenInputs(embeds, positions.to(self.device), next_position, start, len(before), visual.shape[0], extra)
 
     def step_tokens(self, height: int, width: int) -> int:
         rows, columns = self._visual_grid(*self._pixels.frame_size(height, width))
@@ -123,7 +134,24 @@ class Family(Backbone):
         positions = torch.arange(position, end, device=self.device)[None]
         if self.position_axes > 1:
             positions = positions.expand(self.position_axes, 1, -1)
-        return TokenInputs(self._embed_ids(token_ids), positions, end)
+        return TokenInputs(self._embed_ids(token_ids), positions, end, position)
+
+    def rotate(self, vectors: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
+        positions = torch.as_tensor(positions, device=vectors.device)
+        return rotate(vectors, positions[..., None].float() * self._stream_frequencies)
+
+    def starts(self, inputs: TokenInputs) -> torch.Tensor:
+        positions = inputs.positions.reshape(-1, inputs.tokens)
+        return positions[list(self.stream_axes)].amin(dim=0)
+
+    def largest_shift(self, inputs: TokenInputs) -> int:
+        return int(inputs.positions.min())
+
+    def shifted(self, inputs: TokenInputs, shift: int) -> TokenInputs:
+        if not shift:
+            return inputs
+        return replace(inputs, positions=inputs.positions - shift, next_position=inputs.next_position - shift,
+                       start=inputs.start - shift)
 
     @torch.inference_mode()
     def forward(self, inputs: TokenInputs, memory: AttentionMemory) -> torch.Tensor:

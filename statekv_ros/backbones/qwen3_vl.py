@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from statekv_ros.backbones.base import TokenInputs
-from statekv_ros.backbones.mrope import grid_positions, text_positions
+from statekv_ros.backbones.mrope import axes_interleaved, grid_positions, text_positions
 from statekv_ros.backbones.pixels import HALF
 from statekv_ros.backbones.qwen_vl import QwenVL, joined
 
@@ -33,6 +33,9 @@ class Qwen3VL(QwenVL):
     def _see(self, frames: Sequence[np.ndarray]) -> tuple[torch.Tensor, dict[str, Any]]:
         features = self._features(frames)
         return joined(features.pooler_output), {'deepstack_visual_embeds': [joined(f) for f in features.deepstack_features]}
+
+    def _frequency_axes(self) -> torch.Tensor:
+        return axes_interleaved(self._language.config.rope_parameters['mrope_section'])
 
     def _step_positions(self, position: int, seconds: Sequence[float], before: int, rows: int, columns: int,
                         after: int) -> tuple[torch.Tensor, int]:
