@@ -169,6 +169,12 @@ def test_the_packed_forward_is_the_streaming_engine(trained_a_little):
         torch.testing.assert_close(told[place], packed[first], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize('size', [(64, 64), (320, 240), (640, 480), (480, 480)])
+def test_cameras_of_common_shapes_are_seen_as_in_training(trained_a_little, size):
+    backbone = load_backbone(str(trained_a_little[1] / 'model'), device='cpu')
+    assert backbone.prepare(np.zeros((size[1], size[0], 3), np.uint8)).shape == (64, 64, 3)
+
+
 def test_a_killed_run_goes_on_as_if_it_had_not_been(trained_a_little, tmp_path):
     trainer, folder = trained_a_little
     whole = train.Trainer(tmp_path, 0, 8, pictures=2)

@@ -23,6 +23,7 @@ from statekv_ros.patrol.forward import forward
 from statekv_ros.patrol.packing import IGNORED, NOTES, QUESTION_TOKENS, Batch, Packer
 from statekv_ros.patrol.pictures import PictureBank
 from statekv_ros.patrol.questions import KINDS
+from statekv_ros.patrol.render import MODEL_SIZE
 from statekv_ros.patrol.tokenizer import make_tokenizer
 
 LEARNING_RATE, WARM_UP_STEPS, DECAY_FROM = 2e-3, 100, .55
@@ -169,13 +170,17 @@ class Trainer:
 
 
 def export(trainer: Trainer, folder: Path) -> None:
-    """Write the checkpoint in Transformers' format: bf16 safetensors, config, tokenizer."""
+    """Write the checkpoint in Transformers' format: bf16 safetensors, config, tokenizer, and the frame size it was made for."""
     notes = trainer.model._modules.pop('notes')
     try:
         trainer.model.save_pretrained(folder)
     finally:
         trainer.model.notes = notes
     trainer.tokenizer.save_pretrained(folder)
+    # One size for square and for 4:3 cameras; see PictureBank.
+    (folder / 'statekv.json').write_text(json.dumps(
+        {'min_frame_pixels': MODEL_SIZE**2, 'max_frame_pixels': MODEL_SIZE**2 * 3 // 2}) + '\n')
+    (folder / 'model.safetensors').chmod(0o644)
 
 
 def main(argv: list[str] | None = None) -> int:
