@@ -6,7 +6,7 @@ import torch
 from conftest import SECOND
 from statekv_ros.backbones import load_backbone
 from statekv_ros.memory import VideoStream
-from statekv_ros.patrol import train
+from statekv_ros.patrol import curriculum, train
 from statekv_ros.patrol.captions import caption
 from statekv_ros.patrol.forward import forward
 from statekv_ros.patrol.heldout import ask_all, measure
@@ -134,6 +134,13 @@ def test_every_sentence_of_the_world_survives_the_tokenizer():
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module', autouse=True)
+def small_batches():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curriculum, 'STAGES', (curriculum.Stage(1., 6, (3, 4), 6),))
+        yield
+
 
 @pytest.fixture(scope='module')
 def trained_a_little(tmp_path_factory):
