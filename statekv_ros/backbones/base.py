@@ -1,13 +1,14 @@
 """What the streaming memory needs to know of a model family: pixels in, embeddings and positions out."""
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from statekv_ros.backbones.size import ModelSize
+from statekv_ros.backbones.upload import to_device
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,32 @@ class TokenInputs:
     @property
     def tokens(self) -> int:
         return self.embeds.shape[1]
+
+
+@dataclass(frozen=True)
+class StagedStep:
+    """One frame step as the device needs it, before the vision tower: three tensors and the numbers that shapes depend on.
+
+    Attributes:
+        frames: uint8 [frames_per_step, height, width, 3], resized; the last one repeated where frames are missing.
+        token_ids: int64 [1, text tokens], the text before the visual tokens and, from `visual_start` on, behind them.
+        positions, next_position, visual_start, visual_tokens: as in `TokenInputs`.
+    """
+    frames: torch.Tensor
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    next_position: int
+    visual_start: int
+    visual_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.token_ids.shape[1] + self.visual_tokens
+
+    def on(self, device: torch.device) -> 'StagedStep':
+        """The same step with its tensors on `device`, without making the host wait."""
+        return replace(self, frames=to_device(self.frames, device), token_ids=to_device(self.token_ids, device),
+                       positions=to_device(self.positions, device))
 
 
 class AttentionMemory(Protocol):
@@ -102,16 +129,26 @@ class Backbone(ABC):
         """The tokens before the first frame (chat template, system prompt), from position 0."""
 
     @abstractmethod
-    def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
-               first_frame: int = 0) -> TokenInputs:
-        """One frame step: vision tower, wrapper tokens and positions of prepared frames of one size.
+    def stage(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
+              first_frame: int = 0) -> StagedStep:
+        """Text and positions of one frame step, and its frames side by side; on the host, nothing computed yet.
 
         Args:
-            frames: as `prepare` returned them; fewer than `frames_per_step` are padded by repeating the last.
+            frames: as `prepare` returned them, of one size; fewer than `frames_per_step` are padded by repeating the last.
             seconds: time of each frame in the stream.
             position: virtual position of the step's first token.
             first_frame: number of the first of these frames in the stream, from 0; some families write it before the frame.
         """
+
+    @abstractmethod
+    def embed_step(self, step: StagedStep) -> TokenInputs:
+        """Vision tower and embeddings of a step whose tensors are on the device. Every shape depends on shapes alone and the
+        host never waits, so that the device can replay it as a graph."""
+
+    def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
+               first_frame: int = 0) -> TokenInputs:
+        """One frame step, ready for the language model: `stage`, then `embed_step`."""
+        return self.embed_step(self.stage(frames, seconds, position, first_frame).on(self.device))
 
     @abstractmethod
     def step_tokens(self, height: int, width: int) -> int:

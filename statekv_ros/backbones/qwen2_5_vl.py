@@ -15,12 +15,14 @@ find a question. The two rules agree while the video lasts no longer than max(ro
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from transformers.vision_utils import get_vision_window_index
 
+from statekv_ros.backbones.base import StagedStep
 from statekv_ros.backbones.mrope import grid_positions
 from statekv_ros.backbones.pixels import OPENAI_CLIP
-from statekv_ros.backbones.qwen_vl import QwenVL, joined
+from statekv_ros.backbones.qwen_vl import QwenVL
+from statekv_ros.backbones.upload import to_device
 
 
 class Qwen2_5VL(QwenVL):
@@ -33,8 +35,13 @@ class Qwen2_5VL(QwenVL):
     def _step_text(self, number: int, seconds: Sequence[float]) -> tuple[str, str]:
         return '', ''
 
-    def _see(self, frames: Sequence[np.ndarray]) -> tuple[torch.Tensor, dict[str, Any]]:
-        return joined(self._features(frames).pooler_output), {}
+    def _see(self, step: StagedStep) -> tuple[torch.Tensor, dict[str, Any]]:
+        return self._features(step).pooler_output, {}
+
+    def _indices(self, grid: torch.Tensor) -> dict[str, torch.Tensor]:
+        vision = self._model.config.vision_config
+        windows, ends = get_vision_window_index(grid, vision.spatial_merge_size, vision.window_size, vision.patch_size)
+        return {'window_index': to_device(windows, self.device), 'cu_window_seqlens': ends}
 
     def _step_positions(self, position: int, seconds: Sequence[float], before: int, rows: int, columns: int,
                         after: int) -> tuple[torch.Tensor, int]:
