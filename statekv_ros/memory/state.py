@@ -41,10 +41,8 @@ class CompressedState:
         live = self.tokens + self._frame_tokens
         self._key[layer, :, self.tokens:live] = key[0]
         self._value[layer, :, self.tokens:live] = value[0]
-        output, importance = scored_attention(query, self._key[layer, None, :, :live], self._value[layer, None, :, :live],
-                                              scale)
-        self._importance[layer, :, :live] = importance[0]
-        return output
+        return scored_attention(query, self._key[layer, None, :, :live], self._value[layer, None, :, :live], scale,
+                                importance_out=self._importance[layer, None, :, :live])[0]
 
     def commit(self) -> None:
         """Keep the B most important of state and frame, for all layers and KV heads at once."""
