@@ -5,10 +5,11 @@ it); config/fastdds_shm.xml gives shared memory segments that hold many of them.
 """
 import enum
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
+
+from statekv_ros.share import find_share
 
 PROFILE_NAME = 'fastdds_shm.xml'
 # Fast DDS 3 (Kilted and later) reads the first name and warns of the second, which Fast DDS 2 (Jazzy) reads.
@@ -41,10 +42,7 @@ class TransportProfile:
 
 def find_shipped_profile() -> Path | None:
     """Path of fastdds_shm.xml: beside the source tree, in the package's installed share folder, or None."""
-    folders = [Path(__file__).resolve().parents[1] / 'config']
-    prefixes = [*filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep)), sys.prefix]
-    folders += [Path(prefix) / 'share' / 'statekv_ros' / 'config' for prefix in prefixes]
-    return next((folder / PROFILE_NAME for folder in folders if (folder / PROFILE_NAME).is_file()), None)
+    return find_share(f'config/{PROFILE_NAME}')
 
 
 def profile_variable() -> str:

@@ -101,7 +101,7 @@ def test_bad_devices_and_dtypes_are_named(tiny_model_dir):
     assert "'int8'" in refusal(tiny_model_dir, dtype='int8')
     if not torch.cuda.is_available():
         assert 'sees no GPU' in refusal(tiny_model_dir, device='cuda')
-    assert 'max_frame_pixels' in refusal(tiny_model_dir, max_frame_pixels=0)
+    assert 'max_frame_pixels' in refusal(tiny_model_dir, max_frame_pixels=-1)
 
 
 def test_bfloat16_runs(tiny_model_dir, frames):

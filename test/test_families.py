@@ -42,8 +42,8 @@ def pictures(frames) -> list[np.ndarray]:
     return [np.pad(frame, ((0, 8), (18, 18), (0, 0)), mode='wrap') for frame in frames]
 
 
-def stream_of(backbone, pictures, policy: str = 'statekv(unlimited)') -> VideoStream:
-    stream = VideoStream(backbone, policy, chunk_tokens=40)
+def stream_of(backbone, pictures, policy: str = 'statekv(unlimited)', **options) -> VideoStream:
+    stream = VideoStream(backbone, policy, chunk_tokens=40, **options)
     for picture, stamp in zip(pictures, STAMPS):
         stream.step(picture, stamp)
     return stream
@@ -224,11 +224,11 @@ def test_dynamic_rope_scaled_once_equals_the_library_at_that_length(tmp_path, pi
     assert ids.shape[1] > 150, 'the prompt should be longer than the trained context'
     scaled = load_backbone(str(folder), device='cpu', rope_length=ids.shape[1])
     assert scaled.max_position == ids.shape[1]
-    check_equality(stream_of(scaled, pictures[:6]), ids, expected, monkeypatch)
+    check_equality(stream_of(scaled, pictures[:6], positions='native'), ids, expected, monkeypatch)
 
     plain = load_backbone(str(folder), device='cpu')
     before = plain._language.rotary_emb.inv_freq.clone()
-    key, _ = cached(stream_of(plain, pictures[:6]))
+    key, _ = cached(stream_of(plain, pictures[:6], positions='native'))
     assert torch.equal(plain._language.rotary_emb.inv_freq, before), 'frequencies must not change under a live cache'
     assert worst(key[0], expected.past_key_values.layers[0].keys[0, :, :key.shape[2]]) > 1e-2
 

@@ -164,7 +164,7 @@ def test_readme_has_a_row_for_every_parameter_and_none_for_another():
     ('cameras', '[front, front]', 'camera names must differ'),
     ('cameras', '[1, 2]', 'cameras must be a list of strings'),
     ('cameras', 'front', "cameras must be a list of strings, got 'front'"),
-    ('min_frame_pixels', '300000', 'min_frame_pixels must be at most max_frame_pixels, got 300000 and 200704'),
+    ('min_frame_pixels', '300000', 'min_frame_pixels and max_frame_pixels must be positive and in order, got 300000 and 200704'),
 ])
 def test_value_that_cannot_work_is_refused_at_configure_with_its_reason(start, tiny_model_dir, name, value, words):
     node = start(*given(**{'model': tiny_model_dir, name: value}))

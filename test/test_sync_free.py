@@ -125,16 +125,11 @@ def test_whatever_waits_is_caught(wait):
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_step_never_waits_on_a_gpu(family, folders, frames):
     stream = full_stream(load_backbone(str(folders[family]), device='cuda'), frames)
-    backbone = stream.backbone
-    prepared = [backbone.prepare(frame) for frame in frames[8:8 + backbone.frames_per_step]]
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode('error')
-    try:
-        inputs = backbone.encode(prepared, [4.0] * len(prepared), stream.next_position, stream.next_frame)
-        stream.carried.begin(inputs.tokens, len(prepared), stream.next_ordinal)
-        stream.detailed.begin(inputs.tokens)
-        backbone.forward(inputs, stream)
-        stream.carried.commit()
+    try:  # the event at its end, by which a step's time is read, is no such wait: work goes on behind it
+        for index in range(8, 8 + stream.backbone.frames_per_step):
+            stream.step(frames[index], (index + 1) * SECOND // 2)
     finally:
         torch.cuda.set_sync_debug_mode('default')
     assert np.isfinite(stream.carried.copy()[0].float().cpu().numpy()).all()

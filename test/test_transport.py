@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from statekv_ros import transport
+from statekv_ros import share, transport
 from statekv_ros.bench.transport import Case, add_arguments, measure, run
 from statekv_ros.errors import ParameterError
 from statekv_ros.transport import ProfileSource, find_shipped_profile, shared_memory_problem, use_shipped_profile
@@ -107,12 +107,15 @@ def test_missing_profile_is_said(environment):
 
 
 def test_installed_profile_is_found_without_a_source_tree(tmp_path):
-    """A copy of the module alone, with the profile where colcon and pip install it."""
-    shutil.copy(transport.__file__, tmp_path / 'lonely.py')
+    """The package without the folders beside it, and the profile where colcon and pip install it."""
+    (tmp_path / 'statekv_ros').mkdir()
+    for module in (transport, share):
+        shutil.copy(module.__file__, tmp_path / 'statekv_ros')
     installed = tmp_path / 'prefix/share/statekv_ros/config/fastdds_shm.xml'
     installed.parent.mkdir(parents=True)
     shutil.copy(find_shipped_profile(), installed)
-    out = subprocess.run([sys.executable, '-c', 'import lonely; print(lonely.use_shipped_profile().path)'], text=True,
+    program = 'from statekv_ros import transport; print(transport.use_shipped_profile().path)'
+    out = subprocess.run([sys.executable, '-c', program], text=True,
                          env=os.environ | {'AMENT_PREFIX_PATH': str(tmp_path / 'prefix'), 'PYTHONPATH': str(tmp_path)},
                          stdout=subprocess.PIPE, check=True).stdout
     assert out.strip() == str(installed)

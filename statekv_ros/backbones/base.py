@@ -38,12 +38,14 @@ class TokenInputs:
         embeds: [1, tokens, hidden].
         positions: virtual positions as the model wants them, [1, tokens] or [axes, 1, tokens] (M-RoPE).
         next_position: the virtual position of the token that follows.
+        start: where the first token stands along the stream (M-RoPE: on the axes that advance with it).
         visual_start, visual_tokens: where the frame's visual tokens stand among these tokens.
         extra: keyword arguments of the family's language model (DeepStack features, for example).
     """
     embeds: torch.Tensor
     positions: torch.Tensor
     next_position: int
+    start: int
     visual_start: int = 0
     visual_tokens: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
@@ -60,12 +62,13 @@ class StagedStep:
     Attributes:
         frames: uint8 [frames_per_step, height, width, 3], resized; the last one repeated where frames are missing.
         token_ids: int64 [1, text tokens], the text before the visual tokens and, from `visual_start` on, behind them.
-        positions, next_position, visual_start, visual_tokens: as in `TokenInputs`.
+        positions, next_position, start, visual_start, visual_tokens: as in `TokenInputs`.
     """
     frames: torch.Tensor
     token_ids: torch.Tensor
     positions: torch.Tensor
     next_position: int
+    start: int
     visual_start: int
     visual_tokens: int
 
@@ -129,26 +132,16 @@ class Backbone(ABC):
         """The tokens before the first frame (chat template, system prompt), from position 0."""
 
     @abstractmethod
-    def stage(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
-              first_frame: int = 0) -> StagedStep:
-        """Text and positions of one frame step, and its frames side by side; on the host, nothing computed yet.
+    def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
+               first_frame: int = 0) -> TokenInputs:
+        """One frame step: vision tower, wrapper tokens and positions of prepared frames of one size.
 
         Args:
-            frames: as `prepare` returned them, of one size; fewer than `frames_per_step` are padded by repeating the last.
+            frames: as `prepare` returned them; fewer than `frames_per_step` are padded by repeating the last.
             seconds: time of each frame in the stream.
             position: virtual position of the step's first token.
             first_frame: number of the first of these frames in the stream, from 0; some families write it before the frame.
         """
-
-    @abstractmethod
-    def embed_step(self, step: StagedStep) -> TokenInputs:
-        """Vision tower and embeddings of a step whose tensors are on the device. Every shape depends on shapes alone and the
-        host never waits, so that the device can replay it as a graph."""
-
-    def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
-               first_frame: int = 0) -> TokenInputs:
-        """One frame step, ready for the language model: `stage`, then `embed_step`."""
-        return self.embed_step(self.stage(frames, seconds, position, first_frame).on(self.device))
 
     @abstractmethod
     def step_tokens(self, height: int, width: int) -> int:
@@ -170,6 +163,24 @@ class Backbone(ABC):
     @abstractmethod
     def embed(self, token_ids: Sequence[int], position: int) -> TokenInputs:
         """Plain text tokens from virtual position `position`."""
+
+    @abstractmethod
+    def rotate(self, vectors: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
+        """Keys or queries [..., tokens, head_dim] as if they had stood `positions` (int64 [..., tokens], or one number;
+        negative: further left) further right along the stream. In fp32, returned in the dtype they came in.
+        """
+
+    @abstractmethod
+    def starts(self, inputs: TokenInputs) -> torch.Tensor:
+        """Where each token stands along the stream, [tokens] int64, never falling: the tokens of a grid share one place."""
+
+    @abstractmethod
+    def largest_shift(self, inputs: TokenInputs) -> int:
+        """By how many positions a step can stand further left in the stream and still be laid out as the model knows it."""
+
+    @abstractmethod
+    def shifted(self, inputs: TokenInputs, shift: int) -> TokenInputs:
+        """The same tokens `shift` positions further left in the stream."""
 
     @abstractmethod
     def forward(self, inputs: TokenInputs, memory: AttentionMemory) -> torch.Tensor:

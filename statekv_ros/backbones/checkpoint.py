@@ -12,8 +12,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer,
 from transformers.utils import cached_file
 
 from statekv_ros.errors import ModelError
+from statekv_ros.share import find_share
 
 _DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
+EMBEDDED = 'patrol'          # the small checkpoint that the package brings along; './patrol' is a directory of yours
+FRAME_PIXELS = 64 * 64, 448 * 448
 _PIXEL_FILES = ('video_preprocessor_config.json', 'preprocessor_config.json')
 
 
@@ -40,9 +43,9 @@ def read_config(model: str) -> transformers.PretrainedConfig:
         ModelError: not there, or not readable.
     """
     if not model:
-        raise ModelError('no model given: set the parameter "model" to a checkpoint directory or a hub id')
+        raise ModelError('no model given: set the parameter "model" to a checkpoint directory, a hub id, or "patrol"')
     looks_local = model.startswith(('/', './', '../', '~')) or model.count('/') != 1
-    path = Path(model).expanduser()
+    path = Path(_source(model)).expanduser()
     if looks_local and not path.is_dir():
         raise ModelError(f'model directory {model!r} does not exist: give a directory in Transformers\' format '
                          '(config.json, *.safetensors, tokenizer) or a hub id such as "Qwen/Qwen3-VL-2B-Instruct"')
@@ -86,7 +89,27 @@ def load_checkpoint(model: str, device: str, dtype: str) -> Checkpoint:
     return Checkpoint(model, loaded, tokenizer, _stop_tokens(loaded, tokenizer), _pixel_statistics(model, source))
 
 
+def frame_pixels(model: str) -> tuple[int, int]:
+    """Smallest and largest height x width of a frame that the checkpoint says it was made for, in its optional statekv.json;
+    64 x 64 and 448 x 448 where it says nothing.
+
+    Raises:
+        ModelError: the file is there and cannot be used.
+    """
+    file = Path(_source(model)) / 'statekv.json'
+    if not file.is_file():
+        return FRAME_PIXELS
+    try:
+        advice = json.loads(file.read_text())
+        return tuple(int(advice.get(f'{name}_frame_pixels', usual)) for name, usual in zip(('min', 'max'), FRAME_PIXELS))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(f'{str(file)!r} is not {{"min_frame_pixels": ..., "max_frame_pixels": ...}}: '
+                         f'{_first_line(error)}') from error
+
+
 def _source(model: str) -> str:
+    if model == EMBEDDED:
+        return str(find_share(f'models/{EMBEDDED}') or model)
     path = Path(model).expanduser()
     return str(path) if path.is_dir() else model
 

@@ -1,6 +1,7 @@
 """What the model families have in common: chat text around the video, a text model with our attention, one way to a step."""
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from statekv_ros.backbones.attention_hook import ATTENTION
 from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, StagedStep, TokenInputs
 from statekv_ros.backbones.checkpoint import Checkpoint
 from statekv_ros.backbones.pixels import PixelSpec, SquareSpec, prepare
-from statekv_ros.backbones.rope import freeze_rope
+from statekv_ros.backbones.rope import freeze_rope, rotate
 from statekv_ros.backbones.size import ModelSize
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.errors import ModelError
@@ -29,6 +30,7 @@ class Family(Backbone):
         before_video, after_video, after_question: text around the video and the question.
         special_tokens: must each be one token of the checkpoint's tokenizer.
         position_axes: 1, or 3 for M-RoPE (time, height, width).
+        stream_axes: the first of them, along which a stream advances, and that shifting it moves.
     """
     system = '<|im_start|>system\n{}<|im_end|>\n'
     default_system = ''
@@ -37,6 +39,7 @@ class Family(Backbone):
     after_question = '<|im_end|>\n<|im_start|>assistant\n'
     special_tokens: tuple[str, ...] = ('<|im_start|>', '<|im_end|>')
     position_axes = 1
+    stream_axes: tuple[int, ...] = (0,)
 
     def __init__(self, checkpoint: Checkpoint, pixels: PixelSpec | SquareSpec, language: PreTrainedModel,
                  head: torch.nn.Module, system_prompt: str, rope_length: int):
@@ -61,6 +64,9 @@ class Family(Backbone):
         self.layout = KVLayout(config.num_hidden_layers, config.num_key_value_heads, head_dim,
                                self._model.dtype, self._model.device)
         self.frames_per_step = 1
+        self._frequencies = language.rotary_emb.inv_freq.float()
+        self._stream_frequencies = self._frequencies * torch.isin(
+            self._frequency_axes(), torch.tensor(self.stream_axes)).to(self._frequencies)
         ids = {token: self._token_id(token) for token in self.special_tokens}
         self.stop_token_ids = checkpoint.stop_token_ids | {ids['<|im_end|>']}
         prompt = system_prompt or self.default_system
@@ -84,27 +90,40 @@ class Family(Backbone):
         end = position + before + rows * columns + after
         return torch.arange(position, end)[None], end
 
+    def _frequency_axes(self) -> torch.Tensor:
+        """Position axis that each RoPE frequency turns with, [head_dim / 2]."""
+        return torch.zeros(len(self._frequencies), dtype=torch.long)
+
     def prepare(self, frame: np.ndarray) -> np.ndarray:
         return prepare(frame, self._pixels)
 
     def prefix(self) -> TokenInputs:
         return self.embed(self._prefix_ids, 0)
 
+    def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
+               first_frame: int = 0) -> TokenInputs:
+        return self.embed_step(self.stage(frames, seconds, position, first_frame).on(self.device))
+
     def stage(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
               first_frame: int = 0) -> StagedStep:
+        """The host's part of `encode`: text, positions, and the frames side by side."""
         before, after = map(self._tokenize, self._step_text(first_frame + 1, seconds))
         rows, columns = self._visual_grid(*frames[0].shape[:2])
         positions, next_position = self._step_positions(position, seconds, len(before), rows, columns, len(after))
+        start = int(positions.reshape(-1, positions.shape[-1])[:len(self.stream_axes), 0].min())
         frames = [*frames, *[frames[-1]] * (self.frames_per_step - len(frames))]
         return StagedStep(torch.from_numpy(np.stack(frames)), torch.tensor([before + after], dtype=torch.long), positions,
-                          next_position, len(before), rows * columns)
+                          next_position, start, len(before), rows * columns)
 
     @torch.inference_mode()
     def embed_step(self, step: StagedStep) -> TokenInputs:
+        """The device's part of `encode`: every shape depends on shapes alone and the host never waits, so that the device can
+        replay it as a graph."""
         visual, extra = self._see(step)
         text = self._language.embed_tokens(step.token_ids)
         embeds = torch.cat([text[:, :step.visual_start], visual[None].to(self.dtype), text[:, step.visual_start:]], dim=1)
-        return TokenInputs(embeds, step.positions, step.next_position, step.visual_start, step.visual_tokens, extra)
+        return TokenInputs(embeds, step.positions, step.next_position, step.start, step.visual_start, step.visual_tokens,
+                           extra)
 
     def step_tokens(self, height: int, width: int) -> int:
         rows, columns = self._visual_grid(*self._pixels.frame_size(height, width))
@@ -130,7 +149,25 @@ class Family(Backbone):
         positions = torch.arange(position, end, device=self.device)[None]
         if self.position_axes > 1:
             positions = positions.expand(self.position_axes, 1, -1)
-        return TokenInputs(self._embed_ids(token_ids), positions, end)
+        return TokenInputs(self._embed_ids(token_ids), positions, end, position)
+
+    def rotate(self, vectors: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
+        if torch.is_tensor(positions):
+            positions = positions[..., None].float()
+        return rotate(vectors, positions * self._stream_frequencies)
+
+    def starts(self, inputs: TokenInputs) -> torch.Tensor:
+        positions = inputs.positions.reshape(-1, inputs.tokens)
+        return positions[:len(self.stream_axes)].amin(dim=0)
+
+    def largest_shift(self, inputs: TokenInputs) -> int:
+        return int(inputs.positions.min())
+
+    def shifted(self, inputs: TokenInputs, shift: int) -> TokenInputs:
+        if not shift:
+            return inputs
+        return replace(inputs, positions=inputs.positions - shift, next_position=inputs.next_position - shift,
+                       start=inputs.start - shift)
 
     @torch.inference_mode()
     def forward(self, inputs: TokenInputs, memory: AttentionMemory) -> torch.Tensor:

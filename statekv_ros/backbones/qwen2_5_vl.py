@@ -11,6 +11,8 @@ does. The text behind the video goes on behind the greatest position of any axis
 and the library's until version 4; its version 5 puts that text only max(rows, columns) behind the video's start, whatever
 the video's length, which for more than a few seconds is in the midst of the video, where the model was never trained to
 find a question. The two rules agree while the video lasts no longer than max(rows, columns) / tokens_per_second.
+
+Only the time axis advances with the stream, so only it is shifted in an endless one.
 """
 from collections.abc import Sequence
 from typing import Any
@@ -18,8 +20,8 @@ from typing import Any
 import torch
 from transformers.vision_utils import get_vision_window_index
 
-from statekv_ros.backbones.base import StagedStep
-from statekv_ros.backbones.mrope import grid_positions
+from statekv_ros.backbones.base import StagedStep, TokenInputs
+from statekv_ros.backbones.mrope import axes_in_sections, grid_positions
 from statekv_ros.backbones.pixels import OPENAI_CLIP
 from statekv_ros.backbones.qwen_vl import QwenVL
 from statekv_ros.backbones.upload import to_device
@@ -31,6 +33,7 @@ class Qwen2_5VL(QwenVL):
     before_video = '<|im_start|>user\n<|vision_start|>'
     after_video = '<|vision_end|>'
     pixel_defaults = OPENAI_CLIP
+    stream_axes = (0,)
 
     def _step_text(self, number: int, seconds: Sequence[float]) -> tuple[str, str]:
         return '', ''
@@ -42,6 +45,20 @@ class Qwen2_5VL(QwenVL):
         vision = self._model.config.vision_config
         windows, ends = get_vision_window_index(grid, vision.spatial_merge_size, vision.window_size, vision.patch_size)
         return {'window_index': to_device(windows, self.device), 'cu_window_seqlens': ends}
+
+    def _frequency_axes(self) -> torch.Tensor:
+        return axes_in_sections(self._language.config.rope_parameters['mrope_section'])
+
+    def largest_shift(self, inputs: TokenInputs) -> int:
+        """Time stays behind the prefix, and the text that follows behind the grid, as in a short video."""
+        grid_end = int(inputs.positions[1:].max()) + 1
+        return max(0, min(inputs.start - len(self._prefix_ids), inputs.next_position - grid_end))
+
+    def shifted(self, inputs: TokenInputs, shift: int) -> TokenInputs:
+        moved = super().shifted(inputs, shift)
+        if moved is not inputs:
+            moved.positions[1:] = inputs.positions[1:]
+        return moved
 
     def _step_positions(self, position: int, seconds: Sequence[float], before: int, rows: int, columns: int,
                         after: int) -> tuple[torch.Tensor, int]:

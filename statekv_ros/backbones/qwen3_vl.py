@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from statekv_ros.backbones.base import StagedStep
 from statekv_ros.backbones.checkpoint import Checkpoint
-from statekv_ros.backbones.mrope import grid_positions, text_positions
+from statekv_ros.backbones.mrope import axes_interleaved, grid_positions, text_positions
 from statekv_ros.backbones.pixels import HALF
 from statekv_ros.backbones.qwen_vl import QwenVL
 from statekv_ros.backbones.upload import to_device
@@ -33,7 +34,9 @@ class Qwen3VL(QwenVL):
 
     def _see(self, step: StagedStep) -> tuple[torch.Tensor, dict[str, Any]]:
         features = self._features(step)
-        return features.pooler_output, {'deepstack': (step.visual_start, features.deepstack_features)}
+        text_behind = step.tokens - step.visual_start - step.visual_tokens
+        return features.pooler_output, {'deepstack': [pad(level[None].to(self.dtype), (0, 0, step.visual_start, text_behind))
+                                                      for level in features.deepstack_features]}
 
     def _indices(self, grid: torch.Tensor) -> dict[str, torch.Tensor]:
         tower = self._model.model.visual
@@ -41,6 +44,9 @@ class Qwen3VL(QwenVL):
             grid, num_grid_per_side=tower.num_grid_per_side, mode=tower.interpolation_mode,
             align_corners=tower.interpolation_align_corners, spatial_merge_size=tower.spatial_merge_size)
         return {'interp_indices': to_device(indices, self.device), 'interp_weights': to_device(weights, self.device)}
+
+    def _frequency_axes(self) -> torch.Tensor:
+        return axes_interleaved(self._language.config.rope_parameters['mrope_section'])
 
     def _step_positions(self, position: int, seconds: Sequence[float], before: int, rows: int, columns: int,
                         after: int) -> tuple[torch.Tensor, int]:
@@ -53,13 +59,10 @@ class Qwen3VL(QwenVL):
 
 def _add_deepstack(depth: int, layer: torch.nn.Module, args: tuple, kwargs: dict[str, Any],
                    hidden: torch.Tensor) -> torch.Tensor | None:
-    """Add the features of one depth of the vision tower to the visual tokens, [1, tokens, hidden], behind a decoder layer.
+    """Add one level of the vision tower's features, [1, tokens, hidden] with zeros at the text, behind a decoder layer.
 
-    The library does it by a boolean mask, whose result has a shape that only the device knows, so the host would wait in
-    each of these layers. A step's visual tokens stand in one piece, and a slice will do.
+    The library adds them by a boolean mask, whose result has a shape that only the device knows, so that the host would wait
+    for it in each of these layers.
     """
-    if (deepstack := kwargs.get('deepstack')) is None:
-        return None  # text alone
-    start, features = deepstack
-    hidden[:, start:start + features[depth].shape[0]] += features[depth].to(hidden.dtype)
-    return hidden
+    levels = kwargs.get('deepstack')
+    return None if levels is None else hidden + levels[depth]

@@ -21,6 +21,7 @@ class QwenVL(Family):
     """
     special_tokens = ('<|im_start|>', '<|im_end|>', '<|vision_start|>', '<|vision_end|>')
     position_axes = 3
+    stream_axes = (0, 1, 2)
     pixel_defaults: dict[str, Statistics]
 
     def __init__(self, checkpoint: Checkpoint, max_frame_pixels: int, min_frame_pixels: int, system_prompt: str,

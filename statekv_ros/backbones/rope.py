@@ -1,4 +1,4 @@
-"""RoPE frequencies, fixed once per loaded model: a live cache must not have its angles changed under it."""
+"""RoPE frequencies, fixed once per loaded model: a live cache must not have its angles changed under it; and turning keys on."""
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -39,3 +39,18 @@ def freeze_rope(language: PreTrainedModel, rope_length: int, name: str) -> int:
         rotary.attention_scaling = scale
         rotary.rope_type = 'default'  # the one that the library leaves alone
     return length
+
+
+def rotate(vectors: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Turn rotated keys or queries further; in fp32, back in the dtype they came in. Angle 0 changes nothing, not even a bit.
+
+    All families rotate dimension i together with dimension i + head_dim / 2 ("rotate_half" in the library). A RoPE's
+    attention scaling, where it has one, is in the vectors already and stays as it is.
+
+    Args:
+        vectors: [..., head_dim].
+        angles: [..., head_dim / 2] fp32 radians, of a shape that broadcasts with the vectors'.
+    """
+    cos, sin = angles.cos(), angles.sin()
+    first, second = vectors.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(vectors.dtype)

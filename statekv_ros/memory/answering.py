@@ -33,9 +33,10 @@ class Answering:
         self._stream, self._backbone, self._snapshot = stream, stream.backbone, snapshot
         self._max_tokens, self._temperature, self._evidence = max_tokens, temperature, evidence
         self._random = torch.Generator().manual_seed(seed % 2**63)
-        self._reading = Reading(self._backbone.layout, snapshot.views, snapshot.ordinal, stream.cancelled)
+        self._reading = Reading(self._backbone, snapshot.views, snapshot.turns(stream.positions.limit), snapshot.ordinal,
+                                stream.cancelled)
         self._records = list(snapshot.records)
-        self._position = snapshot.position
+        self._position, self._end = snapshot.position - snapshot.shift, stream.positions.end  # as the model is given them
         self._waiting_half_step = snapshot.pending is not None
         if snapshot.position == 0:  # asked before the first whole step: the prefix has not been read by anyone yet
             self._prefix: TokenInputs | None = self._backbone.prefix()
@@ -43,6 +44,9 @@ class Answering:
             self._prefix = None
         self._prompt = self._backbone.tokenize_question(question)
         self.question_tokens = len(self._prompt)
+        if self._position + self.question_tokens > self._end:
+            raise QuestionError(f'question has {self.question_tokens} tokens, and {max(0, self._end - self._position)} '
+                                'positions are left for it: shorten it')
         self._begun = time.perf_counter()
         self._prefill_ms = self._decode_ms = self._first_token_ms = 0.0
 
@@ -107,11 +111,12 @@ class Answering:
         if self._prefix is not None:
             self._read(self._prefix)
             ordinal += self._prefix.tokens
-        inputs = self._backbone.encode(pending.frames, pending.seconds, self._position, self._snapshot.frame_number)
+        shift = self._snapshot.shift
+        inputs = self._backbone.encode(pending.frames, pending.seconds, self._position + shift, self._snapshot.frame_number)
         self._records.append(StepRecord(
             self._stream.steps, pending.segment, pending.stamps_ns[0], pending.stamps_ns[-1], len(pending), ordinal,
-            inputs.tokens, inputs.visual_start, inputs.visual_tokens, self._position, inputs.next_position))
-        self._read(inputs)
+            inputs.tokens, inputs.visual_start, inputs.visual_tokens, inputs.start, inputs.next_position))
+        self._read(self._backbone.shifted(inputs, shift))
         self._waiting_half_step = False
 
     def _decode_one(self) -> None:
@@ -125,7 +130,7 @@ class Answering:
             self._first_token_ms = (time.perf_counter() - self._begun) * 1e3
         if token in self._backbone.stop_token_ids:
             self.finish_reason = 'stop'
-        elif len(self.token_ids) >= self._max_tokens:
+        elif len(self.token_ids) >= self._max_tokens or self._position >= self._end:
             self.finish_reason = 'length'
 
     def _read(self, inputs: TokenInputs) -> torch.Tensor:

@@ -1,17 +1,18 @@
 """From a prefill policy to the context that it carries from frame step to frame step."""
-from statekv_ros.backbones.base import KVLayout
+from statekv_ros.backbones.base import Backbone
 from statekv_ros.memory.policies import PrefillPolicy
+from statekv_ros.memory.positions import PositionPolicy
 from statekv_ros.memory.recent import RecentFrames
 from statekv_ros.memory.state import CompressedState
 
 CARRIED = {
-    'statekv': lambda layout, policy: CompressedState(layout, policy.budget),
-    'window': lambda layout, policy: RecentFrames(layout, policy.window_frames),
-    'full': lambda layout, policy: RecentFrames(layout, None),
-    'none': lambda layout, policy: RecentFrames(layout, 0),
+    'statekv': lambda backbone, policy, positions: CompressedState(backbone, policy.budget, positions),
+    'window': lambda backbone, policy, positions: RecentFrames(backbone, policy.window_frames, positions),
+    'full': lambda backbone, policy, positions: RecentFrames(backbone, None, positions),
+    'none': lambda backbone, policy, positions: RecentFrames(backbone, 0, positions),
 }
 
 
-def make_carried(layout: KVLayout, policy: PrefillPolicy) -> CompressedState | RecentFrames:
+def make_carried(backbone: Backbone, policy: PrefillPolicy, positions: PositionPolicy) -> CompressedState | RecentFrames:
     """The carried context of a policy, empty."""
-    return CARRIED[policy.kind](layout, policy)
+    return CARRIED[policy.kind](backbone, policy, positions)

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from statekv_ros.backbones.base import KVLayout
+from statekv_ros.backbones.base import Backbone
 from statekv_ros.errors import ParameterError
+from statekv_ros.memory.positions import PositionPolicy, StepPlace
 from statekv_ros.memory.records import StepRecord
 
 
@@ -16,6 +17,7 @@ class _Chunk:
     value: torch.Tensor
     used: int = 0                        # tokens
     records: list[StepRecord] = field(default_factory=list)
+    shift: int = 0                       # keys stand at their true positions less this
 
     @property
     def capacity(self) -> int:
@@ -29,10 +31,14 @@ class MemoryView:
     Attributes:
         key, value: [layers, kv_heads, tokens, head_dim].
         ordinal: stream index of each token, [tokens] int64, or [layers, kv_heads, tokens] where heads hold different ones.
+        position: true position of its first token.
+        shift: how far left of their true positions its keys stand; None: where the carried context has them.
     """
     key: torch.Tensor
     value: torch.Tensor
     ordinal: torch.Tensor
+    position: int = 0
+    shift: int | None = None
 
 
 class DetailedCache:
@@ -41,19 +47,26 @@ class DetailedCache:
     A step never straddles two chunks, so every step is one contiguous view. The prefix has a chunk of its own that is
     never forgotten. `begin`, one `write` per layer, `commit`: a step that fails before `commit` leaves no trace.
 
+    Within a chunk, keys stand at their true distances, whatever was re-indexed meanwhile: they are turned to that when
+    written, once, and never again. A chunk spans no more positions than the model knows; an answer turns its query instead.
+
     Attributes:
         tokens: tokens held.
         forgotten_frames: camera frames that went with forgotten chunks.
     """
 
-    def __init__(self, layout: KVLayout, chunk_tokens: int, max_bytes: int = 0):
-        """chunk_tokens: capacity of a chunk; max_bytes: bound on the bytes of all chunks but the prefix's, 0 for none.
+    def __init__(self, backbone: Backbone, chunk_tokens: int, max_bytes: int, positions: PositionPolicy):
+        """
+        Args:
+            chunk_tokens: capacity of a chunk.
+            max_bytes: bound on the bytes of all chunks but the prefix's, 0 for none.
 
         Raises:
             ParameterError: chunk_tokens is not positive, or max_bytes is too small for two chunks.
         """
         if chunk_tokens <= 0:
             raise ParameterError(f'chunk_tokens must be a positive number of tokens, got {chunk_tokens}')
+        layout = backbone.layout
         least = 2 * chunk_tokens * layout.bytes_per_token
         if max_bytes and max_bytes < least:
             raise ParameterError(f'the detailed cache needs at least two chunks: {least} bytes at {chunk_tokens} tokens a '
@@ -63,6 +76,8 @@ class DetailedCache:
         self.forgotten_frames = 0
         self._chunk_tokens = chunk_tokens
         self._max_bytes = max_bytes
+        self._positions, self._rotate = positions, backbone.rotate
+        self._turn = 0
         self._prefix: _Chunk | None = None
         self._chunks: deque[_Chunk] = deque()
         self._open: _Chunk | None = None
@@ -77,20 +92,25 @@ class DetailedCache:
         """Bytes of all chunks, unused room included."""
         return sum(chunk.capacity for chunk in self._all()) * self.layout.bytes_per_token
 
-    def begin(self, tokens: int, prefix: bool = False) -> None:
-        """Make room for a step of `tokens` tokens."""
+    def begin(self, step: StepPlace, shift: int, prefix: bool = False) -> None:
+        """Make room for a step that the model is given `shift` left of its true positions."""
         if prefix:
-            self._open = self._prefix = self._new_chunk(tokens)
-            return
-        if not self._chunks or self._chunks[-1].used + tokens > self._chunks[-1].capacity:
-            self._forget_for(max(tokens, self._chunk_tokens))
-            self._chunks.append(self._new_chunk(max(tokens, self._chunk_tokens)))
-        self._open = self._chunks[-1]
+            self._open = self._prefix = self._new_chunk(step.tokens, 0)
+        elif not self._chunks or not self._fits(step, self._chunks[-1]):
+            tokens = max(step.tokens, self._chunk_tokens)
+            self._forget_for(tokens)
+            # A shift that stays leaves the chunk's keys as they come, not rounded once more. One that changes with every step
+            # has them turned anyhow: then the chunk begins at position 0 and has all positions before it.
+            stays = self._positions.lazy or not shift
+            self._chunks.append(self._new_chunk(tokens, shift if stays else step.start))
+        if not prefix:
+            self._open = self._chunks[-1]
+        self._turn = shift - self._open.shift
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Keys and values [1, kv_heads, tokens, head_dim] of the step that was begun."""
         end = self._open.used + key.shape[2]
-        self._open.key[layer, :, self._open.used:end] = key[0]
+        self._open.key[layer, :, self._open.used:end] = self._rotate(key[0], self._turn) if self._turn else key[0]
         self._open.value[layer, :, self._open.used:end] = value[0]
 
     def commit(self, record: StepRecord) -> None:
@@ -108,17 +128,17 @@ class DetailedCache:
         """The prefix and all wanted steps as they stand now; later appends do not show in it."""
         views, records = [], []
         for chunk in self._all():
-            start = end = position = 0
+            start = end = index = position = 0
             for record in chunk.records:
                 if record.step < 0 or wanted(record):
                     if record.step >= 0:
                         records.append(record)
-                    if position != end:
-                        views.extend(self._slice(chunk, start, end))
-                        start = position
-                    end = position + record.tokens
-                position += record.tokens
-            views.extend(self._slice(chunk, start, end))
+                    if index != end or end == start:
+                        views.extend(self._slice(chunk, start, end, position))
+                        start, position = index, record.position
+                    end = index + record.tokens
+                index += record.tokens
+            views.extend(self._slice(chunk, start, end, position))
         return views, records
 
     def _all(self) -> Iterator[_Chunk]:
@@ -126,15 +146,18 @@ class DetailedCache:
             yield self._prefix
         yield from self._chunks
 
-    def _slice(self, chunk: _Chunk, start: int, end: int) -> Iterator[MemoryView]:
+    def _slice(self, chunk: _Chunk, start: int, end: int, position: int) -> Iterator[MemoryView]:
         if end > start:
             # Ordinals within a chunk are consecutive: steps are appended in stream order.
             first = chunk.records[0].first_ordinal
             yield MemoryView(chunk.key[:, :, start:end], chunk.value[:, :, start:end],
-                             torch.arange(first + start, first + end, device=self.layout.device))
+                             torch.arange(first + start, first + end, device=self.layout.device), position, chunk.shift)
 
-    def _new_chunk(self, tokens: int) -> _Chunk:
-        return _Chunk(self.layout.empty(tokens), self.layout.empty(tokens))
+    def _fits(self, step: StepPlace, chunk: _Chunk) -> bool:
+        return chunk.used + step.tokens <= chunk.capacity and not self._positions.passes_limit(step, chunk.shift)
+
+    def _new_chunk(self, tokens: int, shift: int) -> _Chunk:
+        return _Chunk(self.layout.empty(tokens), self.layout.empty(tokens), shift=shift)
 
     def _forget_for(self, tokens: int) -> None:
         room = self._max_bytes // self.layout.bytes_per_token - tokens

@@ -3,7 +3,7 @@ from collections.abc import Callable
 
 import torch
 
-from statekv_ros.backbones.base import KVLayout
+from statekv_ros.backbones.base import Backbone
 from statekv_ros.errors import Interrupted
 from statekv_ros.memory.detailed import MemoryView
 from statekv_ros.memory.records import Evidence, StepRecord
@@ -21,14 +21,22 @@ class Reading:
         scoring: while true, the attention that single tokens pay is noted for `evidence`.
     """
 
-    def __init__(self, layout: KVLayout, views: list[MemoryView], ordinal: int, cancelled: Callable[[], bool]):
-        """ordinal: stream index that the first token of the tail would have."""
+    def __init__(self, backbone: Backbone, views: list[MemoryView], turns: list[int], ordinal: int,
+                 cancelled: Callable[[], bool]):
+        """
+        Args:
+            turns: by how many positions a query has to be turned for each view, to stand where that view's keys are read.
+            ordinal: stream index that the first token of the tail would have.
+        """
         self.scoring = False
-        self._layout = layout
-        self._views = views
+        self._layout = layout = backbone.layout
+        self._rotate = backbone.rotate
+        self._views = [view for view in views if view.key.shape[2]]
+        self._turns = torch.tensor([t for view, t in zip(views, turns) if view.key.shape[2]], device=layout.device)
+        self._turned = any(turns)
         self._ordinal = ordinal
         self._cancelled = cancelled
-        self._mass = [torch.zeros(view.ordinal.shape, device=layout.device) for view in views]
+        self._mass = [torch.zeros(view.ordinal.shape, device=layout.device) for view in self._views]
         self._tail_tokens = 0
         self._step_tokens = 0
         self._tail_key, self._tail_value = layout.empty(0), layout.empty(0)
@@ -60,8 +68,9 @@ class Reading:
         self._tail_value[layer, :, held:end] = value[0]
         # [kv_heads, group x tokens, head_dim]: the query heads of a group share their keys.
         rows = (query[0].float() * scale).reshape(kv_heads, -1, query.shape[-1])
-        parts = [(view.key[layer], view.value[layer]) for view in self._views if view.key.shape[2]]
-        parts.append((self._tail_key[layer, :, :end], self._tail_value[layer, :, :end]))
+        views_rows = self._rotate(rows[None], self._turns[:, None, None]) if self._turned else [rows] * len(self._views)
+        parts = [(view_rows, view.key[layer], view.value[layer]) for view_rows, view in zip(views_rows, self._views)]
+        parts.append((rows, self._tail_key[layer, :, :end], self._tail_value[layer, :, :end]))
         future = None
         if tokens > 1:
             future = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu_(1)
@@ -70,8 +79,8 @@ class Reading:
         top = rows.new_full((*rows.shape[:2], 1), float('-inf'))
         total, output = torch.zeros_like(top), torch.zeros_like(rows)
         noted = []
-        for index, (part_key, part_value) in enumerate(parts):
-            scores = rows @ part_key.float().transpose(1, 2)
+        for index, (part_rows, part_key, part_value) in enumerate(parts):
+            scores = part_rows @ part_key.float().transpose(1, 2)
             if future is not None and index == len(parts) - 1:
                 scores[..., held:].masked_fill_(future, float('-inf'))
             new_top = torch.maximum(top, scores.amax(dim=-1, keepdim=True))
@@ -113,7 +122,7 @@ class Reading:
               total: torch.Tensor) -> None:
         """Bring each part's masses to the common maximum, and add them up over the heads."""
         masses = [(mass * torch.exp(part_top - top) / total).sum(dim=1) for mass, part_top in noted]
-        for view_mass, mass in zip((m for m in self._mass if m.shape[-1]), masses):
+        for view_mass, mass in zip(self._mass, masses):
             if view_mass.ndim == 1:
                 view_mass += mass.sum(dim=0)
             else:

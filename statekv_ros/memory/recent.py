@@ -1,52 +1,72 @@
 """The carried context of the policies we compare with: the newest R frames, every frame, or none."""
 from collections import deque
+from dataclasses import dataclass
 
 import torch
 
-from statekv_ros.backbones.base import KVLayout
+from statekv_ros.backbones.base import Backbone
 from statekv_ros.memory.causal import causal_attention
+from statekv_ros.memory.positions import PositionPolicy, StepPlace
 
 _FIRST_CAPACITY = 256
+
+
+@dataclass
+class _Step:
+    tokens: int
+    frames: int
+    position: int = 0       # true
+    shift: int = 0          # true position - position given to the model
 
 
 class RecentFrames:
     """Keys and values of the newest frames in stream order, in a buffer that is moved to its front when its end is reached.
 
     Same life as `CompressedState`: `begin`, one `attend` per layer, `commit`. The prefix counts as the oldest step and goes
-    like any other.
+    like any other. There are no gaps in it to close, so whether positions are `contiguous` or `lazy_shift` makes no
+    difference: it moves left as a whole when the next step would pass the limit.
 
     Attributes:
         tokens: keys carried per layer and KV head.
         budget: 0, there is no budget in tokens.
+        shift: how far left of its true position the newest step stands.
     """
     budget = 0
 
-    def __init__(self, layout: KVLayout, max_frames: int | None):
+    def __init__(self, backbone: Backbone, max_frames: int | None, positions: PositionPolicy):
         """max_frames: whole steps are dropped as long as at least this many frames stay; None keeps all, 0 keeps none."""
-        self.layout = layout
+        self.layout = backbone.layout
+        self.shift = 0
         self._max_frames = max_frames
-        self._steps: deque[tuple[int, int]] = deque()  # (tokens, frames), oldest first
+        self._positions, self._rotate = positions, backbone.rotate
+        self._steps: deque[_Step] = deque()  # oldest first
         self._begin = self._end = 0
         self._first_ordinal = 0
-        self._step = (0, 0)
-        self._key, self._value = layout.empty(0), layout.empty(0)
+        self._step = _Step(0, 0)
+        self._key, self._value = self.layout.empty(0), self.layout.empty(0)
 
     @property
     def tokens(self) -> int:
         return self._end - self._begin
 
-    def begin(self, tokens: int, frames: int, first_ordinal: int) -> None:
-        """Make room for a step of `tokens` tokens from `frames` camera frames, numbered from `first_ordinal`."""
-        self._step = (tokens, frames)
+    def begin(self, step: StepPlace) -> None:
+        """Make room for a step and decide where it stands; see `positions`.
+
+        Raises:
+            FrameError: the step does not fit into the positions there are.
+        """
+        if self._positions.passes_limit(step, self.shift):
+            self._move_left(step)
+        self._step = _Step(step.tokens, step.frames, step.position, self.shift)
         if not self.tokens:
-            self._first_ordinal = first_ordinal
-        if self._end + tokens > self._key.shape[2]:
-            self._move_to_front(max(_FIRST_CAPACITY, 2 * (self.tokens + tokens)))
+            self._first_ordinal = step.first_ordinal
+        if self._end + step.tokens > self._key.shape[2]:
+            self._move_to_front(max(_FIRST_CAPACITY, 2 * (self.tokens + step.tokens)))
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                scale: float) -> torch.Tensor:
         """Attention of the step's queries over [carried frames ; frame]; see `AttentionMemory`."""
-        end = self._end + self._step[0]
+        end = self._end + self._step.tokens
         self._key[layer, :, self._end:end] = key[0]
         self._value[layer, :, self._end:end] = value[0]
         return causal_attention(query, self._key[layer, None, :, self._begin:end],
@@ -55,15 +75,15 @@ class RecentFrames:
     def commit(self) -> None:
         """Add the step and let go of the oldest ones."""
         self._steps.append(self._step)
-        self._end += self._step[0]
+        self._end += self._step.tokens
         if self._max_frames is None:
             return
-        frames = sum(count for _, count in self._steps)
-        while self._steps and frames - self._steps[0][1] >= self._max_frames:
-            tokens, count = self._steps.popleft()
-            frames -= count
-            self._begin += tokens
-            self._first_ordinal += tokens
+        frames = sum(step.frames for step in self._steps)
+        while self._steps and frames - self._steps[0].frames >= self._max_frames:
+            oldest = self._steps.popleft()
+            frames -= oldest.frames
+            self._begin += oldest.tokens
+            self._first_ordinal += oldest.tokens
 
     def kept(self) -> torch.Tensor:
         """Ordinals of the carried tokens, [layers, kv_heads, tokens] int64, oldest first."""
@@ -74,6 +94,18 @@ class RecentFrames:
         """Keys, values [layers, kv_heads, tokens, head_dim] and ordinals as they are now, safe from later steps."""
         live = slice(self._begin, self._end)
         return self._key[:, :, live].clone(), self._value[:, :, live].clone(), self.kept().clone()
+
+    def _move_left(self, step: StepPlace) -> None:
+        """Re-index what is carried so that `step` fits behind it."""
+        oldest = self._steps[0].position if self._steps else step.position
+        self.shift = self._positions.shift(step, step.position - oldest)
+        end = self._begin
+        for carried in self._steps:
+            begin, end = end, end + carried.tokens
+            shift = min(self.shift, carried.position)  # nothing stands left of 0
+            key = self._key[:, :, begin:end]
+            key.copy_(self._rotate(key, carried.shift - shift))
+            carried.shift = shift
 
     def _move_to_front(self, capacity: int) -> None:
         live = slice(self._begin, self._end)

@@ -47,6 +47,7 @@ class Snapshot:
         records: the steps in them, for coverage and evidence (every step that the state may stem from, for `state`).
         pending: frames without a partner that are readable too, or None.
         position, ordinal: virtual position and stream index of the first token that follows.
+        shift: how far left of that position the model is given it.
         frame_number: number in the stream, from 0, of the first frame that follows.
         generation: of the stream; it differs once the stream was reset.
     """
@@ -54,6 +55,7 @@ class Snapshot:
     records: list[StepRecord]
     pending: PendingFrames | None
     position: int
+    shift: int
     ordinal: int
     frame_number: int
     policy: AnswerPolicy
@@ -75,6 +77,12 @@ class Snapshot:
     @property
     def tokens(self) -> int:
         return sum(view.key.shape[2] for view in self.views)
+
+    def turns(self, limit: int) -> list[int]:
+        """By how many positions a query has to be turned for each view, so that the view's first token is as far from the
+        token that follows as it truly is, or `limit` positions where that is less."""
+        return [0 if view.shift is None else
+                self.shift - view.shift - max(0, self.position - view.position - limit) for view in self.views]
 
 
 def take_snapshot(stream: VideoStream, policy: AnswerPolicy, span: tuple[int | None, int | None]) -> Snapshot:
@@ -105,8 +113,8 @@ def take_snapshot(stream: VideoStream, policy: AnswerPolicy, span: tuple[int | N
     if not records and pending is None:
         raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps '
                             f'{stream.first_stamp_ns} to {stream.last_stamp_ns} ns')
-    return Snapshot(views, records, pending.copy() if pending else None, stream.next_position, stream.next_ordinal,
-                    stream.next_frame, policy, str(stream.prefill_policy), stream.generation)
+    return Snapshot(views, records, pending.copy() if pending else None, stream.next_position, stream.shift,
+                    stream.next_ordinal, stream.next_frame, policy, str(stream.prefill_policy), stream.generation)
 
 
 def _newest(stream: VideoStream, policy: AnswerPolicy, in_span: Callable[[StepRecord], bool],

@@ -1,9 +1,11 @@
 """The compressed state: at most B keys and values per layer and KV head, carried from frame step to frame step."""
 import torch
 
-from statekv_ros.backbones.base import KVLayout
+from statekv_ros.backbones.base import Backbone
 from statekv_ros.kernels.scored_attention import scored_attention
 from statekv_ros.kernels.state_update import update_state
+from statekv_ros.memory.positions import PositionPolicy, StepPlace
+from statekv_ros.memory.slot_positions import SlotPositions
 
 _FIRST_CAPACITY = 256
 
@@ -18,15 +20,28 @@ class CompressedState:
         budget: B in tokens.
     """
 
-    def __init__(self, layout: KVLayout, budget: int):
-        self.layout = layout
+    def __init__(self, backbone: Backbone, budget: int, positions: PositionPolicy):
+        self.layout = backbone.layout
         self.budget = budget
         self.tokens = 0
         self._frame_tokens = 0
+        self._rotate = backbone.rotate
+        self._places = SlotPositions(self.layout, positions) if positions.bounded else None
+        self._turns = False
         self._allocate(0)
 
-    def begin(self, tokens: int, frames: int, first_ordinal: int) -> None:
-        """Make room for a step of `tokens` tokens, numbered from `first_ordinal` in the stream."""
+    @property
+    def shift(self) -> int:
+        """How far left of its true position the newest step stands."""
+        return self._places.shift if self._places else 0
+
+    def begin(self, step: StepPlace) -> None:
+        """Make room for a step and decide where it stands; see `positions`.
+
+        Raises:
+            FrameError: the step does not fit into the positions there are.
+        """
+        tokens, first_ordinal = step.tokens, step.first_ordinal
         self._frame_tokens = tokens
         live = self.tokens + tokens
         if live > self._key.shape[2]:
@@ -34,6 +49,8 @@ class CompressedState:
             self._allocate(max(live, min(2 * live, self.budget + tokens), min(_FIRST_CAPACITY, self.budget + tokens)))
         self._ordinal[..., self.tokens:live] = torch.arange(first_ordinal, first_ordinal + tokens,
                                                             device=self.layout.device)
+        if self._places and self._places.place(self.tokens, step):
+            self._turn()
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                scale: float) -> torch.Tensor:
@@ -41,13 +58,18 @@ class CompressedState:
         live = self.tokens + self._frame_tokens
         self._key[layer, :, self.tokens:live] = key[0]
         self._value[layer, :, self.tokens:live] = value[0]
-        return scored_attention(query, self._key[layer, None, :, :live], self._value[layer, None, :, :live], scale,
+        keys = self._key[layer, None, :, :live]
+        if self._turns:
+            keys = torch.cat([self._placed(layer)[None], key], dim=2)
+        return scored_attention(query, keys, self._value[layer, None, :, :live], scale,
                                 importance_out=self._importance[layer, None, :, :live])[0]
 
     def commit(self) -> None:
         """Keep the B most important of state and frame, for all layers and KV heads at once."""
         self.tokens = update_state(self._key, self._value, self._ordinal, self._importance,
                                    self.tokens + self._frame_tokens, self.budget)
+        if self._places:
+            self._places.keep(self.kept())
 
     def kept(self) -> torch.Tensor:
         """Ordinals of the carried tokens, [layers, kv_heads, tokens] int64, in no particular order."""
@@ -55,7 +77,28 @@ class CompressedState:
 
     def copy(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Keys, values [layers, kv_heads, tokens, head_dim] and ordinals as they are now, safe from later steps."""
-        return (self._key[:, :, :self.tokens].clone(), self._value[:, :, :self.tokens].clone(), self.kept().clone())
+        if self._turns:
+            key = torch.stack([self._placed(layer) for layer in range(self.layout.layers)])
+        else:
+            key = self._key[:, :, :self.tokens].clone()
+        return key, self._value[:, :, :self.tokens].clone(), self.kept().clone()
+
+    def _turn(self) -> None:
+        """Move the carried keys to their new places.
+
+        Turned in place, every turn rounds them once more. That is well where it is rare; where it comes with every step,
+        keys stay as they were written and each step turns a copy.
+        """
+        self._turns = not self._places.policy.lazy
+        if self._turns:
+            return
+        for layer in range(self.layout.layers):
+            self._key[layer, :, :self.tokens] = self._placed(layer)
+        self._places.settle(self.tokens)
+
+    def _placed(self, layer: int) -> torch.Tensor:
+        """Carried keys of a layer at their places, [kv_heads, tokens, head_dim]."""
+        return self._rotate(self._key[layer, :, :self.tokens], self._places.turn[layer, :, :self.tokens])
 
     def _allocate(self, capacity: int) -> None:
         layout, old = self.layout, self.tokens
@@ -65,4 +108,6 @@ class CompressedState:
             key[:, :, :old], value[:, :, :old] = self._key[:, :, :old], self._value[:, :, :old]
             ordinal[..., :old] = self._ordinal[..., :old]
         self._key, self._value, self._ordinal = key, value, ordinal
+        if self._places:
+            self._places.grow(capacity, old)
         self._importance = torch.empty(ordinal.shape, dtype=torch.float32, device=layout.device)

@@ -11,6 +11,7 @@ from statekv_ros.memory.carried import make_carried
 from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.detailed import DetailedCache
 from statekv_ros.memory.policies import AnswerPolicy, PrefillPolicy, parse_answer_policy, parse_prefill_policy
+from statekv_ros.memory.positions import StepPlace, parse_positions
 from statekv_ros.memory.records import AnswerResult, StepRecord, StepReport
 from statekv_ros.memory.snapshot import PendingFrames, take_snapshot
 from statekv_ros.memory.stamps import StreamTime
@@ -22,15 +23,17 @@ class VideoStream:
     Attributes:
         backbone: the model that watches.
         prefill_policy, answer_policy: what a frame and, by default, a question may attend to.
+        positions: which positions the model is given as the stream grows.
         frames: camera frames that the memory holds, a waiting half step included, forgotten ones not.
         steps: frame steps so far.
     """
 
     def __init__(self, backbone: Backbone, prefill_policy: str | PrefillPolicy = 'statekv(4096)',
                  answer_policy: str | AnswerPolicy = 'all', chunk_tokens: int = 4096, max_detailed_bytes: int = 0,
-                 cancelled: Callable[[], bool] = lambda: False):
+                 cancelled: Callable[[], bool] = lambda: False, positions: str = ''):
         """
         Args:
+            positions: `native`, `contiguous`, `lazy_shift`, or '' for the default; see the module `positions`.
             chunk_tokens: the detailed cache grows by this many tokens at a time.
             max_detailed_bytes: past this many bytes the oldest chunk of the detailed cache is forgotten; 0: never.
             cancelled: looked at once per layer; when true, the step or slice in progress ends with `Interrupted` and
@@ -42,6 +45,7 @@ class VideoStream:
         self.backbone = backbone
         self.prefill_policy = parse_prefill_policy(str(prefill_policy))
         self.answer_policy = parse_answer_policy(str(answer_policy))
+        self.positions = parse_positions(positions, self.prefill_policy, backbone.max_position)
         self.cancelled = cancelled
         self._chunk_tokens, self._max_detailed_bytes = chunk_tokens, max_detailed_bytes
         self.generation = 0
@@ -87,7 +91,7 @@ class VideoStream:
         clock.mark()
         record = StepRecord(self.steps, pending.segment, pending.stamps_ns[0], pending.stamps_ns[-1], len(pending),
                             self._next_ordinal, inputs.tokens, inputs.visual_start, inputs.visual_tokens,
-                            self._next_position, inputs.next_position)
+                            inputs.start, inputs.next_position)
         self._watch(inputs, record)
         clock.mark()
         self._remember(record)
@@ -180,8 +184,9 @@ class VideoStream:
 
     @property
     def beyond_trained_context(self) -> bool:
-        """Whether positions have grown past what the model was trained for; answers may get worse from there on."""
-        return self._next_position > self.backbone.max_position
+        """Whether the model is given positions past what it was trained for, as only native ones can be; answers may get
+        worse from there on."""
+        return not self.positions.bounded and self._next_position > self.backbone.max_position
 
     @property
     def pending(self) -> PendingFrames:
@@ -192,6 +197,11 @@ class VideoStream:
     def next_position(self) -> int:
         """Virtual position of the next token; before the first step, that of the token after the prefix."""
         return self._next_position
+
+    @property
+    def shift(self) -> int:
+        """How far left of its virtual position the model is given a token."""
+        return self.carried.shift
 
     @property
     def next_frame(self) -> int:
@@ -212,9 +222,8 @@ class VideoStream:
         return self.carried.attend(layer, query, key, value, scale)
 
     def _clear(self) -> None:
-        layout = self.backbone.layout
-        self.carried = make_carried(layout, self.prefill_policy)
-        self.detailed = DetailedCache(layout, self._chunk_tokens, self._max_detailed_bytes)
+        self.carried = make_carried(self.backbone, self.prefill_policy, self.positions)
+        self.detailed = DetailedCache(self.backbone, self._chunk_tokens, self._max_detailed_bytes, self.positions)
         self._pending = PendingFrames()
         self._time = StreamTime()
         self.steps = 0
@@ -229,9 +238,11 @@ class VideoStream:
             self._remember(record)
 
     def _watch(self, inputs: TokenInputs, record: StepRecord) -> None:
-        self.carried.begin(record.tokens, record.frames, record.first_ordinal)
-        self.detailed.begin(record.tokens, prefix=record.step < 0)
-        self.backbone.forward(inputs, self)
+        place = StepPlace(record.tokens, record.frames, record.first_ordinal, self._next_position, record.next_position,
+                          inputs.start, self.backbone.starts(inputs), lambda: self.backbone.largest_shift(inputs))
+        self.carried.begin(place)
+        self.detailed.begin(place, self.shift, prefix=record.step < 0)
+        self.backbone.forward(self.backbone.shifted(inputs, self.shift), self)
 
     def _remember(self, record: StepRecord) -> None:
         self.detailed.commit(record)

@@ -100,15 +100,16 @@ def _check_topic(name: str) -> None:
 
 NODE = (
     Spec('autostart', True, 'configure and activate without a lifecycle manager'),
-    Spec('model', '', 'checkpoint directory in Transformers\' format, or hub id'),
+    Spec('model', 'patrol', 'checkpoint directory in Transformers\' format, hub id, or patrol: the small one that comes along'),
     Spec('device', 'auto', 'auto, cpu, cuda or cuda:<n>'),
     Spec('dtype', 'auto', 'auto: bfloat16 on a GPU, float32 on a CPU', choices=('auto', 'float32', 'bfloat16', 'float16')),
     Spec('system_prompt', '', 'text before the video; none when empty'),
     Spec('rope_length', 0, 'positions to scale a checkpoint with dynamic-NTK RoPE (InternVL3) for, once; 0: as trained', low=0,
          high=LARGE),
-    Spec('max_frame_pixels', 448 * 448, 'largest height x width of a frame as the model sees it; sets tokens per step',
-         low=1024, high=LARGE),
-    Spec('min_frame_pixels', 64 * 64, 'smallest height x width of a frame as the model sees it', low=1, high=LARGE),
+    Spec('max_frame_pixels', 0, 'largest height x width of a frame as the model sees it; sets tokens per step; 0: as the '
+         'model advises, or 200704', low=0, high=LARGE),
+    Spec('min_frame_pixels', 0, 'smallest height x width of a frame as the model sees it; 0: as the model advises, or 4096',
+         low=0, high=LARGE),
     Spec('prefill_policy', 'statekv', 'what the past looks like to a new frame',
          choices=('statekv', 'window', 'full', 'none')),
     Spec('budget', 4096, 'B of statekv: tokens carried per layer and KV head', low=1, high=LARGE),
@@ -169,7 +170,7 @@ class Parameters:
         for name in self['cameras']:
             for spec in camera_specs(name, self['rate_hz'], self['reliability']):
                 self._declare(spec)
-        if self['min_frame_pixels'] > self['max_frame_pixels']:
+        if 0 < self['max_frame_pixels'] < self['min_frame_pixels']:
             self.problems.append(f'min_frame_pixels must be at most max_frame_pixels, got {self["min_frame_pixels"]} and '
                                  f'{self["max_frame_pixels"]}')
         node.add_on_set_parameters_callback(self._verify)

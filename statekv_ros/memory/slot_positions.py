@@ -1,0 +1,63 @@
+"""Where the tokens of the compressed state stand when positions are bounded: four numbers per slot beside key and value."""
+import torch
+
+from statekv_ros.backbones.base import KVLayout
+from statekv_ros.memory.positions import PositionPolicy, StepPlace, dense
+
+
+class SlotPositions:
+    """Follows each slot's token from step to step: `place`, then `keep` once the state's slots have been updated.
+
+    Attributes:
+        shift: of the newest step.
+        turn: how far each slot's key has to be turned to stand where it belongs, [layers, kv_heads, capacity] int64.
+    """
+
+    def __init__(self, layout: KVLayout, policy: PositionPolicy):
+        self.policy = policy
+        self.shift = 0
+        self._step: StepPlace | None = None
+        # Begin and end of the stretch, offset (true position - position given to the model), turn.
+        self._slots = torch.zeros(4, layout.layers, layout.kv_heads, 0, dtype=torch.int64, device=layout.device)
+
+    @property
+    def turn(self) -> torch.Tensor:
+        return self._slots[3]
+
+    def grow(self, capacity: int, live: int) -> None:
+        """Make room for `capacity` slots; the first `live` keep what they have."""
+        slots = self._slots.new_zeros((*self._slots.shape[:3], capacity))
+        slots[..., :live] = self._slots[..., :live]
+        self._slots = slots
+
+    def place(self, live: int, step: StepPlace) -> bool:
+        """Find the shift of a step behind `live` slots; whether keys have to be turned for it.
+
+        Waits for the device when it re-indexes: the shift depends on what was evicted.
+        """
+        self._step = step
+        # As long as every token is there, there is no gap to close.
+        evicted = live < step.first_ordinal
+        if not self.policy.passes_limit(step, self.shift) and (self.policy.lazy or not evicted):
+            return False
+        begin, end, offset, turn = self._slots[..., :live]
+        left, covered = dense(begin, end)
+        self.shift = self.policy.shift(step, int(covered.max()) if live else 0)
+        first = step.position - self.shift
+        moved = begin - (first - covered[..., None] + left).clamp_min(0)
+        turn += offset - moved
+        offset.copy_(moved)
+        return True
+
+    def settle(self, live: int) -> None:
+        """The keys of the first `live` slots have been turned for good."""
+        self._slots[3, ..., :live] = 0
+
+    def keep(self, ordinal: torch.Tensor) -> None:
+        """Note the step's tokens among those that stay; ordinal [layers, kv_heads, kept] int64 of the slots in use."""
+        step, kept = self._step, ordinal.shape[-1]
+        begin, end = step.stretches()
+        table = torch.stack([begin, end, torch.full_like(begin, self.shift), torch.zeros_like(begin)])
+        index = ordinal - step.first_ordinal
+        new = table[:, index.clamp_min(0)]
+        self._slots[..., :kept] = torch.where(index >= 0, new, self._slots[..., :kept])

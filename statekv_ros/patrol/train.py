@@ -1,0 +1,217 @@
+"""Train the patrol model from scratch: `statekv-train-patrol FOLDER`.
+
+bf16 weights with fp32 masters; Muon for the matrices of the layers, AdamW for the rest; loss on the answers, and on notes that
+the middle of the network must be able to tell at the end of every step. Batch n depends on the seed, n and the scores so far
+alone, so a run that was killed goes on as if it had not been.
+"""
+import argparse
+import json
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from statekv_ros.patrol.architecture import make_model
+from statekv_ros.patrol.curriculum import KindScores, stage_at
+from statekv_ros.patrol.forward import forward
+from statekv_ros.patrol.packing import IGNORED, NOTES, QUESTION_TOKENS, Batch, Packer
+from statekv_ros.patrol.pictures import PictureBank
+from statekv_ros.patrol.questions import KINDS
+from statekv_ros.patrol.render import MODEL_SIZE
+from statekv_ros.patrol.tokenizer import make_tokenizer
+
+LEARNING_RATE, WARM_UP_STEPS, DECAY_FROM = 2e-3, 100, .55
+NOTES_LAYER, NOTES_WEIGHT = 3, .5
+CAPTION_BATCHES = .07             # share of batches about captions instead of videos
+STATE_FILE = 'training.pt'
+
+
+class Trainer:
+    """Weights, optimisers and data of one run; `step` is the number of batches trained on.
+
+    Args:
+        folder: where `save` keeps the run's state, and where an earlier one goes on from.
+    """
+
+    def __init__(self, folder: Path, seed: int, steps: int, pictures: int):
+        self.folder, self.seed, self.steps = folder, seed, steps
+        self.tokenizer = make_tokenizer()
+        self.model = make_model(self.tokenizer, seed)
+        torch.manual_seed(seed + 1)
+        width = self.model.config.text_config.hidden_size
+        self.model.notes = torch.nn.Linear(width, NOTES * width, bias=False)
+        self.master = {name: weight.detach().clone().requires_grad_() for name, weight in self.model.named_parameters()}
+        self.model.to(torch.bfloat16).train()
+        self.weights = dict(self.model.named_parameters())
+        self.optimizers = self._optimizers()
+        self.scores, self.step, self.videos, self.seconds, self.losses = KindScores(), 0, 0, 0., []
+        self._resume()
+        self.packer = Packer(self.tokenizer, PictureBank(1000 + seed, pictures))
+
+    def run(self, until: int, save_every_s: float = 120.) -> None:
+        """Train until this step, with a progress bar and one line of scores every few minutes."""
+        with ThreadPoolExecutor(1) as pool, tqdm(total=self.steps, initial=self.step, unit='batch', smoothing=.05,
+                                                 mininterval=5) as bar:
+            coming, saved, begun = pool.submit(self._batch, self.step, self.scores.weights()), time.time(), time.time()
+            while self.step < until:
+                batch, pixels = coming.result()
+                coming = pool.submit(self._batch, self.step + 1, self.scores.weights())
+                loss = self._learn(batch, pixels)
+                self.step += 1
+                self.videos += len(batch.ids)
+                self.seconds += time.time() - begun
+                begun = time.time()
+                bar.update()
+                bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
+                if begun - saved > save_every_s or self.step == until:
+                    self._note(loss, bar)
+                    self.save()
+                    saved = time.time()
+
+    def save(self) -> None:
+        """Keep the run's state, whole or not at all."""
+        state = dict(seed=self.seed, step=self.step, steps=self.steps, videos=self.videos, seconds=self.seconds,
+                     scores=self.scores.scores, losses=self.losses,
+                     master={name: weight.detach() for name, weight in self.master.items()},
+                     optimizers=[optimizer.state_dict() for optimizer in self.optimizers])
+        file = self.folder / STATE_FILE
+        torch.save(state, file.with_suffix('.tmp'))
+        os.replace(file.with_suffix('.tmp'), file)
+
+    def _resume(self) -> None:
+        file = self.folder / STATE_FILE
+        if not file.is_file():
+            return
+        state = torch.load(file, weights_only=True)
+        if state['seed'] != self.seed:
+            raise ValueError(f'{str(file)!r} is of seed {state["seed"]}, not {self.seed}: choose another folder')
+        for name, weight in self.master.items():
+            weight.data.copy_(state['master'][name])
+            self.weights[name].data.copy_(weight)
+        for optimizer, saved in zip(self.optimizers, state['optimizers']):
+            optimizer.load_state_dict(saved)
+        self.scores = KindScores(state['scores'])
+        self.step, self.videos, self.seconds, self.losses = (state[key] for key in ('step', 'videos', 'seconds', 'losses'))
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        matrices = {name for name, weight in self.master.items()
+                    if weight.ndim == 2 and ('.layers.' in name or '.blocks.' in name)}
+        decayed = [weight for name, weight in self.master.items() if name not in matrices and weight.ndim >= 2]
+        plain = [weight for weight in self.master.values() if weight.ndim < 2]
+        return [torch.optim.AdamW([dict(params=decayed, weight_decay=.02), dict(params=plain, weight_decay=0.)],
+                                  lr=LEARNING_RATE, betas=(.9, .98), fused=True),
+                torch.optim.Muon([self.master[name] for name in sorted(matrices)], lr=LEARNING_RATE, weight_decay=.02,
+                                 adjust_lr_fn='match_rms_adamw')]
+
+    def _batch(self, step: int, weights: np.ndarray) -> tuple[Batch, torch.Tensor | None]:
+        random = np.random.default_rng([self.seed, step])
+        stage = stage_at(step / self.steps)
+        length = int(random.choice(stage.steps))
+        if random.random() < CAPTION_BATCHES:
+            return self.packer.caption_batch(stage.rows, length, stage.questions, random, weights), None
+        batch = self.packer.video_batch(stage.rows, length, stage.questions, 1, random, weights)
+        return batch, self.packer.bank.varied_pixels(batch.pictures, random, torch.bfloat16)
+
+    def _learn(self, batch: Batch, pixels: torch.Tensor | None) -> float:
+        done = self.step / self.steps
+        hidden, ends = forward(self.model, batch, pixels, NOTES_LAYER)
+        embedding = self.model.model.language_model.embed_tokens.weight
+        told = batch.labels != IGNORED
+        target = batch.labels[told]
+        logits = F.linear(hidden[told], embedding).float()
+        loss = objective = F.cross_entropy(logits, target)
+        if len(batch.notes):
+            asked = batch.notes != IGNORED
+            noted = self.model.notes(ends).view(len(ends), NOTES, -1)[asked]
+            objective = loss + NOTES_WEIGHT * F.cross_entropy(F.linear(noted, embedding).float(), batch.notes[asked])
+        objective.backward()
+        self._update(min(1., (self.step + 1) / WARM_UP_STEPS)
+                     * (1. if done < DECAY_FROM else max(.02, (1 - done) / (1 - DECAY_FROM))))
+        self._score(batch, told, logits.argmax(-1) == target)
+        return loss.item()
+
+    @torch.no_grad()
+    def _update(self, rate: float) -> None:
+        for name, weight in self.weights.items():
+            self.master[name].grad = None if weight.grad is None else weight.grad.float()
+            weight.grad = None
+        torch.nn.utils.clip_grad_norm_(list(self.master.values()), 1.)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group['lr'] = LEARNING_RATE * rate
+            optimizer.step()
+        for name, weight in self.weights.items():
+            weight.copy_(self.master[name])
+
+    def _score(self, batch: Batch, told: torch.Tensor, right: torch.Tensor) -> None:
+        if not len(batch.pictures):
+            return                      # captions are another task
+        row, token = told.nonzero(as_tuple=True)
+        question = (token - batch.context_tokens) // QUESTION_TOKENS
+        inside = question < batch.questions
+        wrong = torch.zeros(batch.kinds.shape).index_put_((row[inside], question[inside]), (~right[inside]).float(),
+                                                          accumulate=True)
+        for index, kind in enumerate(KINDS):
+            asked = batch.kinds == index
+            if asked.any():
+                self.scores.add(kind, (wrong[asked] == 0).float().mean().item())
+
+    def _note(self, loss: float, bar: tqdm) -> None:
+        scores = {kind: round(score, 3) for kind, score in self.scores.scores.items()}
+        self.losses.append([self.step, round(self.seconds), round(loss, 4), scores])
+        bar.write(f'step {self.step} {self.seconds:.0f} s loss {loss:.3f} '
+                  + ' '.join(f'{kind} {100 * score:.0f}' for kind, score in scores.items()))
+
+
+def export(trainer: Trainer, folder: Path) -> None:
+    """Write the checkpoint in Transformers' format: bf16 safetensors, config, tokenizer, and the frame size it was made for."""
+    notes = trainer.model._modules.pop('notes')
+    try:
+        trainer.model.save_pretrained(folder)
+    finally:
+        trainer.model.notes = notes
+    trainer.tokenizer.save_pretrained(folder)
+    # One size for square and for 4:3 cameras; see PictureBank.
+    (folder / 'statekv.json').write_text(json.dumps(
+        {'min_frame_pixels': MODEL_SIZE**2, 'max_frame_pixels': MODEL_SIZE**2 * 3 // 2}) + '\n')
+    (folder / 'model.safetensors').chmod(0o644)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train, or go on training, and export; returns the exit code."""
+    parser = argparse.ArgumentParser(prog='statekv-train-patrol', description=__doc__,
+                                     formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('folder', type=Path, help='of the run: its state, its log and, in model/, the checkpoint')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--steps', type=int, default=9000, help='batches in all; the curriculum is a share of them')
+    parser.add_argument('--pictures', type=int, default=400, help='renders of each object and door')
+    parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0: all. Take 1 when others use this machine')
+    args = parser.parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        trainer = Trainer(args.folder, args.seed, args.steps, args.pictures)
+    except ValueError as error:
+        print(f'statekv-train-patrol: {error}', file=sys.stderr)
+        return 2
+    try:
+        trainer.run(args.steps)
+    except KeyboardInterrupt:
+        trainer.save()
+        print(f'stopped at step {trainer.step}; the same command goes on from there', file=sys.stderr)
+        return 130
+    export(trainer, args.folder / 'model')
+    (args.folder / 'log.json').write_text(json.dumps(trainer.losses))
+    print(args.folder / 'model')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""A patrol: a robot passes doors and objects on a mostly empty corridor. Only a door, seen once, says which room it enters."""
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+COLOURS = ('red', 'green', 'blue', 'yellow', 'purple', 'white')
+SHAPES = ('ball', 'box', 'cone', 'ring')
+PLURALS = ('balls', 'boxes', 'cones', 'rings')
+
+# Empty steps between two sights: geometric with a mean drawn per patrol, so a model meets crowded and empty corridors.
+_GAP_MEAN = (1.0, 5.0)
+_LONGEST_GAP = 12
+_LINGER = 0.3             # chance that a sight stays for a second step
+
+
+class View(IntEnum):
+    """What a step shows."""
+    EMPTY = 0
+    OBJECT = 1
+    DOOR = 2
+
+
+class Step(NamedTuple):
+    """One step of one second.
+
+    Attributes:
+        view: what is in view; `shape` (objects only) and `colour` index SHAPES and COLOURS.
+        sight: number of the sight in the patrol, doors included; -1 where nothing is in view.
+        room: colour of the last door passed.
+    """
+    view: View
+    shape: int
+    colour: int
+    sight: int
+    room: int
+
+
+class Sight(NamedTuple):
+    """An object or a door that was passed, in view from step `first` to step `last`."""
+    view: View
+    shape: int
+    colour: int
+    room: int
+    first: int
+    last: int
+
+    @property
+    def thing(self) -> tuple[int, int]:
+        return self.shape, self.colour
+
+
+@dataclass(frozen=True)
+class Patrol:
+    """Steps, and the sights in them in time order."""
+    steps: tuple[Step, ...]
+    sights: tuple[Sight, ...]
+
+    def objects(self, step: int) -> list[Sight]:
+        """Objects passed until `step`, that step included."""
+        return [sight for sight in self.sights if sight.view == View.OBJECT and sight.first <= step]
+
+
+def make_patrol(steps: int, random: np.random.Generator) -> Patrol:
+    """A patrol of that many steps. It begins at a door, so the first room is known."""
+    if steps < 1:
+        raise ValueError(f'a patrol has at least one step, got {steps}')
+    gap = 1 / (1 + random.uniform(*_GAP_MEAN))
+    door_chance, repeat_chance = random.uniform(.15, .4), random.uniform(.1, .6)
+    made: list[Step] = []
+    sights: list[Sight] = []
+    met: list[tuple[int, int]] = []
+    room = int(random.integers(len(COLOURS)))
+
+    def pass_by(view: View, shape: int, colour: int) -> None:
+        first = len(made)
+        for _ in range(1 + (random.random() < _LINGER)):
+            made.append(Step(view, shape, colour, len(sights), room))
+        sights.append(Sight(view, shape, colour, room, first, min(len(made), steps) - 1))
+
+    pass_by(View.DOOR, 0, room)
+    while len(made) < steps:
+        for _ in range(min(int(random.geometric(gap)) - 1, _LONGEST_GAP)):
+            made.append(Step(View.EMPTY, 0, 0, -1, room))
+        if len(made) >= steps:
+            break
+        if random.random() < door_chance:
+            room = int(room + random.integers(1, len(COLOURS))) % len(COLOURS)
+            pass_by(View.DOOR, 0, room)
+            continue
+        if met and random.random() < repeat_chance:
+            thing = met[int(random.integers(len(met)))]
+        else:
+            thing = int(random.integers(len(SHAPES))), int(random.integers(len(COLOURS)))
+        met.append(thing)
+        pass_by(View.OBJECT, *thing)
+    return Patrol(tuple(made[:steps]), tuple(sights))
+
+
+def name_of(shape: int, colour: int) -> str:
+    """'red ball'."""
+    return f'{COLOURS[colour]} {SHAPES[shape]}'
+
+
+def name_in_view(step: Step) -> str:
+    """'nothing', 'red ball' or 'red door'."""
+    if step.view == View.EMPTY:
+        return 'nothing'
+    return name_of(step.shape, step.colour) if step.view == View.OBJECT else f'{COLOURS[step.colour]} door'
