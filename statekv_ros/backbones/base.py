@@ -1,13 +1,14 @@
 """What the streaming memory needs to know of a model family: pixels in, embeddings and positions out."""
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from statekv_ros.backbones.size import ModelSize
+from statekv_ros.backbones.upload import to_device
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,33 @@ class TokenInputs:
     @property
     def tokens(self) -> int:
         return self.embeds.shape[1]
+
+
+@dataclass(frozen=True)
+class StagedStep:
+    """One frame step as the device needs it, before the vision tower: three tensors and the numbers that shapes depend on.
+
+    Attributes:
+        frames: uint8 [frames_per_step, height, width, 3], resized; the last one repeated where frames are missing.
+        token_ids: int64 [1, text tokens], the text before the visual tokens and, from `visual_start` on, behind them.
+        positions, next_position, start, visual_start, visual_tokens: as in `TokenInputs`.
+    """
+    frames: torch.Tensor
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    next_position: int
+    start: int
+    visual_start: int
+    visual_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.token_ids.shape[1] + self.visual_tokens
+
+    def on(self, device: torch.device) -> 'StagedStep':
+        """The same step with its tensors on `device`, without making the host wait."""
+        return replace(self, frames=to_device(self.frames, device), token_ids=to_device(self.token_ids, device),
+                       positions=to_device(self.positions, device))
 
 
 class AttentionMemory(Protocol):

@@ -9,11 +9,12 @@ import torch
 from transformers import PreTrainedModel
 
 from statekv_ros.backbones.attention_hook import ATTENTION
-from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, TokenInputs
+from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, StagedStep, TokenInputs
 from statekv_ros.backbones.checkpoint import Checkpoint
 from statekv_ros.backbones.pixels import PixelSpec, SquareSpec, prepare
 from statekv_ros.backbones.rope import freeze_rope, rotate
 from statekv_ros.backbones.size import ModelSize
+from statekv_ros.backbones.upload import to_device
 from statekv_ros.errors import ModelError
 
 
@@ -29,7 +30,7 @@ class Family(Backbone):
         before_video, after_video, after_question: text around the video and the question.
         special_tokens: must each be one token of the checkpoint's tokenizer.
         position_axes: 1, or 3 for M-RoPE (time, height, width).
-        stream_axes: those of them along which a stream advances, and that shifting it moves.
+        stream_axes: the first of them, along which a stream advances, and that shifting it moves.
     """
     system = '<|im_start|>system\n{}<|im_end|>\n'
     default_system = ''
@@ -76,8 +77,8 @@ class Family(Backbone):
         """Text before and after the visual tokens of a step; `number` of its first frame counts from 1."""
 
     @abstractmethod
-    def _see(self, frames: Sequence[np.ndarray]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Prepared frames of one step -> visual tokens [tokens, hidden] and further keyword arguments of the text model."""
+    def _see(self, step: StagedStep) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Visual tokens [tokens, hidden] of a step on the device, and further keyword arguments of the text model."""
 
     @abstractmethod
     def _visual_grid(self, height: int, width: int) -> tuple[int, int]:
@@ -99,16 +100,30 @@ class Family(Backbone):
     def prefix(self) -> TokenInputs:
         return self.embed(self._prefix_ids, 0)
 
-    @torch.inference_mode()
     def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
                first_frame: int = 0) -> TokenInputs:
+        return self.embed_step(self.stage(frames, seconds, position, first_frame).on(self.device))
+
+    def stage(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
+              first_frame: int = 0) -> StagedStep:
+        """The host's part of `encode`: text, positions, and the frames side by side."""
         before, after = map(self._tokenize, self._step_text(first_frame + 1, seconds))
-        visual, extra = self._see(frames)
-        embeds = torch.cat([self._embed_ids(before), visual[None].to(self.dtype), self._embed_ids(after)], dim=1)
-        positions, next_position = self._step_positions(position, seconds, len(before),
-                                                        *self._visual_grid(*frames[0].shape[:2]), len(after))
-        start = int(positions.reshape(-1, embeds.shape[1])[list(self.stream_axes), 0].min())
-        return TokenInputs(embeds, positions.to(self.device), next_position, start, len(before), visual.shape[0], extra)
+        rows, columns = self._visual_grid(*frames[0].shape[:2])
+        positions, next_position = self._step_positions(position, seconds, len(before), rows, columns, len(after))
+        start = int(positions.reshape(-1, positions.shape[-1])[:len(self.stream_axes), 0].min())
+        frames = [*frames, *[frames[-1]] * (self.frames_per_step - len(frames))]
+        return StagedStep(torch.from_numpy(np.stack(frames)), torch.tensor([before + after], dtype=torch.long), positions,
+                          next_position, start, len(before), rows * columns)
+
+    @torch.inference_mode()
+    def embed_step(self, step: StagedStep) -> TokenInputs:
+        """The device's part of `encode`: every shape depends on shapes alone and the host never waits, so that the device can
+        replay it as a graph."""
+        visual, extra = self._see(step)
+        text = self._language.embed_tokens(step.token_ids)
+        embeds = torch.cat([text[:, :step.visual_start], visual[None].to(self.dtype), text[:, step.visual_start:]], dim=1)
+        return TokenInputs(embeds, step.positions, step.next_position, step.start, step.visual_start, step.visual_tokens,
+                           extra)
 
     def step_tokens(self, height: int, width: int) -> int:
         rows, columns = self._visual_grid(*self._pixels.frame_size(height, width))
@@ -137,12 +152,13 @@ class Family(Backbone):
         return TokenInputs(self._embed_ids(token_ids), positions, end, position)
 
     def rotate(self, vectors: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
-        positions = torch.as_tensor(positions, device=vectors.device)
-        return rotate(vectors, positions[..., None].float() * self._stream_frequencies)
+        if torch.is_tensor(positions):
+            positions = positions[..., None].float()
+        return rotate(vectors, positions * self._stream_frequencies)
 
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         positions = inputs.positions.reshape(-1, inputs.tokens)
-        return positions[list(self.stream_axes)].amin(dim=0)
+        return positions[:len(self.stream_axes)].amin(dim=0)
 
     def largest_shift(self, inputs: TokenInputs) -> int:
         return int(inputs.positions.min())
@@ -165,9 +181,6 @@ class Family(Backbone):
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
-    def _on_device(self, pixels: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(pixels).to(self.device, self.dtype, non_blocking=True)
-
     def _tokenize(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False).input_ids
 
@@ -179,4 +192,4 @@ class Family(Backbone):
         return ids[0]
 
     def _embed_ids(self, token_ids: Sequence[int]) -> torch.Tensor:
-        return self._language.embed_tokens(torch.tensor([token_ids], dtype=torch.long, device=self.device))
+        return self._language.embed_tokens(to_device(torch.tensor([token_ids], dtype=torch.long), self.device))

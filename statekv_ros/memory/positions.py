@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 from statekv_ros.errors import FrameError, PolicyError
 from statekv_ros.memory.policies import PrefillPolicy
@@ -52,7 +53,7 @@ class StepPlace:
         Tokens at one place have one stretch; the first one begins where the last step ended.
         """
         begin = torch.where(self.starts == self.start, self.position, self.starts)
-        following = torch.cat([self.starts, self.starts.new_tensor([self.next_position])])
+        following = pad(self.starts, (0, 1), value=self.next_position)
         return begin, following[torch.searchsorted(self.starts, self.starts, right=True)]
 
 

@@ -61,9 +61,8 @@ class CompressedState:
         keys = self._key[layer, None, :, :live]
         if self._turns:
             keys = torch.cat([self._placed(layer)[None], key], dim=2)
-        output, importance = scored_attention(query, keys, self._value[layer, None, :, :live], scale)
-        self._importance[layer, :, :live] = importance[0]
-        return output
+        return scored_attention(query, keys, self._value[layer, None, :, :live], scale,
+                                importance_out=self._importance[layer, None, :, :live])[0]
 
     def commit(self) -> None:
         """Keep the B most important of state and frame, for all layers and KV heads at once."""

@@ -2,7 +2,8 @@
 import numpy as np
 import torch
 
-from statekv_ros.backbones.pixels import HALF, PixelSpec, patchify
+from statekv_ros.backbones.patches import patchify
+from statekv_ros.backbones.pixels import HALF, PixelSpec
 from statekv_ros.patrol.architecture import MERGE, PATCH
 from statekv_ros.patrol.render import MODEL_SIZE, render
 from statekv_ros.patrol.world import COLOURS, SHAPES, Step, View
@@ -17,7 +18,7 @@ class PictureBank:
 
     Attributes:
         steps: what each picture shows.
-        patches: uint8 [pictures, 16 patches, 3 x 2 x 16 x 16], in the order of `backbones.pixels.patchify`.
+        patches: uint8 [pictures, 16 patches, 3 x 2 x 16 x 16], in the order of `backbones.patches.patchify`.
     """
 
     def __init__(self, seed: int, each: int):
@@ -63,4 +64,4 @@ class PictureBank:
     @staticmethod
     def _patches(frames: np.ndarray) -> np.ndarray:
         # patchify normalises to -1..1; the bank keeps bytes, an eighth of the size.
-        return np.round((patchify(list(frames), _SPEC) + 1) * 127.5).astype(np.uint8)
+        return np.round((patchify(torch.from_numpy(frames), _SPEC).numpy() + 1) * 127.5).astype(np.uint8)
