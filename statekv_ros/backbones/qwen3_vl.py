@@ -27,6 +27,17 @@ class Qwen3VL(QwenVL):
         inputs.extra['visual_pos_masks'] = is_visual.to(self.device)
         return inputs
 
+    def visual_features(self, inputs: TokenInputs) -> torch.Tensor:
+        """Input embeddings and, beside them, the DeepStack features that the first layers add to them."""
+        return torch.cat([super().visual_features(inputs), *inputs.extra['deepstack_visual_embeds']], dim=1)
+
+    def embed_features(self, features: torch.Tensor, position: int) -> TokenInputs:
+        embeds, *deep = features.split(self._language.config.hidden_size, dim=1)
+        inputs = super().embed_features(embeds, position)
+        inputs.extra['visual_pos_masks'] = torch.ones(1, inputs.tokens, dtype=torch.bool, device=self.device)
+        inputs.extra['deepstack_visual_embeds'] = deep
+        return inputs
+
     def _step_text(self, number: int, seconds: Sequence[float]) -> tuple[str, str]:
         return f'<{(seconds[0] + seconds[-1]) / 2:.1f} seconds><|vision_start|>', '<|vision_end|>'
 
