@@ -57,6 +57,11 @@ class Reading:
         """Keep the tokens of the forward pass that just ended."""
         self._tail_tokens += self._step_tokens
 
+    @property
+    def tail_mass(self) -> torch.Tensor:
+        """Attention paid to each token of the tail while `scoring`, summed over layers and query heads, [tokens] fp32."""
+        return self._tail_mass[:self._tail_tokens]
+
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                scale: float) -> torch.Tensor:
         """Prefix-causal attention over [views ; tail]; see `AttentionMemory`."""
