@@ -130,14 +130,11 @@ def model_digest(model: str) -> str:
 def _parse_pair(text: str) -> tuple[str, str]:
     prefill, times, answer = (part.strip() for part in text.partition(' x '))
     if prefill.startswith(RLIVS):
+        from statekv_ros.memory.rlivs import parse_rlivs
         if times:
             raise PolicyError(f'{RLIVS} answers from its captions only, so it takes no answer policy: got {text!r}')
-        if ''.join(prefill.split()) not in (RLIVS, f'{RLIVS}(norecurrence)'):
-            raise PolicyError(f'must be {RLIVS} or {RLIVS}(norecurrence), got {text!r}')
-        return ''.join(prefill.split()), CAPTIONS
+        return (RLIVS if parse_rlivs(prefill) else f'{RLIVS}(norecurrence)'), CAPTIONS
     watching, answering = parse_prefill_policy(prefill), parse_answer_policy(answer if times else 'all')
-    if watching.kind == 'none' and answering.kind == 'state':
-        raise PolicyError(f'{text!r}: "none" carries no state that "state" could be answered from')
     return str(watching), str(answering)
 
 
