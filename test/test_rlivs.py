@@ -91,12 +91,11 @@ class Definition:
                                         seconds[first:first + 2], position)
             before, seen = step.visual_start, step.visual_tokens
             start = sum(len(part[0]) for part in parts)
-            for a, b, deep in ((0, before, None), (before, before + seen, step.extra['deepstack_visual_embeds']),
-                               (before + seen, step.tokens, None)):
+            deepstack = [level[0, before:before + seen] for level in step.extra['deepstack']]
+            for a, b, deep in ((0, before, None), (before, before + seen, deepstack), (before + seen, step.tokens, None)):
                 parts.append((step.embeds[0, a:b], step.positions[:, 0, a:b], deep))
             visual += range(start + before, start + before + seen)
-            rows += [(step.embeds[0, before + i], [level[i] for level in step.extra['deepstack_visual_embeds']])
-                     for i in range(seen)]
+            rows += [(step.embeds[0, before + i], [level[i] for level in deepstack]) for i in range(seen)]
             position = step.next_position
         request = self.ids(f'{PROMPT}<|im_end|>\n<|im_start|>assistant\n')
         parts.append(self.text(request, position))

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import pad
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
-from statekv_ros.backbones.base import StagedStep
+from statekv_ros.backbones.base import StagedStep, TokenInputs
 from statekv_ros.backbones.checkpoint import Checkpoint
 from statekv_ros.backbones.mrope import axes_interleaved, grid_positions, text_positions
 from statekv_ros.backbones.pixels import HALF
