@@ -1,11 +1,11 @@
 """The detailed cache: keys and values of every token that was seen, appended once in chunks and read only to answer."""
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from statekv_ros.backbones.base import Backbone
+from statekv_ros.backbones.base import Backbone, TokenInputs
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory.positions import PositionPolicy, StepPlace
 from statekv_ros.memory.records import StepRecord
@@ -18,10 +18,24 @@ class _Chunk:
     used: int = 0                        # tokens
     records: list[StepRecord] = field(default_factory=list)
     shift: int = 0                       # keys stand at their true positions less this
+    means: torch.Tensor | None = None    # [steps, layers, kv_heads, head_dim] fp32: a step's keys before rotation, averaged
 
     @property
     def capacity(self) -> int:
         return self.key.shape[2]
+
+
+@dataclass(frozen=True)
+class Block:
+    """One frame step where it lies: the `number`-th step of `chunk`, from token `start` on."""
+    chunk: _Chunk
+    number: int
+    start: int
+    record: StepRecord
+
+    @property
+    def end(self) -> int:
+        return self.start + self.record.tokens
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,23 @@ class MemoryView:
     ordinal: torch.Tensor
     position: int = 0
     shift: int | None = None
+
+
+def joined(blocks: Sequence[Block], only_seamless: bool = False) -> list[MemoryView]:
+    """Views of blocks, those that lie side by side as one; if `only_seamless`, only where no position is between them."""
+    runs: list[tuple[Block, Block]] = []        # first and last
+    for block in blocks:
+        before = runs[-1][1] if runs else None
+        if before is not None and before.chunk is block.chunk and before.end == block.start and (
+                not only_seamless or before.record.next_position == block.record.position):
+            runs[-1] = runs[-1][0], block
+        else:
+            runs.append((block, block))
+    return [MemoryView(
+        first.chunk.key[:, :, first.start:last.end], first.chunk.value[:, :, first.start:last.end],
+        # Ordinals within a chunk are consecutive: steps are appended in stream order.
+        torch.arange(first.record.first_ordinal, last.record.first_ordinal + last.record.tokens, device=first.chunk.key.device),
+        first.record.position, first.chunk.shift) for first, last in runs]
 
 
 class DetailedCache:
@@ -76,7 +107,7 @@ class DetailedCache:
         self.forgotten_frames = 0
         self._chunk_tokens = chunk_tokens
         self._max_bytes = max_bytes
-        self._positions, self._rotate = positions, backbone.rotate
+        self._positions, self._backbone = positions, backbone
         self._turn = 0
         self._prefix: _Chunk | None = None
         self._chunks: deque[_Chunk] = deque()
@@ -110,13 +141,20 @@ class DetailedCache:
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Keys and values [1, kv_heads, tokens, head_dim] of the step that was begun."""
         end = self._open.used + key.shape[2]
-        self._open.key[layer, :, self._open.used:end] = self._rotate(key[0], self._turn) if self._turn else key[0]
+        self._open.key[layer, :, self._open.used:end] = self._backbone.rotate(key[0], self._turn) if self._turn else key[0]
         self._open.value[layer, :, self._open.used:end] = value[0]
 
-    def commit(self, record: StepRecord) -> None:
-        """Make the step that was begun part of the memory."""
-        self._open.records.append(record)
-        self._open.used += record.tokens
+    def commit(self, record: StepRecord, inputs: TokenInputs) -> None:
+        """Make the step that was begun part of the memory; `inputs` at their true positions."""
+        chunk = self._open
+        keys = chunk.key[:, :, chunk.used:chunk.used + record.tokens]
+        # Rotation would blur the mean: the tokens of a step stand at different places. One pass over the step's own keys,
+        # and one token's worth of memory a step.
+        positions = self._backbone.shifted(inputs, chunk.shift).positions
+        mean = self._backbone.unrotated(keys.float(), positions).mean(dim=2)[None]
+        chunk.means = mean if chunk.means is None else torch.cat([chunk.means, mean])
+        chunk.records.append(record)
+        chunk.used += record.tokens
         self.tokens += record.tokens
 
     def records(self) -> Iterator[StepRecord]:
@@ -124,34 +162,26 @@ class DetailedCache:
         for chunk in self._chunks:
             yield from chunk.records
 
+    def blocks(self, wanted: Callable[[StepRecord], bool]) -> list[Block]:
+        """The prefix and all wanted steps, oldest first. Nothing that comes later changes what lies there."""
+        blocks = []
+        for chunk in self._all():
+            start = 0
+            for number, record in enumerate(chunk.records):
+                if record.step < 0 or wanted(record):
+                    blocks.append(Block(chunk, number, start, record))
+                start += record.tokens
+        return blocks
+
     def view(self, wanted: Callable[[StepRecord], bool]) -> tuple[list[MemoryView], list[StepRecord]]:
         """The prefix and all wanted steps as they stand now; later appends do not show in it."""
-        views, records = [], []
-        for chunk in self._all():
-            start = end = index = position = 0
-            for record in chunk.records:
-                if record.step < 0 or wanted(record):
-                    if record.step >= 0:
-                        records.append(record)
-                    if index != end or end == start:
-                        views.extend(self._slice(chunk, start, end, position))
-                        start, position = index, record.position
-                    end = index + record.tokens
-                index += record.tokens
-            views.extend(self._slice(chunk, start, end, position))
-        return views, records
+        blocks = self.blocks(wanted)
+        return joined(blocks), [block.record for block in blocks if block.record.step >= 0]
 
     def _all(self) -> Iterator[_Chunk]:
         if self._prefix is not None:
             yield self._prefix
         yield from self._chunks
-
-    def _slice(self, chunk: _Chunk, start: int, end: int, position: int) -> Iterator[MemoryView]:
-        if end > start:
-            # Ordinals within a chunk are consecutive: steps are appended in stream order.
-            first = chunk.records[0].first_ordinal
-            yield MemoryView(chunk.key[:, :, start:end], chunk.value[:, :, start:end],
-                             torch.arange(first + start, first + end, device=self.layout.device), position, chunk.shift)
 
     def _fits(self, step: StepPlace, chunk: _Chunk) -> bool:
         return chunk.used + step.tokens <= chunk.capacity and not self._positions.passes_limit(step, chunk.shift)
