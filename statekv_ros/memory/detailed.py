@@ -1,75 +1,14 @@
 """The detailed cache: keys and values of every token that was seen, appended once in chunks and read only to answer."""
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 
 import torch
 
 from statekv_ros.backbones.base import Backbone, TokenInputs
 from statekv_ros.errors import ParameterError
+from statekv_ros.memory.chunks import Block, Chunk, MemoryView, runs
 from statekv_ros.memory.positions import PositionPolicy, StepPlace
 from statekv_ros.memory.records import StepRecord
-
-
-@dataclass
-class _Chunk:
-    key: torch.Tensor                    # [layers, kv_heads, capacity, head_dim]
-    value: torch.Tensor
-    used: int = 0                        # tokens
-    records: list[StepRecord] = field(default_factory=list)
-    shift: int = 0                       # keys stand at their true positions less this
-    means: torch.Tensor | None = None    # [steps, layers, kv_heads, head_dim] fp32: a step's keys before rotation, averaged
-
-    @property
-    def capacity(self) -> int:
-        return self.key.shape[2]
-
-
-@dataclass(frozen=True)
-class Block:
-    """One frame step where it lies: the `number`-th step of `chunk`, from token `start` on."""
-    chunk: _Chunk
-    number: int
-    start: int
-    record: StepRecord
-
-    @property
-    def end(self) -> int:
-        return self.start + self.record.tokens
-
-
-@dataclass(frozen=True)
-class MemoryView:
-    """Keys and values that an answer reads, without a copy where it can be avoided.
-
-    Attributes:
-        key, value: [layers, kv_heads, tokens, head_dim].
-        ordinal: stream index of each token, [tokens] int64, or [layers, kv_heads, tokens] where heads hold different ones.
-        position: true position of its first token.
-        shift: how far left of their true positions its keys stand; None: where the carried context has them.
-    """
-    key: torch.Tensor
-    value: torch.Tensor
-    ordinal: torch.Tensor
-    position: int = 0
-    shift: int | None = None
-
-
-def joined(blocks: Sequence[Block], only_seamless: bool = False) -> list[MemoryView]:
-    """Views of blocks, those that lie side by side as one; if `only_seamless`, only where no position is between them."""
-    runs: list[tuple[Block, Block]] = []        # first and last
-    for block in blocks:
-        before = runs[-1][1] if runs else None
-        if before is not None and before.chunk is block.chunk and before.end == block.start and (
-                not only_seamless or before.record.next_position == block.record.position):
-            runs[-1] = runs[-1][0], block
-        else:
-            runs.append((block, block))
-    return [MemoryView(
-        first.chunk.key[:, :, first.start:last.end], first.chunk.value[:, :, first.start:last.end],
-        # Ordinals within a chunk are consecutive: steps are appended in stream order.
-        torch.arange(first.record.first_ordinal, last.record.first_ordinal + last.record.tokens, device=first.chunk.key.device),
-        first.record.position, first.chunk.shift) for first, last in runs]
 
 
 class DetailedCache:
@@ -109,9 +48,9 @@ class DetailedCache:
         self._max_bytes = max_bytes
         self._positions, self._backbone = positions, backbone
         self._turn = 0
-        self._prefix: _Chunk | None = None
-        self._chunks: deque[_Chunk] = deque()
-        self._open: _Chunk | None = None
+        self._prefix: Chunk | None = None
+        self._chunks: deque[Chunk] = deque()
+        self._open: Chunk | None = None
 
     @property
     def bytes(self) -> int:
@@ -176,18 +115,18 @@ class DetailedCache:
     def view(self, wanted: Callable[[StepRecord], bool]) -> tuple[list[MemoryView], list[StepRecord]]:
         """The prefix and all wanted steps as they stand now; later appends do not show in it."""
         blocks = self.blocks(wanted)
-        return joined(blocks), [block.record for block in blocks if block.record.step >= 0]
+        return [run.view() for run in runs(blocks)], [block.record for block in blocks if block.record.step >= 0]
 
-    def _all(self) -> Iterator[_Chunk]:
+    def _all(self) -> Iterator[Chunk]:
         if self._prefix is not None:
             yield self._prefix
         yield from self._chunks
 
-    def _fits(self, step: StepPlace, chunk: _Chunk) -> bool:
+    def _fits(self, step: StepPlace, chunk: Chunk) -> bool:
         return chunk.used + step.tokens <= chunk.capacity and not self._positions.passes_limit(step, chunk.shift)
 
-    def _new_chunk(self, tokens: int, shift: int) -> _Chunk:
-        return _Chunk(self.layout.empty(tokens), self.layout.empty(tokens), shift=shift)
+    def _new_chunk(self, tokens: int, shift: int) -> Chunk:
+        return Chunk(self.layout.empty(tokens), self.layout.empty(tokens), shift=shift)
 
     def _forget_for(self, tokens: int) -> None:
         room = self._max_bytes // self.layout.bytes_per_token - tokens
