@@ -66,8 +66,8 @@ class Family(Backbone):
                                self._model.dtype, self._model.device)
         self.frames_per_step = 1
         self._frequencies = language.rotary_emb.inv_freq.float()
-        self._stream_frequencies = self._frequencies * torch.isin(
-            self._frequency_axes(), torch.tensor(self.stream_axes)).to(self._frequencies)
+        self._axes = self._frequency_axes().to(self._frequencies.device)
+        self._stream_frequencies = self._frequencies * torch.isin(self._axes, self._axes.new_tensor(self.stream_axes))
         ids = {token: self._token_id(token) for token in self.special_tokens}
         self.stop_token_ids = checkpoint.stop_token_ids | {ids['<|im_end|>']}
         prompt = system_prompt or self.default_system
@@ -151,6 +151,9 @@ class Family(Backbone):
         """Token ids before and after the text of a user's turn that holds no video; behind them the answer begins."""
         return self._tokenize(self._system_text + self.before_text), self._tokenize(self.after_question)
 
+    def question_slice(self, token_ids: Sequence[int]) -> slice:
+        return slice(len(self._tokenize(self.after_video)), len(token_ids) - len(self._tokenize(self.after_question)))
+
     @torch.inference_mode()
     def embed(self, token_ids: Sequence[int], position: int) -> TokenInputs:
         return self._in_line(self._embed_ids(token_ids), position)
@@ -171,6 +174,10 @@ class Family(Backbone):
         if torch.is_tensor(positions):
             positions = positions[..., None].float()
         return rotate(vectors, positions * self._stream_frequencies)
+
+    def unrotated(self, vectors: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        per_axis = positions.reshape(-1, positions.shape[-1])
+        return rotate(vectors, -per_axis[self._axes].T.float() * self._frequencies)
 
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         positions = inputs.positions.reshape(-1, inputs.tokens)

@@ -94,7 +94,7 @@ class VideoStream:
                             inputs.start, inputs.next_position)
         self._watch(inputs, record)
         clock.mark()
-        self._remember(record)
+        self._remember(record, inputs)
         clock.mark()
         vision_ms, prefill_ms, select_ms = clock.phases_ms()
         return StepReport(record.step, record.segment, record.first_stamp_ns, record.last_stamp_ns, record.frames,
@@ -235,7 +235,7 @@ class VideoStream:
         if inputs.tokens:
             record = StepRecord(-1, 0, 0, 0, 0, 0, inputs.tokens, 0, 0, 0, inputs.next_position)
             self._watch(inputs, record)
-            self._remember(record)
+            self._remember(record, inputs)
 
     def _watch(self, inputs: TokenInputs, record: StepRecord) -> None:
         place = StepPlace(record.tokens, record.frames, record.first_ordinal, self._next_position, record.next_position,
@@ -244,8 +244,8 @@ class VideoStream:
         self.detailed.begin(place, self.shift, prefix=record.step < 0)
         self.backbone.forward(self.backbone.shifted(inputs, self.shift), self)
 
-    def _remember(self, record: StepRecord) -> None:
-        self.detailed.commit(record)
+    def _remember(self, record: StepRecord, inputs: TokenInputs) -> None:
+        self.detailed.commit(record, inputs)
         self.carried.commit()
         self._next_position = record.next_position
         self._next_ordinal += record.tokens
