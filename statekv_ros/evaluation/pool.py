@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
+import transformers
 from tqdm import tqdm
 
 from statekv_ros.errors import EvaluationError
@@ -16,17 +17,18 @@ Results = Iterable[list[dict]]
 
 
 class Worker:
-    """Holds a loaded model and runs jobs on it; on Ray, one is an actor."""
+    """Holds a loaded model, `backbone`, and runs jobs on it; on Ray, each is an actor."""
 
     def __init__(self, settings: Settings):
         from statekv_ros.backbones import load_backbone
         torch.set_num_threads(settings.threads)
-        self._backbone = load_backbone(settings.model, settings.device, settings.dtype)
+        transformers.utils.logging.disable_progress_bar()   # ours counts jobs
+        self.backbone = load_backbone(settings.model, settings.device, settings.dtype)
         self._max_tokens = settings.max_tokens
 
     def run(self, job: Job) -> list[dict]:
         """See `run.run_job`."""
-        return run_job(self._backbone, job, self._max_tokens)
+        return run_job(self.backbone, job, self._max_tokens)
 
 
 def run_all(jobs: Sequence[Job], folder: RunFolder, results: Callable[[Sequence[Job]], Results]) -> None:
