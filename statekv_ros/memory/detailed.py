@@ -1,6 +1,10 @@
 """The detailed cache: keys and values of every token that was seen, appended once in chunks and read only to answer."""
+from __future__ import annotations
+
+import copy
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 
@@ -95,6 +99,17 @@ class DetailedCache:
         chunk.records.append(record)
         chunk.used += record.tokens
         self.tokens += record.tokens
+
+    def of_heads(self, backbone: Backbone, heads: slice) -> DetailedCache:
+        """What is held now of some KV heads, for reading: it shares its storage with this one. `backbone` has those heads."""
+        part = copy.copy(self)
+        part.layout, part._backbone, part._open = backbone.layout, backbone, None
+        chunks = {id(chunk): replace(chunk, key=chunk.key[:, heads], value=chunk.value[:, heads],
+                                     means=None if chunk.means is None else chunk.means[:, :, heads],
+                                     records=[*chunk.records]) for chunk in self._all()}
+        part._prefix = None if self._prefix is None else chunks[id(self._prefix)]
+        part._chunks = deque(chunks[id(chunk)] for chunk in self._chunks)
+        return part
 
     def records(self) -> Iterator[StepRecord]:
         """Every step held, oldest first, without the prefix."""
