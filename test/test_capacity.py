@@ -17,7 +17,7 @@ def test_qwen3_vl_2b_by_hand():
     assert size.kv_bytes_per_token == 2 * 28 * 8 * 128 * 2 == 114_688
     assert size.step_tokens == 14 * 14 + 9 == 205
     plan = make_plan(size, STATEKV, rate_hz=2.0, hours=8)
-    assert plan.detailed_bytes_per_hour == 3600 * (205 * 114_688 + 28 * 8 * 128 * 4)  # two frames a second are one step a second
+    assert plan.detailed_bytes_per_hour == 3600 * (205 * 114_688 + 28 * 8 * 128 * 4)   # one step a second
     assert plan.detailed_bytes == 8 * plan.detailed_bytes_per_hour
     assert plan.state_bytes == (4096 + 205) * (114_688 + 28 * 8 * (12 + 32))
     native = make_plan(size, STATEKV, rate_hz=2.0, hours=8, positions='native')

@@ -117,8 +117,8 @@ NODE = (
          choices=('statekv', 'window', 'full', 'none')),
     Spec('budget', 4096, 'B of statekv: tokens carried per layer and KV head', low=1, high=LARGE),
     Spec('window_frames', 16, 'frames that the policy window carries', low=1, high=LARGE),
-    Spec('positions', '', 'positions for the model once the stream outgrows its trained context; empty: lazy_shift, native for full',
-         choices=('', *POSITIONS)),
+    Spec('positions', '', 'positions for the model once the stream outgrows its trained context; empty: lazy_shift, native for '
+         'full', choices=('', *POSITIONS)),
     Spec('chunk_tokens', 4096, 'the detailed cache grows by this many tokens at a time', low=64, high=LARGE),
     Spec('max_detailed_mb', 0, 'bound on each camera\'s detailed cache in MB (10^6 bytes); past it the oldest chunk is '
          'forgotten; 0: no bound', low=0, high=LARGE),
