@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from conftest import SECOND
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
-from statekv_ros.errors import FrameError, PolicyError, QuestionError
+from statekv_ros.errors import FrameError, Interrupted, PolicyError, QuestionError
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.answering import Answering
 from statekv_ros.memory.policies import parse_answer_policy
@@ -214,7 +214,7 @@ def test_carried_keys_stand_dense_and_right_before_the_step(positions, policy, b
 
 @pytest.mark.parametrize('family', [family for family in FAMILIES if family != 'qwen2_5_vl'])
 @pytest.mark.parametrize('policy', ['none', 'window(2)'])
-def test_where_nothing_far_is_read_a_shifted_stream_answers_like_a_native_one(family, policy, backbones, frames, monkeypatch):
+def test_where_nothing_far_is_read_shifted_streams_answer_like_native_ones(family, policy, backbones, frames, monkeypatch):
     """Frames that see only near ones do not depend on where they stand, so neither may an answer that reads near ones.
 
     Qwen2.5-VL is another function by design: its grids keep their heights and widths, from which native text drifts away.
@@ -281,6 +281,40 @@ def test_streams_that_interleave_equal_streams_alone_bit_for_bit(positions, back
         for a, b in zip(one.detailed.view(lambda record: True)[0], other.detailed.view(lambda record: True)[0]):
             assert torch.equal(a.key, b.key) and torch.equal(a.value, b.value)
         assert one.answer(QUESTION, max_tokens=4).token_ids == other.answer(QUESTION, max_tokens=4).token_ids
+
+
+@pytest.mark.parametrize('positions', BOUNDED)
+def test_a_step_interrupted_after_keys_were_moved_leaves_a_sound_memory(positions, backbones, frames):
+    """As if its frame had never come, although what is carried has made room for it already."""
+    def stream(missing: set[int]):
+        calls, stop_in = 0, 10**9
+
+        def cancelled() -> bool:
+            nonlocal calls
+            calls += 1
+            return calls > stop_in
+
+        stream, dropped = VideoStream(backbones['llava_onevision'], 'statekv(20)', chunk_tokens=40, cancelled=cancelled,
+                                      positions=positions), set()
+        for index in range(40):
+            if index in missing:
+                continue
+            before = stream.shift
+            stop_in = calls + 1 if not missing and 10 <= index < 20 else 10**9  # in the second layer
+            try:
+                stream.step(frames[index % 32], (index + 1) * SECOND)
+            except Interrupted:
+                dropped.add(index)
+                moved.append(stream.shift - before)
+        return stream, dropped
+
+    moved: list[int] = []
+    interrupted, dropped = stream(set())
+    spared, _ = stream(dropped)
+    assert len(dropped) == 10 and any(moved) and interrupted.shift == spared.shift > 0
+    assert torch.equal(interrupted.carried.kept(), spared.carried.kept())
+    keys = [stream.carried.copy()[0] for stream in (interrupted, spared)]
+    assert worst(*keys) < 1e-4
 
 
 @pytest.mark.parametrize('positions', BOUNDED)

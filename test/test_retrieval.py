@@ -129,8 +129,10 @@ def test_what_is_retrieved_stands_right_before_the_question(family, positions, b
     for layer, chosen in answering._retrieval.chosen.items():
         distance = 0
         for part in reversed(answering._reading._parts[layer]):
-            inside = [record for first, record in records.items() if part.view.ordinal[0] <= first <= part.view.ordinal[-1]]
-            distance += sum(record.next_position - record.position for record in inside) or backbones[family].prefix().tokens
+            first, last = part.view.ordinal[[0, -1]].tolist()
+            inside = [record for ordinal, record in records.items() if first <= ordinal <= last]
+            extent = sum(record.next_position - record.position for record in inside)
+            distance += extent or backbones[family].prefix().tokens
             assert here + part.turn - (part.view.position - part.view.shift) == distance
             chosen = [step for step in chosen if step not in {record.step for record in inside}]
         assert chosen == []
@@ -188,8 +190,8 @@ def test_a_question_before_the_first_whole_step_reads_the_waiting_frame(backbone
     assert (result.frames_covered, [e.share for e in result.evidence]) == (1, [1.0])
 
 
-@pytest.mark.parametrize('text', ['retrieve', 'retrieve()', 'retrieve(0)', 'retrieve(-1)', 'retrieve(2.5)', 'retrieve(many)'])
-def test_bad_arguments_are_named(text):
+@pytest.mark.parametrize('argument', ['', '()', '(0)', '(-1)', '(2.5)', '(many)'])
+def test_bad_arguments_are_named(argument):
     with pytest.raises(PolicyError, match='retrieve'):
-        parse_answer_policy(text)
+        parse_answer_policy(f'retrieve{argument}')
     assert str(parse_answer_policy(' retrieve( 64 ) ')) == 'retrieve(64)'

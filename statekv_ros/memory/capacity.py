@@ -10,6 +10,7 @@ from statekv_ros.memory.policies import UNLIMITED, PrefillPolicy
 
 _TAG_BYTES = 12         # per slot of the compressed state: int64 ordinal and fp32 importance,
 _PLACE_BYTES = 32       # and four int64 of its place, unless positions are native
+_MEAN_BYTES = 4         # per number of a step's mean key, fp32
 _SECONDS_PER_HOUR = 3600
 
 
@@ -56,7 +57,8 @@ def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: i
         positions: as a `VideoStream` takes it.
     """
     steps_per_hour = rate_hz * _SECONDS_PER_HOUR / size.frames_per_step
-    detailed_per_hour = round(steps_per_hour * size.step_tokens * size.kv_bytes_per_token)
+    step_bytes = size.step_tokens * size.kv_bytes_per_token + size.layers * size.kv_heads * size.head_dim * _MEAN_BYTES
+    detailed_per_hour = round(steps_per_hour * step_bytes)
     detailed = round(detailed_per_hour * hours)
     if max_detailed_bytes:
         detailed = min(detailed, max_detailed_bytes)

@@ -73,8 +73,8 @@ class DetailedCache:
         elif not self._chunks or not self._fits(step, self._chunks[-1]):
             tokens = max(step.tokens, self._chunk_tokens)
             self._forget_for(tokens)
-            # A shift that stays leaves the chunk's keys as they come, not rounded once more. One that changes with every step
-            # has them turned anyhow: then the chunk begins at position 0 and has all positions before it.
+            # A shift that stays leaves the chunk's keys as they come, not rounded once more. One that changes with
+            # every step has them turned anyhow: then the chunk begins at position 0 and has all positions before it.
             stays = self._positions.lazy or not shift
             self._chunks.append(self._new_chunk(tokens, shift if stays else step.start))
         if not prefix:

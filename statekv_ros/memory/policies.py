@@ -23,8 +23,8 @@ class PrefillPolicy:
 
 @dataclass(frozen=True)
 class AnswerPolicy:
-    """`all` of the detailed cache; `state`: the carried tokens only; `last(n)`: the newest n frames; `retrieve(k)`: in every
-    layer the k frame steps that are nearest to the question."""
+    """`all` of the detailed cache; `retrieve(k)`: in every layer the k frame steps that are nearest to the question;
+    `state`: the carried tokens only; `last(n)`: the newest n frames."""
     kind: str
     last_frames: int = 0
     retrieved_steps: int = 0
@@ -59,7 +59,8 @@ def parse_answer_policy(text: str) -> AnswerPolicy:
     if name == 'last':
         return AnswerPolicy('last', last_frames=_positive(argument, text, 'last', 'frames', 'last(4)'))
     if name == 'retrieve':
-        return AnswerPolicy('retrieve', retrieved_steps=_positive(argument, text, 'retrieve', 'frame steps', 'retrieve(64)'))
+        steps = _positive(argument, text, 'retrieve', 'frame steps', 'retrieve(64)')
+        return AnswerPolicy('retrieve', retrieved_steps=steps)
     return _plain(name, argument, text, AnswerPolicy, ('all', 'state'), _ANSWER_EXAMPLES)
 
 

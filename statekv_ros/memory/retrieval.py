@@ -1,10 +1,10 @@
-"""Answer policy `retrieve(k)`: in every layer, the question reads the k frame steps that are nearest to it (ReKV, ICLR 2025,
-"in-context retrieval").
+"""Answer policy `retrieve(k)`: in every layer, the question reads the k frame steps that are nearest to it (in-context
+retrieval of ReKV, ICLR 2025).
 
-A step's key is the mean of its keys, the question's query the mean over its tokens, both before rotation as in ReKV: rotated
-vectors of tokens at different places would cancel out in a mean. Heads are concatenated, a KV head once for each query head
-that shares it, and the score is the dot product in fp32. The best k steps, ties to the earlier, are read in stream order as if
-they stood one behind the other between the prefix and the question.
+A step's key is the mean of its keys, the question's query the mean over its tokens, both before rotation as in ReKV:
+rotated vectors of tokens at different places would cancel out in a mean. Heads are concatenated, a KV head once for each
+query head that shares it, and the score is the dot product in fp32. The best k steps, ties to the earlier, are read in
+stream order as if they stood one behind the other between the prefix and the question.
 
 Means are kept as steps are seen, so a selection costs one dot product per step and layer, whatever the frames' size.
 """

@@ -118,13 +118,13 @@ NODE = (
          choices=('statekv', 'window', 'full', 'none')),
     Spec('budget', 4096, 'B of statekv: tokens carried per layer and KV head', low=1, high=LARGE),
     Spec('window_frames', 16, 'frames that the policy window carries', low=1, high=LARGE),
-    Spec('positions', '', 'what the model is given once the stream outgrows its trained context; empty: lazy_shift, native for full',
-         choices=('', *POSITIONS)),
+    Spec('positions', '', 'positions for the model once the stream outgrows its trained context; empty: lazy_shift, native for '
+         'full', choices=('', *POSITIONS)),
     Spec('chunk_tokens', 4096, 'the detailed cache grows by this many tokens at a time', low=64, high=LARGE),
     Spec('max_detailed_mb', 0, 'bound on each camera\'s detailed cache in MB (10^6 bytes); past it the oldest chunk is '
          'forgotten; 0: no bound', low=0, high=LARGE),
-    Spec('answer_policy', 'all', 'what a question may read unless it says so itself: all, state or last(n)', runtime=True,
-         check=parse_answer_policy),
+    Spec('answer_policy', 'all', 'what a question may read unless it says so itself: all, retrieve(k), state or last(n)',
+         runtime=True, check=parse_answer_policy),
     Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=65536, runtime=True),
     Spec('answer_timeout_s', 30.0, 'time limit of a question that gives none, in seconds', low=0.0, high=86400.0, above=True,
          runtime=True),
