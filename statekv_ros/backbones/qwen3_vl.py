@@ -4,6 +4,7 @@ A step is '<12.5 seconds><|vision_start|>', one visual token per 32x32 pixels, '
 two frames'. No system prompt unless the user gives one.
 """
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -27,16 +28,17 @@ class Qwen3VL(QwenVL):
         inputs.extra['visual_pos_masks'] = is_visual.to(self.device)
         return inputs
 
-    def visual_features(self, inputs: TokenInputs) -> torch.Tensor:
-        """Input embeddings and, beside them, the DeepStack features that the first layers add to them."""
-        return torch.cat([super().visual_features(inputs), *inputs.extra['deepstack_visual_embeds']], dim=1)
+    def pick(self, inputs: TokenInputs, chosen: torch.Tensor) -> TokenInputs:
+        picked = super().pick(inputs, chosen)
+        picked.extra['visual_pos_masks'] = torch.ones(1, len(chosen), dtype=torch.bool, device=self.device)
+        picked.extra['deepstack_visual_embeds'] = [level[chosen] for level in inputs.extra['deepstack_visual_embeds']]
+        return picked
 
-    def embed_features(self, features: torch.Tensor, position: int) -> TokenInputs:
-        embeds, *deep = features.split(self._language.config.hidden_size, dim=1)
-        inputs = super().embed_features(embeds, position)
-        inputs.extra['visual_pos_masks'] = torch.ones(1, inputs.tokens, dtype=torch.bool, device=self.device)
-        inputs.extra['deepstack_visual_embeds'] = deep
-        return inputs
+    def joined(self, parts: Sequence[TokenInputs]) -> TokenInputs:
+        extras = [part.extra for part in parts]
+        return replace(super().joined(parts), extra={
+            'visual_pos_masks': torch.cat([extra['visual_pos_masks'] for extra in extras], dim=1),
+            'deepstack_visual_embeds': [torch.cat(level) for level in zip(*(e['deepstack_visual_embeds'] for e in extras))]})
 
     def _step_text(self, number: int, seconds: Sequence[float]) -> tuple[str, str]:
         return f'<{(seconds[0] + seconds[-1]) / 2:.1f} seconds><|vision_start|>', '<|vision_end|>'
