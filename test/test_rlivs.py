@@ -16,6 +16,9 @@ from statekv_ros.memory.rlivs import CaptionMemory, parse_rlivs
 from statekv_ros.memory.rlivs.long_term import Caption, make_caption, retrieve
 from statekv_ros.memory.rlivs.options import pick_layers
 from statekv_ros.memory.snapshot import PendingFrames
+from statekv_ros.patrol.video import patrol_frames
+from statekv_ros.patrol.world import make_patrol
+from statekv_ros.share import find_share
 
 QUESTION = 'is the door open?'
 PROMPT = 'describe what is happening.'
@@ -34,21 +37,35 @@ def memory_of(backbone, frames, count: int, **options) -> CaptionMemory:
 
 
 def contents(memory: CaptionMemory) -> tuple:
-    return [caption.text for caption in memory.captions], [rows.tolist() for rows in memory.selected]
+    return [caption.text for caption in memory.captions], [(kept.embeds.tolist(), kept.positions.tolist()) for kept in memory.selected]
 
 
 @pytest.fixture(scope='module')
-def stock(tiny_model_dir):
-    """The library's own model, whose eager attention tells every weight."""
-    return Qwen3VLForConditionalGeneration.from_pretrained(tiny_model_dir, attn_implementation='eager').eval()
+def backbone():
+    """The model that comes along: its captions have words, which a tiny random one's hardly have."""
+    return load_backbone('patrol', device='cpu', dtype='float32')
+
+
+@pytest.fixture(scope='module')
+def frames() -> list[np.ndarray]:
+    return [frame for _, frame in patrol_frames(make_patrol(16, np.random.default_rng(3)), 3, 64, 64)]
+
+
+@pytest.fixture(scope='module')
+def definitions(tiny_model_dir):
+    return {'tiny': Definition(tiny_model_dir, tiny_model_dir), 'patrol': Definition('patrol', find_share('models/patrol'))}
 
 
 class Definition:
     """The method told again: whole forwards of the library's model, attention averaged entry by entry, plain lists."""
 
-    def __init__(self, stock, tokenizer, backbone):
-        self.stock, self.tokenizer, self.backbone = stock, tokenizer, backbone
-        self.language = stock.model.language_model
+    def __init__(self, model: str, folder):
+        self.backbone = load_backbone(model, device='cpu', dtype='float32')
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        # Eager attention tells every weight.
+        self.stock = Qwen3VLForConditionalGeneration.from_pretrained(folder, attn_implementation='eager',
+                                                                     dtype=torch.float32).eval()
+        self.language = self.stock.model.language_model
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False).input_ids
@@ -76,15 +93,17 @@ class Definition:
             told.append(token)
         return told
 
-    def clip(self, frames, seconds, past: list[tuple], keep: float, layers, max_tokens: int):
-        """Caption's tokens, and (embedding, DeepStack rows) of each visual token kept. past: the same of past clips."""
+    def clip(self, frames, seconds, past: list[dict], positions: str, keep: float, layers, max_tokens: int):
+        """Caption's tokens, and what is kept: embedding, place from the clip's beginning and DeepStack rows of each visual
+        token, and the positions until the next clip. past: the same of past clips."""
         prefix = self.ids('<|im_start|>user\n')
         parts, position = [self.text(prefix, 0)], len(prefix)
-        if past:
-            line = torch.arange(position, position + len(past))
-            parts.append((torch.stack([row for row, _ in past]), torch.stack([line] * 3),
-                          [torch.stack(level) for level in zip(*(deep for _, deep in past))]))
-            position += len(past)
+        for kept in past:
+            for number, (row, place, deep) in enumerate(kept['rows']):
+                at = position + (place if positions == 'native' else torch.full((3,), number))
+                parts.append((row[None], at[:, None], [level[None] for level in deep]))
+            position += kept['span'] if positions == 'native' else len(kept['rows'])
+        begin = position
         visual, rows = [], []
         for first in range(0, len(frames), 2):
             step = self.backbone.encode([self.backbone.prepare(f) for f in frames[first:first + 2]],
@@ -95,7 +114,8 @@ class Definition:
             for a, b, deep in ((0, before, None), (before, before + seen, deepstack), (before + seen, step.tokens, None)):
                 parts.append((step.embeds[0, a:b], step.positions[:, 0, a:b], deep))
             visual += range(start + before, start + before + seen)
-            rows += [(step.embeds[0, before + i], [level[i] for level in deepstack]) for i in range(seen)]
+            rows += [(step.embeds[0, before + i], step.positions[:, 0, before + i] - begin, [level[i] for level in deepstack])
+                     for i in range(seen)]
             position = step.next_position
         request = self.ids(f'{PROMPT}<|im_end|>\n<|im_start|>assistant\n')
         parts.append(self.text(request, position))
@@ -108,33 +128,38 @@ class Definition:
                        for head in range(attention[layer].shape[1]) for i in range(len(told))]
             importance.append(math.fsum(weights) / len(weights))
         best = sorted(range(len(visual)), key=lambda j: -importance[j])[:max(1, round(keep * len(visual)))]
-        return told, [rows[j] for j in sorted(best)]
+        return told, {'rows': [rows[j] for j in sorted(best)], 'span': position - begin}
 
 
-@pytest.mark.parametrize('score_layers, layers', [(4, (0, 1, 2)), (2, (0, 2)), ((1,), (1,))])
+@pytest.mark.parametrize('model, score_layers, layers', [
+    ('tiny', 4, (0, 1, 2)), ('tiny', 2, (0, 2)), ('patrol', 4, (0, 1, 3, 4)), ('patrol', (1,), (1,))])
+@pytest.mark.parametrize('positions', ['native', 'contiguous'])
 @torch.inference_mode()
-def test_captions_and_selection_equal_the_definition_clip_after_clip(score_layers, layers, backbone, stock, tiny_model_dir,
+def test_captions_and_selection_equal_the_definition_clip_after_clip(positions, model, score_layers, layers, definitions,
                                                                       frames):
-    definition = Definition(stock, AutoTokenizer.from_pretrained(tiny_model_dir), backbone)
-    memory = CaptionMemory(backbone, **{**SMALL, 'clip_frames': 6, 'keep': .25, 'fifo_clips': 2}, score_layers=score_layers)
-    past: list[list[tuple]] = []
+    definition = definitions[model]
+    backbone = definition.backbone
+    memory = CaptionMemory(backbone, 6, .25, 2, max_caption_tokens=8, score_layers=score_layers, positions=positions)
+    past: list[dict] = []
     for clip in range(4):
         for index in range(6 * clip, 6 * clip + 6):
             memory.step(frames[index], stamp(index))
         told, kept = definition.clip(frames[6 * clip:6 * clip + 6], [i / 2 for i in range(6 * clip, 6 * clip + 6)],
-                                     [row for rows in past[-2:] for row in rows], .25, layers, 5)
+                                     past[-2:], positions, .25, layers, 8)
         past.append(kept)
         assert memory.captions[-1].text == backbone.decode(told).strip(), f'caption of clip {clip}'
-        expected = torch.stack([torch.cat([row, *deep]) for row, deep in kept])
-        assert len(kept) == 3 and memory.selected[-1].shape == expected.shape
-        assert (memory.selected[-1] - expected).abs().max() < 1e-4, f'tokens kept of clip {clip}'
+        selected = memory.selected[-1]
+        assert selected.tokens == len(kept['rows']) == 3
+        for got, expected in ((selected.embeds[0], [row for row, _, _ in kept['rows']]),
+                              *zip(selected.extra['deepstack_visual_embeds'], zip(*(deep for _, _, deep in kept['rows'])))):
+            assert (got - torch.stack([*expected])).abs().max() < 1e-4, f'tokens kept of clip {clip}'
 
 
 def test_a_caption_without_a_word_selects_by_the_request_and_is_kept(backbone, frames, monkeypatch):
     monkeypatch.setattr(backbone, 'stop_token_ids', frozenset(range(10**5)))
     memory = memory_of(backbone, frames, 8)
     assert [(c.text, len(c.token_ids)) for c in memory.captions] == [('', 0)] * 2
-    assert [len(rows) for rows in memory.selected] == [2, 2]
+    assert [kept.tokens for kept in memory.selected] == [2, 2]
     assert memory.answer(QUESTION).frames_covered == 8
 
 
@@ -158,28 +183,54 @@ def test_the_fifo_holds_a_share_of_the_newest_clips(keep, kept, backbone, frames
     if keep == 1.0:
         told = memory_of(backbone, frames, 4, keep=keep)
         step = backbone.encode([backbone.prepare(frame) for frame in frames[:2]], [0., .5], 0)
-        assert torch.equal(told.selected[0][:4], backbone.visual_features(step)), 'all of them, in time order'
+        seen = slice(step.visual_start, step.visual_start + 4)
+        assert torch.equal(told.selected[0].embeds[:, :4], step.embeds[:, seen]), 'all of them, in time order'
 
 
-def test_a_clip_is_read_right_behind_the_past_clips_tokens(backbone, tiny_model_dir, frames, monkeypatch):
-    read, tokenizer = [], AutoTokenizer.from_pretrained(tiny_model_dir)
+def read_of(backbone, frames, monkeypatch, **options) -> list[list]:
+    """What each of eight clips had the model read: prefix, past, steps, request."""
+    read, clips = [], []
     forward = backbone.forward
     monkeypatch.setattr(backbone, 'forward', lambda inputs, memory: read.append(inputs) or forward(inputs, memory))
-    memory = memory_of(backbone, frames, 0)
-    prefix = backbone.prefix().next_position
+    memory = memory_of(backbone, frames, 0, **options)
     for index in range(32):
-        read.clear()
-        carried = memory.state_tokens
-        if memory.step(frames[index], stamp(index)) is None:
-            continue
-        _, *middle = read[:2 + bool(carried)]
-        if carried:
-            line = torch.arange(prefix, prefix + carried)
-            assert torch.equal(middle[0].positions, line.expand(3, 1, -1)) and middle[0].visual_tokens == carried
-        assert middle[-1].start == prefix + carried, 'as if the video began here'
-        time = backbone.embed(tokenizer(f'<{(index - 2.5) / 2:.1f} seconds><|vision_start|>').input_ids, 0).embeds
-        assert torch.equal(middle[-1].embeds[:, :middle[-1].visual_start], time), 'but at its true time'
-    assert carried == 6 and read[-1].next_position <= prefix + 6 + 2 * 25 + 40 + 5
+        if memory.step(frames[index], stamp(index)):
+            clips.append([*read])
+            read.clear()
+    return clips
+
+
+def test_contiguous_positions_put_a_clip_right_behind_the_tokens_kept(backbone, definitions, frames, monkeypatch):
+    prefix = backbone.prefix().next_position
+    for clip, (_, *read) in enumerate(read_of(backbone, frames, monkeypatch, positions='contiguous')):
+        carried = 2 * min(clip, 3)
+        if clip:
+            assert torch.equal(read[0].positions, torch.arange(prefix, prefix + carried).expand(3, 1, -1))
+        step = read[bool(clip)]
+        assert step.start == prefix + carried, 'as if the video began here'
+        time = backbone.embed(definitions['patrol'].ids(f'<{2 * clip + .25:.1f} seconds><|vision_start|>'), 0).embeds
+        assert torch.equal(step.embeds[:, :step.visual_start], time), 'but at its true time'
+
+
+def test_native_positions_keep_the_distances_that_tokens_had(backbone, frames, monkeypatch):
+    clips = read_of(backbone, frames, monkeypatch)
+    prefix = backbone.prefix().next_position
+    steps = [clip[1 + bool(number):3 + bool(number)] for number, clip in enumerate(clips)]
+    for number in range(1, 8):
+        past, first = clips[number][1], max(0, number - 3)
+        assert past.tokens == 2 * (number - first)
+        # The past clips and this one laid out whole from the prefix on: each kept token is one of theirs, where it was.
+        shift = steps[first][0].start - prefix
+        whole = [step for clip in steps[first:number] for step in clip]
+        place = prefix
+        for kept in range(past.tokens):
+            at = past.positions[:, 0, kept]
+            assert any(torch.equal(past.embeds[0, kept], step.embeds[0, token]) for step in whole
+                       for token in range(step.visual_start, step.visual_start + step.visual_tokens))
+            assert at[0] >= place
+            place = int(at[0])
+        assert steps[number][0].start == prefix + sum(s[-1].next_position - s[0].start for s in steps[first:number])
+        assert shift >= 0 and clips[number][-1].next_position < prefix + 4 * 60 + 50
 
 
 def test_without_recurrence_what_came_before_has_no_bearing(backbone, frames):
@@ -246,20 +297,28 @@ def written(backbone, *texts: str, **options) -> CaptionMemory:
 TEXTS = ('3 red door , 5 green ball', 'a toolbox', 'nothing', 'the door is open')
 
 
+@pytest.mark.parametrize('model', ['tiny', 'patrol'])
 @torch.inference_mode()
-def test_an_answer_is_the_librarys_answer_to_the_captions_as_text(backbone, stock, tiny_model_dir):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    ids = tokenizer(f'<|im_start|>user\n {" . ".join(TEXTS)} {QUESTION}<|im_end|>\n<|im_start|>assistant\n').input_ids
-    definition = Definition(stock, tokenizer, backbone)
-    answer = written(backbone, *TEXTS).answer(QUESTION, max_tokens=6, evidence=9)
-    assert list(answer.token_ids) == definition.greedy([definition.text(ids, 0)], len(ids), 6)
-    framing = len(definition.ids('<|im_start|>user\n'))
-    assert framing + answer.context_tokens + answer.question_tokens == len(ids)
+def test_an_answer_is_the_librarys_answer_to_the_captions_as_text(model, definitions):
+    definition = definitions[model]
+    pieces = [definition.ids(text) for text in ('<|im_start|>user\n', *(f' {text}' for text in TEXTS), ' .')]
+    ids = definition.ids(f'<|im_start|>user\n {" . ".join(TEXTS)} {QUESTION}<|im_end|>\n<|im_start|>assistant\n')
+    answer = written(definition.backbone, *TEXTS).answer(QUESTION, max_tokens=6, evidence=9)
+    told = definition.greedy([definition.text(ids, 0)], len(ids), 6)
+    assert list(answer.token_ids)[:len(told)] == told and answer.answer_tokens - len(told) == (answer.finish_reason == 'stop')
+    assert len(pieces[0]) + answer.context_tokens + answer.question_tokens == len(ids)
     assert (answer.first_stamp_ns, answer.last_stamp_ns, answer.frames_covered) == (stamp(0), stamp(15), 16)
-    assert {(e.first_stamp_ns, e.last_stamp_ns) for e in answer.evidence} == {(stamp(4 * i), stamp(4 * i + 3)) for i in range(4)}
-    shares = [e.share for e in answer.evidence]
-    assert math.isclose(sum(shares), 1) and shares == sorted(shares, reverse=True)
     assert (answer.prefill_policy, answer.answer_policy) == ('rlivs', 'captions')
+
+    read = definition.text([*ids, *answer.token_ids[:-1]], 0)
+    attention = torch.stack(definition.forward([read], output_attentions=True).attentions)[:, 0]
+    mass, start = [], len(pieces[0])
+    for piece in pieces[1:-1]:  # of what was read where a token of the answer was told
+        mass.append(attention[:, :, len(ids) - 1:, start:start + len(piece)].sum().item())
+        start += len(piece) + len(pieces[-1])
+    best = sorted(range(4), key=lambda i: -mass[i])
+    assert [(e.first_stamp_ns, e.last_stamp_ns) for e in answer.evidence] == [(stamp(4 * i), stamp(4 * i + 3)) for i in best]
+    assert [e.share for e in answer.evidence] == pytest.approx([mass[i] / sum(mass) for i in best], abs=1e-5)
 
 
 def test_a_full_context_leaves_captions_out_and_says_so(backbone):
@@ -318,9 +377,9 @@ def test_memory_is_bounded_and_the_report_tells_what_it_holds(backbone, frames):
 
 def test_a_change_of_size_or_a_stamp_that_goes_back_ends_the_clip(backbone, frames):
     memory = memory_of(backbone, frames, 3)
-    report = memory.step(np.zeros((96, 128, 3), np.uint8), stamp(3))
+    report = memory.step(np.zeros((48, 144, 3), np.uint8), stamp(3))
     assert (report.frames, report.segment) == (3, 0)
-    report = memory.step(np.zeros((96, 128, 3), np.uint8), stamp(0))
+    report = memory.step(np.zeros((48, 144, 3), np.uint8), stamp(0))
     assert (report.frames, report.segment, memory.frames) == (1, 0, 5)
     assert memory.flush().segment == 1
 
@@ -341,11 +400,15 @@ def test_an_interrupted_clip_leaves_the_memory_as_it_was(backbone, frames):
 
 
 @pytest.mark.parametrize('family', ['qwen2_5_vl', 'internvl', 'llava_onevision', 'eagle2_5'])
-def test_every_family_can_tell_clips(family, frames, tmp_path):
+def test_every_family_can_tell_clips(family, frames, tmp_path, monkeypatch):
     backbone = load_backbone(str(write_tiny_checkpoint(tmp_path / family, family=family)), device='cpu', dtype='float32')
+    numbers, encode = [], backbone.encode
+    monkeypatch.setattr(backbone, 'encode', lambda f, s, position, number: numbers.append(number) or encode(f, s, position, number))
     memory = memory_of(backbone, frames, 9, max_caption_tokens=3)
-    assert [len(rows) for rows in memory.selected] == [round(.25 * backbone.visual_features(backbone.encode(
-        [backbone.prepare(frames[0])], [0.], 0)).shape[0] * 4 / backbone.frames_per_step)] * 2
+    a_step = encode([backbone.prepare(frames[0])], [0.], 0).visual_tokens
+    if family == 'internvl':
+        assert numbers == [*range(8)], 'frames are numbered through'
+    assert [kept.tokens for kept in memory.selected] == [round(.25 * a_step * 4 / backbone.frames_per_step)] * 2
     answer = memory.answer(QUESTION, max_tokens=3)
     assert answer.frames_covered == 9 and sum(e.share for e in answer.evidence) == pytest.approx(1)
 
@@ -356,17 +419,29 @@ def test_every_family_can_tell_clips(family, frames, tmp_path):
     ({'mmr_lambda': math.nan}, 'mmr_lambda'), ({'context_tokens': 0}, 'context_tokens'),
     ({'context_tokens': 4}, 'lower max_caption_tokens'), ({'caption_prompt': ' '}, 'caption_prompt'),
     ({'max_caption_tokens': 0}, 'max_caption_tokens'), ({'max_captions': -1}, 'max_captions'), ({'score_layers': 0}, 'score_layers'),
-    ({'score_layers': (0, 3)}, 'between 0 and 2'), ({'score_layers': ()}, 'score_layers')])
+    ({'positions': 'lazy_shift'}, 'native, contiguous'),
+    ({'score_layers': (0, 5)}, 'between 0 and 4'), ({'score_layers': ()}, 'score_layers')])
 def test_bad_arguments_are_named(options, word, backbone):
     with pytest.raises(PolicyError, match=word):
         CaptionMemory(backbone, **{**SMALL, **options})
 
 
 def test_what_cannot_fit_the_trained_context_is_refused_with_the_first_clip(backbone, frames, monkeypatch):
-    memory = memory_of(backbone, frames, 3)
-    monkeypatch.setattr(backbone, 'max_position', 60)
-    with pytest.raises(PolicyError, match='60: lower one'):
+    def told(positions: str, limit: int) -> int:
+        memory = memory_of(backbone, frames, 3, positions=positions)
+        monkeypatch.setattr(backbone, 'max_position', limit)
         memory.step(frames[3], stamp(3))
+        return memory.selected[0].next_position
+
+    clip = told('native', 10**6) - backbone.prefix().next_position
+    request = len(backbone.tokenize_question(PROMPT)) + SMALL['max_caption_tokens']
+    native = backbone.prefix().next_position + 4 * clip + request
+    contiguous = native - 3 * clip + 3 * 2
+    assert told('', native) == told('native', native) > told('', native - 1) == told('', contiguous)
+    for positions, limit in (('native', native - 1), ('contiguous', contiguous - 1), ('', contiguous - 1)):
+        with pytest.raises(PolicyError, match=f'{limit}: lower one'):
+            told(positions, limit)
+    monkeypatch.setattr(backbone, 'max_position', 60)
     full = written(backbone, *TEXTS)
     with pytest.raises(QuestionError, match='no room'):
         full.answer(QUESTION, max_tokens=20)

@@ -156,19 +156,28 @@ class Family(Backbone):
 
     @torch.inference_mode()
     def embed(self, token_ids: Sequence[int], position: int) -> TokenInputs:
-        return self._in_line(self._embed_ids(token_ids), position)
+        end = position + len(token_ids)
+        return TokenInputs(self._embed_ids(token_ids), self._line(position, end), end, position)
 
-    def visual_features(self, inputs: TokenInputs) -> torch.Tensor:
-        """All that the text model is given of a step's visual tokens but their positions, [visual_tokens, features]: here
-        their input embeddings."""
-        return inputs.embeds[0, inputs.visual_start:inputs.visual_start + inputs.visual_tokens]
+    def pick(self, inputs: TokenInputs, chosen: torch.Tensor) -> TokenInputs:
+        """Some of a step's visual tokens, with all that the text model is given of them, where they stand in the stream.
 
-    def embed_features(self, features: torch.Tensor, position: int) -> TokenInputs:
-        """Visual tokens out of their steps, one after another from virtual position `position`.
-
-        features: [tokens, features] rows of `visual_features`.
+        chosen: indices among the step's visual tokens, [tokens] int64.
         """
-        return self._in_line(features[None], position, visual_tokens=len(features))
+        tokens = inputs.visual_start + chosen
+        return replace(inputs, embeds=inputs.embeds[:, tokens], positions=inputs.positions[..., tokens], visual_start=0,
+                       visual_tokens=len(chosen), extra={})
+
+    def joined(self, parts: Sequence[TokenInputs]) -> TokenInputs:
+        """What `pick` gave, one behind the other in one piece; positions stay as they are."""
+        return replace(parts[0], embeds=torch.cat([part.embeds for part in parts], dim=1),
+                       positions=torch.cat([part.positions for part in parts], dim=-1),
+                       next_position=parts[-1].next_position, visual_tokens=sum(part.visual_tokens for part in parts))
+
+    def in_line(self, inputs: TokenInputs, position: int) -> TokenInputs:
+        """The same tokens at consecutive positions from `position` on, as text has them."""
+        end = position + inputs.tokens
+        return replace(inputs, positions=self._line(position, end), start=position, next_position=end)
 
     def rotate(self, vectors: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
         if torch.is_tensor(positions):
@@ -204,13 +213,10 @@ class Family(Backbone):
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
-    def _in_line(self, embeds: torch.Tensor, position: int, visual_tokens: int = 0) -> TokenInputs:
-        """Tokens [1, tokens, hidden] that advance by one position each, on all axes."""
-        end = position + embeds.shape[1]
+    def _line(self, position: int, end: int) -> torch.Tensor:
+        """Positions that advance by one a token, on all axes."""
         positions = torch.arange(position, end, device=self.device)[None]
-        if self.position_axes > 1:
-            positions = positions.expand(self.position_axes, 1, -1)
-        return TokenInputs(embeds, positions, end, position, visual_tokens=visual_tokens)
+        return positions if self.position_axes == 1 else positions.expand(self.position_axes, 1, -1)
 
     def _tokenize(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False).input_ids

@@ -4,6 +4,7 @@ A step is '<12.5 seconds><|vision_start|>', one visual token per 32x32 pixels, '
 two frames'. No system prompt unless the user gives one.
 """
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,16 +30,14 @@ class Qwen3VL(QwenVL):
         for depth, layer in enumerate(self._language.layers[:len(self._model.model.visual.deepstack_visual_indexes)]):
             layer.register_forward_hook(partial(_add_deepstack, depth), with_kwargs=True)
 
-    def visual_features(self, inputs: TokenInputs) -> torch.Tensor:
-        """Input embeddings and, beside them, the DeepStack features that the first layers add to them."""
-        visual = slice(inputs.visual_start, inputs.visual_start + inputs.visual_tokens)
-        return torch.cat([super().visual_features(inputs), *(level[0, visual] for level in inputs.extra['deepstack'])], dim=1)
+    def pick(self, inputs: TokenInputs, chosen: torch.Tensor) -> TokenInputs:
+        picked = super().pick(inputs, chosen)
+        picked.extra['deepstack'] = [level[:, inputs.visual_start + chosen] for level in inputs.extra['deepstack']]
+        return picked
 
-    def embed_features(self, features: torch.Tensor, position: int) -> TokenInputs:
-        embeds, *deep = features.split(self._language.config.hidden_size, dim=1)
-        inputs = super().embed_features(embeds, position)
-        inputs.extra['deepstack'] = [level[None] for level in deep]
-        return inputs
+    def joined(self, parts: Sequence[TokenInputs]) -> TokenInputs:
+        levels = zip(*(part.extra['deepstack'] for part in parts))
+        return replace(super().joined(parts), extra={'deepstack': [torch.cat(level, dim=1) for level in levels]})
 
     def _step_text(self, number: int, seconds: Sequence[float]) -> tuple[str, str]:
         return f'<{(seconds[0] + seconds[-1]) / 2:.1f} seconds><|vision_start|>', '<|vision_end|>'

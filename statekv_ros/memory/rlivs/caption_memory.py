@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from statekv_ros.backbones.base import TokenInputs
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import QuestionError
 from statekv_ros.memory.clock import PhaseClock
@@ -31,7 +32,7 @@ class CaptionMemory:
 
     Attributes:
         captions: the long-term memory, oldest first; past `max_captions` the oldest is forgotten.
-        selected: visual tokens kept of past clips, oldest first, [kept, features] each (`Family.visual_features`).
+        selected: visual tokens kept of past clips, oldest first, as the model is given them.
         steps: clips told so far.
         forgotten_frames: camera frames of forgotten captions.
     """
@@ -39,7 +40,7 @@ class CaptionMemory:
     def __init__(self, backbone: Family, clip_frames: int = 16, keep: float = 1 / 16, fifo_clips: int = 16,
                  recurrent: bool = True, mmr_lambda: float = 0.5, context_tokens: int = 10_000,
                  caption_prompt: str = 'describe what is happening.', max_caption_tokens: int = 128,
-                 score_layers: int | Sequence[int] = 4, max_captions: int = 16_384,
+                 score_layers: int | Sequence[int] = 4, max_captions: int = 16_384, positions: str = '',
                  cancelled: Callable[[], bool] = lambda: False):
         """
         Args:
@@ -50,6 +51,7 @@ class CaptionMemory:
             context_tokens: captions given to a question, in tokens; less where the trained context is shorter.
             score_layers: so many layers, evenly spaced (all where the model has fewer), or a list of them from 0.
             max_captions: past this many the oldest caption is forgotten.
+            positions: of the tokens kept: `native`, `contiguous`, or '' for the default; see `Captioner`.
             cancelled: looked at once per layer; when true, the clip or answer in progress ends with `Interrupted` and leaves
                 the memory as it was, without the frames of that clip.
 
@@ -58,7 +60,7 @@ class CaptionMemory:
         """
         self.backbone = backbone
         self.options = Options(clip_frames, keep, fifo_clips, recurrent, mmr_lambda, context_tokens, caption_prompt,
-                               max_caption_tokens, max_captions)
+                               max_caption_tokens, max_captions, positions)
         self.cancelled = cancelled
         self._captioner = Captioner(backbone, self.options, pick_layers(score_layers, backbone.layout.layers), cancelled)
         self._clear()
@@ -162,7 +164,7 @@ class CaptionMemory:
     @property
     def state_tokens(self) -> int:
         """Visual tokens that the next clip will see of past ones."""
-        return sum(map(len, self.selected))
+        return sum(inputs.tokens for inputs in self.selected)
 
     @property
     def detailed_tokens(self) -> int:
@@ -176,7 +178,7 @@ class CaptionMemory:
 
     def _clear(self) -> None:
         self.captions: deque[Caption] = deque()
-        self.selected: deque[torch.Tensor] = deque(maxlen=self.options.fifo_clips)
+        self.selected: deque[TokenInputs] = deque(maxlen=self.options.fifo_clips)
         self._clip = PendingFrames()
         self._time = StreamTime()
         self.steps = self.forgotten_frames = self._told_frames = 0

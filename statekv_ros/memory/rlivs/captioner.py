@@ -1,6 +1,6 @@
 """A clip in words, and the visual tokens that those words looked at most."""
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,12 +19,12 @@ class ToldClip:
 
     Attributes:
         text: its caption.
-        selected: what the model is given of the visual tokens kept, in time order, [kept, features] (`visual_features`).
+        selected: the visual tokens kept, in time order, as the model is given them (embeddings, positions, DeepStack rows).
         tokens: of the clip's steps, text included; kept or not.
         vision_ms, prefill_ms, select_ms: vision tower; language model, caption included; choice of tokens.
     """
     text: str
-    selected: torch.Tensor
+    selected: TokenInputs
     tokens: int
     vision_ms: float
     prefill_ms: float
@@ -34,10 +34,12 @@ class ToldClip:
 class Captioner:
     """Tells clips; carries nothing from one to the next.
 
-    Positions: a clip is read as if the video began with it. Prefix, then the past clips' tokens one position apart in time
-    order, then the clip's steps laid out as ever, then the request. So positions are bounded for ever, and the past is as
-    near as in the concatenated input of the paper. The tokens' own positions would leave the trained context in an endless
-    stream, and their places in a grid mean little once most of the grid is gone. Timestamps in a step's text stay true.
+    Positions: a clip is read as if the video began with the oldest of the past clips: prefix, past clips, this one. So
+    positions are bounded for ever, while their own would leave the trained context in an endless stream. What a kept token
+    stands for there is `Options.positions`: `native`, its own place in its own clip, whose other tokens leave gaps, so that
+    distances in time and in the picture stay true; `contiguous`, one after another as in a concatenated input, which is the
+    paper's case and needs far fewer positions. '' is native where a full FIFO fits the trained context, else contiguous.
+    Timestamps in a step's text stay true either way.
     """
 
     def __init__(self, backbone: Family, options: Options, layers: Collection[int], cancelled: Callable[[], bool]):
@@ -46,29 +48,32 @@ class Captioner:
         self._request = backbone.tokenize_question(options.caption_prompt)
 
     @torch.inference_mode()
-    def tell(self, clip: PendingFrames, first_frame: int, past: Sequence[torch.Tensor]) -> ToldClip:
+    def tell(self, clip: PendingFrames, first_frame: int, past: Sequence[TokenInputs]) -> ToldClip:
         """Caption a clip.
 
         Args:
             first_frame: number of its first frame in the stream, from 0.
-            past: tokens kept of past clips, oldest first, [kept, features] each.
+            past: tokens kept of past clips, oldest first.
 
         Raises:
             PolicyError: a clip with a full past needs more positions than the model was trained for.
             Interrupted: `cancelled` said so.
         """
         backbone, clock = self._backbone, PhaseClock(self._backbone.device)
-        prefix = backbone.prefix()
-        steps = self._encode(clip, first_frame, prefix.next_position + sum(map(len, past)))
-        visual_tokens = sum(step.visual_tokens for step in steps)
-        kept = max(1, round(self._options.keep * visual_tokens))
-        self._check_positions(steps[-1].next_position, kept, len(past))
+        prefix, placed = backbone.prefix(), []
+        position = prefix.next_position
+        for kept in past:
+            placed.append(backbone.shifted(kept, kept.start - position))
+            position = placed[-1].next_position
+        steps = self._encode(clip, first_frame, position)
+        keep = max(1, round(self._options.keep * sum(step.visual_tokens for step in steps)))
+        native = self._choose_positions(position, steps[-1].next_position, keep, len(past))
         clock.mark()
         telling = Telling(backbone, self._cancelled, self._layers)
         if prefix.tokens:
             telling.read(prefix)
-        if past:
-            telling.read(backbone.embed_features(torch.cat([*past]), telling.position))
+        if placed:
+            telling.read(backbone.joined(placed))
         visual = []
         for step in steps:
             first = telling.tokens + step.visual_start
@@ -78,8 +83,10 @@ class Captioner:
         clock.mark()
         # Sums where the paper has means, over as many tokens, heads and layers for each: the order is the same.
         importance = telling.attention[torch.cat(visual)]
-        best = importance.argsort(descending=True, stable=True)[:kept].sort().values
-        selected = torch.cat([backbone.visual_features(step) for step in steps])[best]
+        best = importance.argsort(descending=True, stable=True)[:keep].sort().values
+        selected = self._pick(steps, best)
+        selected = (replace(selected, start=position, next_position=steps[-1].next_position) if native
+                    else backbone.in_line(selected, position))
         clock.mark()
         return ToldClip(backbone.decode(token_ids).strip(), selected, sum(step.tokens for step in steps), *clock.phases_ms())
 
@@ -102,13 +109,29 @@ class Captioner:
             token = telling.next(token)
         return told
 
-    def _check_positions(self, end: int, kept: int, past_clips: int) -> None:
-        """Looks ahead to a full FIFO, so that the first clip fails rather than a later one."""
-        options = self._options
-        missing = (options.fifo_clips - past_clips) * kept if options.recurrent else 0
-        needed = end + missing + len(self._request) + options.max_caption_tokens
-        if needed > self._backbone.max_position:
+    def _pick(self, steps: list[TokenInputs], best: torch.Tensor) -> TokenInputs:
+        """Visual tokens of a clip by their index among all of the clip's, in time order."""
+        picked, first = [], 0
+        for step in steps:
+            of_step = best[(best >= first) & (best < first + step.visual_tokens)] - first
+            first += step.visual_tokens
+            if len(of_step):
+                picked.append(self._backbone.pick(step, of_step))
+        return self._backbone.joined(picked)
+
+    def _choose_positions(self, begin: int, end: int, keep: int, past_clips: int) -> bool:
+        """Whether the tokens kept of a clip at positions `begin` to `end` stay at their places in it.
+
+        Looks ahead to a full FIFO, so that the first clip fails rather than a later one.
+        """
+        options, most = self._options, self._backbone.max_position
+        missing = options.fifo_clips - past_clips if options.recurrent else 0
+        needed = {'native': (end - begin) * missing, 'contiguous': keep * missing}
+        needed = {name: end + more + len(self._request) + options.max_caption_tokens for name, more in needed.items()}
+        name = options.positions or ('native' if needed['native'] <= most else 'contiguous')
+        if needed[name] > most:
             raise PolicyError(
                 f'clips of clip_frames={options.clip_frames} with keep={options.keep:g} of fifo_clips={options.fifo_clips} past '
-                f'clips need {needed} positions, but model {self._backbone.name!r} was trained for '
-                f'{self._backbone.max_position}: lower one of them, or the size of frames')
+                f'clips need {needed[name]} {name} positions, but model {self._backbone.name!r} was trained for {most}: lower '
+                'one of them, or the size of frames')
+        return name == 'native'

@@ -23,6 +23,7 @@ class Options:
     caption_prompt: str
     max_caption_tokens: int
     max_captions: int
+    positions: str = ''
 
     def __post_init__(self):
         for name, unit in (('clip_frames', 'frames'), ('fifo_clips', 'clips'), ('context_tokens', 'tokens'),
@@ -39,6 +40,8 @@ class Options:
         if not self.caption_prompt.strip():
             raise PolicyError(f'caption_prompt must ask for a caption, as "describe what is happening.", got '
                               f'{self.caption_prompt!r}')
+        if self.positions not in ('', 'native', 'contiguous'):
+            raise PolicyError(f'positions must be native, contiguous, or empty for the default, got {self.positions!r}')
         if self.context_tokens < self.max_caption_tokens:
             raise PolicyError(f'context_tokens must have room for one caption of max_caption_tokens={self.max_caption_tokens} '
                               f'tokens, got {self.context_tokens}: raise it or lower max_caption_tokens')
