@@ -31,3 +31,7 @@ class ParameterError(StateKVError, ValueError):
 
 class Interrupted(StateKVError):
     """The engine was told to stop in the middle of a step or an answer; nothing was committed."""
+
+
+class EvaluationError(StateKVError):
+    """A questions file, a plan or a run folder cannot be used; every line names a place and what is wrong there."""

@@ -19,7 +19,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, get_typestore
 
 from statekv_ros.errors import BagError
-from statekv_ros.node.images import decode_compressed, decode_image
+from statekv_ros.images import decode_compressed, decode_image
 from statekv_ros.replay.bag_reader import bag_info, image_topics, read_images
 from statekv_ros.replay.bag_writer import BagOptions, write_bag
 from statekv_ros.replay.cdr import header_stamp_ns, restamped

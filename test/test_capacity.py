@@ -19,7 +19,9 @@ def test_qwen3_vl_2b_by_hand():
     plan = make_plan(size, STATEKV, rate_hz=2.0, hours=8)
     assert plan.detailed_bytes_per_hour == 3600 * 205 * 114_688        # two frames a second are one step a second
     assert plan.detailed_bytes == 8 * plan.detailed_bytes_per_hour
-    assert plan.state_bytes == (4096 + 205) * (114_688 + 28 * 8 * 12)
+    assert plan.state_bytes == (4096 + 205) * (114_688 + 28 * 8 * (12 + 32))
+    native = make_plan(size, STATEKV, rate_hz=2.0, hours=8, positions='native')
+    assert native.state_bytes == (4096 + 205) * (114_688 + 28 * 8 * 12)
     assert plan.weights_bytes == pytest.approx(2 * 2.127e9, rel=0.01)
 
 

@@ -12,7 +12,7 @@ from PIL import Image as PillowImage
 from sensor_msgs.msg import CompressedImage, Image
 
 from statekv_ros.errors import FrameError
-from statekv_ros.node.images import ENCODINGS, MAX_PIXELS, decode_compressed, decode_image
+from statekv_ros.images import ENCODINGS, MAX_PIXELS, decode_compressed, decode_image
 
 EIGHT_BIT = ['rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8']
 BAYER = ['bayer_rggb8', 'bayer_bggr8', 'bayer_gbrg8', 'bayer_grbg8']

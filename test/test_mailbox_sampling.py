@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from statekv_ros.errors import ParameterError
 from statekv_ros.node.mailbox import Mailbox
-from statekv_ros.node.sampling import Sampler, Verdict
+from statekv_ros.sampling import Sampler, Verdict
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -149,16 +149,17 @@ def test_where_tokens_are_evicted_lazy_is_native_to_the_bit_and_contiguous_is_no
 
 # --- past the limit ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('positions', BOUNDED)
-@pytest.mark.parametrize('policy', ['statekv(16)', 'statekv(100)', 'window(4)', 'none'])
+@pytest.mark.parametrize('family,policy', [
+    *((family, policy) for family in FAMILIES for policy in ('statekv(16)', 'window(4)')), ('qwen3_vl', 'statekv(100)'),
+    ('internvl', 'statekv(100)'), ('qwen2_5_vl', 'none'), ('eagle2_5', 'none')])
 def test_a_stream_of_four_times_the_trained_context_stays_finite_bounded_and_within_it(
         family, positions, policy, backbones, frames, given_positions, monkeypatch):
     backbone = backbones[family]
     seen = given_positions(backbone)
     bound = 8 * 40 * backbone.kv_bytes_per_token
     stream = VideoStream(backbone, policy, chunk_tokens=40, max_detailed_bytes=bound, positions=positions)
-    run(stream, frames, until=4 * MAX_POSITION)
+    run(stream, frames, until=4 * MAX_POSITION, seconds=1.5)
     assert min(low for low, _ in seen) >= 0 and max(high for _, high in seen) < stream.positions.limit < MAX_POSITION
     assert max(high for _, high in seen) > 30, 'else nothing would be shown'
     assert not stream.beyond_trained_context and stream.next_position >= 4 * MAX_POSITION
@@ -227,6 +228,18 @@ def test_where_nothing_far_is_read_a_shifted_stream_answers_like_a_native_one(fa
         logits[positions] = logits_of(stream, monkeypatch, Answering(stream, QUESTION, near, 1, 0.0, 0, 0))
     for positions in BOUNDED:
         assert worst(logits[positions], logits['native']) < 1e-3
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('positions', BOUNDED)
+def test_an_answer_sees_every_part_at_its_true_distance_up_to_the_limit(family, positions, backbones, frames):
+    stream = VideoStream(backbones[family], 'statekv(16)', chunk_tokens=40, positions=positions)
+    run(stream, frames, until=3 * MAX_POSITION, seconds=1.5)
+    snapshot, limit = take_snapshot(stream, parse_answer_policy('all'), (None, None)), stream.positions.limit
+    true = [snapshot.position - view.position for view in snapshot.views]
+    seen = [snapshot.position - snapshot.shift + turn - (view.position - view.shift)
+            for view, turn in zip(snapshot.views, snapshot.turns(limit))]
+    assert seen == [min(distance, limit) for distance in true] and min(true) < limit < max(true)
 
 
 @pytest.mark.parametrize('positions', BOUNDED)

@@ -161,6 +161,10 @@ class Backbone(ABC):
         """Token ids from the end of the video to the start of the answer."""
 
     @abstractmethod
+    def question_slice(self, token_ids: Sequence[int]) -> slice:
+        """The question's own tokens among those of `tokenize_question`."""
+
+    @abstractmethod
     def embed(self, token_ids: Sequence[int], position: int) -> TokenInputs:
         """Plain text tokens from virtual position `position`."""
 
@@ -168,6 +172,12 @@ class Backbone(ABC):
     def rotate(self, vectors: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
         """Keys or queries [..., tokens, head_dim] as if they had stood `positions` (int64 [..., tokens], or one number;
         negative: further left) further right along the stream. In fp32, returned in the dtype they came in.
+        """
+
+    @abstractmethod
+    def unrotated(self, vectors: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Keys or queries [..., tokens, head_dim] as they are before any rotation, from those at `positions` (as in
+        `TokenInputs`).
         """
 
     @abstractmethod

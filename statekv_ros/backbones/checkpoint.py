@@ -107,6 +107,12 @@ def frame_pixels(model: str) -> tuple[int, int]:
                          f'{_first_line(error)}') from error
 
 
+def checkpoint_folder(model: str) -> Path:
+    """Where the files of a checkpoint (directory, hub id or 'patrol') lie on this machine. Raises OSError."""
+    source = _source(model)
+    return Path(source) if Path(source).is_dir() else Path(cached_file(source, 'config.json')).parent
+
+
 def _source(model: str) -> str:
     if model == EMBEDDED:
         return str(find_share(f'models/{EMBEDDED}') or model)

@@ -28,13 +28,14 @@ class Family(Backbone):
         system: text of the system prompt's turn, with {} for the prompt; left out when there is no prompt.
         default_system: system prompt of the family's chat template.
         before_video, after_video, after_question: text around the video and the question.
+        before_text: in place of `before_video` in a turn that holds text alone.
         special_tokens: must each be one token of the checkpoint's tokenizer.
         position_axes: 1, or 3 for M-RoPE (time, height, width).
         stream_axes: the first of them, along which a stream advances, and that shifting it moves.
     """
     system = '<|im_start|>system\n{}<|im_end|>\n'
     default_system = ''
-    before_video = '<|im_start|>user\n'
+    before_video = before_text = '<|im_start|>user\n'
     after_video = ''
     after_question = '<|im_end|>\n<|im_start|>assistant\n'
     special_tokens: tuple[str, ...] = ('<|im_start|>', '<|im_end|>')
@@ -65,12 +66,13 @@ class Family(Backbone):
                                self._model.dtype, self._model.device)
         self.frames_per_step = 1
         self._frequencies = language.rotary_emb.inv_freq.float()
-        self._stream_frequencies = self._frequencies * torch.isin(
-            self._frequency_axes(), torch.tensor(self.stream_axes)).to(self._frequencies)
+        self._axes = self._frequency_axes().to(self._frequencies.device)
+        self._stream_frequencies = self._frequencies * torch.isin(self._axes, self._axes.new_tensor(self.stream_axes))
         ids = {token: self._token_id(token) for token in self.special_tokens}
         self.stop_token_ids = checkpoint.stop_token_ids | {ids['<|im_end|>']}
         prompt = system_prompt or self.default_system
-        self._prefix_ids = self._tokenize((self.system.format(prompt) if prompt else '') + self.before_video)
+        self._system_text = self.system.format(prompt) if prompt else ''
+        self._prefix_ids = self._tokenize(self._system_text + self.before_video)
 
     @abstractmethod
     def _step_text(self, number: int, seconds: Sequence[float]) -> tuple[str, str]:
@@ -137,24 +139,45 @@ class Family(Backbone):
             layout.dtype.itemsize, self.step_tokens(height, width), self.frames_per_step)
 
     def tokenize_question(self, question: str) -> list[int]:
-        # A question is data: text that looks like a special token must not become one. White space around it could join a
-        # token with the text beside it.
-        return [*self._tokenize(self.after_video),
-                *self._tokenizer(question.strip(), add_special_tokens=False, split_special_tokens=True).input_ids,
+        # White space around it could join a token with the text beside it.
+        return [*self._tokenize(self.after_video), *self.tokenize_text(question.strip()),
                 *self._tokenize(self.after_question)]
+
+    def tokenize_text(self, text: str) -> list[int]:
+        """Token ids of text that is data: what looks like a special token in it does not become one."""
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    def text_turn(self) -> tuple[list[int], list[int]]:
+        """Token ids before and after the text of a user's turn that holds no video; behind them the answer begins."""
+        return self._tokenize(self._system_text + self.before_text), self._tokenize(self.after_question)
+
+    def question_slice(self, token_ids: Sequence[int]) -> slice:
+        return slice(len(self._tokenize(self.after_video)), len(token_ids) - len(self._tokenize(self.after_question)))
 
     @torch.inference_mode()
     def embed(self, token_ids: Sequence[int], position: int) -> TokenInputs:
-        end = position + len(token_ids)
-        positions = torch.arange(position, end, device=self.device)[None]
-        if self.position_axes > 1:
-            positions = positions.expand(self.position_axes, 1, -1)
-        return TokenInputs(self._embed_ids(token_ids), positions, end, position)
+        return self._in_line(self._embed_ids(token_ids), position)
+
+    def visual_features(self, inputs: TokenInputs) -> torch.Tensor:
+        """All that the text model is given of a step's visual tokens but their positions, [visual_tokens, features]: here
+        their input embeddings."""
+        return inputs.embeds[0, inputs.visual_start:inputs.visual_start + inputs.visual_tokens]
+
+    def embed_features(self, features: torch.Tensor, position: int) -> TokenInputs:
+        """Visual tokens out of their steps, one after another from virtual position `position`.
+
+        features: [tokens, features] rows of `visual_features`.
+        """
+        return self._in_line(features[None], position, visual_tokens=len(features))
 
     def rotate(self, vectors: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
         if torch.is_tensor(positions):
             positions = positions[..., None].float()
         return rotate(vectors, positions * self._stream_frequencies)
+
+    def unrotated(self, vectors: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        per_axis = positions.reshape(-1, positions.shape[-1])
+        return rotate(vectors, -per_axis[self._axes].T.float() * self._frequencies)
 
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         positions = inputs.positions.reshape(-1, inputs.tokens)
@@ -180,6 +203,14 @@ class Family(Backbone):
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def _in_line(self, embeds: torch.Tensor, position: int, visual_tokens: int = 0) -> TokenInputs:
+        """Tokens [1, tokens, hidden] that advance by one position each, on all axes."""
+        end = position + embeds.shape[1]
+        positions = torch.arange(position, end, device=self.device)[None]
+        if self.position_axes > 1:
+            positions = positions.expand(self.position_axes, 1, -1)
+        return TokenInputs(embeds, positions, end, position, visual_tokens=visual_tokens)
 
     def _tokenize(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False).input_ids

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import pad
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
-from statekv_ros.backbones.base import StagedStep
+from statekv_ros.backbones.base import StagedStep, TokenInputs
 from statekv_ros.backbones.checkpoint import Checkpoint
 from statekv_ros.backbones.mrope import axes_interleaved, grid_positions, text_positions
 from statekv_ros.backbones.pixels import HALF
@@ -28,6 +28,17 @@ class Qwen3VL(QwenVL):
         super().__init__(checkpoint, max_frame_pixels, min_frame_pixels, system_prompt, rope_length)
         for depth, layer in enumerate(self._language.layers[:len(self._model.model.visual.deepstack_visual_indexes)]):
             layer.register_forward_hook(partial(_add_deepstack, depth), with_kwargs=True)
+
+    def visual_features(self, inputs: TokenInputs) -> torch.Tensor:
+        """Input embeddings and, beside them, the DeepStack features that the first layers add to them."""
+        visual = slice(inputs.visual_start, inputs.visual_start + inputs.visual_tokens)
+        return torch.cat([super().visual_features(inputs), *(level[0, visual] for level in inputs.extra['deepstack'])], dim=1)
+
+    def embed_features(self, features: torch.Tensor, position: int) -> TokenInputs:
+        embeds, *deep = features.split(self._language.config.hidden_size, dim=1)
+        inputs = super().embed_features(embeds, position)
+        inputs.extra['deepstack'] = [level[None] for level in deep]
+        return inputs
 
     def _step_text(self, number: int, seconds: Sequence[float]) -> tuple[str, str]:
         return f'<{(seconds[0] + seconds[-1]) / 2:.1f} seconds><|vision_start|>', '<|vision_end|>'

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 
+from statekv_ros.images import decode_compressed, decode_image
 from statekv_ros.node.engine import Camera
-from statekv_ros.node.images import decode_compressed, decode_image
 from statekv_ros.node.messages import to_ns
-from statekv_ros.node.sampling import Sampler, Verdict
+from statekv_ros.sampling import Sampler, Verdict
 
 DECODERS = {Image: decode_image, CompressedImage: decode_compressed}
 

@@ -17,6 +17,7 @@ class PictureBank:
     """Renders `each` pictures of every object and door, and 8 times as many of the empty corridor.
 
     Attributes:
+        steps: what each picture shows.
         patches: uint8 [pictures, 16 patches, 3 x 2 x 16 x 16], in the order of `backbones.patches.patchify`.
     """
 
@@ -27,6 +28,7 @@ class PictureBank:
         things += [Step(View.DOOR, 0, colour, 0, 0) for colour in range(len(COLOURS))]
         shown = [step for step in things for _ in range(each)]
         self._empty = len(shown)
+        self.steps = shown
         shown += [Step(View.EMPTY, 0, 0, -1, 0)] * (8 * each)
         self.patches = np.stack([self._patches(render(step, random, squeeze=random.uniform(_NARROWEST, 1.05)))
                                  for step in shown])
@@ -37,6 +39,10 @@ class PictureBank:
             return self._empty + int(random.integers(8 * self._each))
         thing = step.shape * len(COLOURS) if step.view == View.OBJECT else len(SHAPES) * len(COLOURS)
         return (thing + step.colour) * self._each + int(random.integers(self._each))
+
+    def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
+        """Indices of `count` pictures, each thing equally often, the empty corridor as often as 8 things."""
+        return random.integers(0, len(self.steps), count)
 
     def pixels(self, pictures: np.ndarray) -> torch.Tensor:
         """Normalised patches of pictures, fp32 [pictures, 16, 1536]."""

@@ -69,7 +69,7 @@ def write_bag(out: Path | str, frames: Iterable[tuple[int, np.ndarray]], options
     nothing is left behind then, and an older bag at `out` stays as it was.
     """
     out = Path(out)
-    with _new_folder(out, options.overwrite) as folder:
+    with new_folder(out, options.overwrite) as folder:
         try:
             with Writer(folder, version=_METADATA_VERSION, storage_plugin=STORAGES[options.storage]) as writer:
                 count = _write_frames(writer, frames, options, on_frame)
@@ -112,8 +112,8 @@ def _jpeg(message_type, header, picture: np.ndarray, options: BagOptions):
 
 
 @contextlib.contextmanager
-def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A path that does not exist yet, moved to `out` at the end of the block; removed if the block fails."""
+def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A path that does not exist yet, moved to `out` at the end of the block; removed if the block fails. Raises BagError."""
     if out.exists() or out.is_symlink():
         if not overwrite:
             raise BagError(f'{out} exists: choose another name, or overwrite it with --overwrite')

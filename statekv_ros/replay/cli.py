@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument('--jpeg-quality', type=int, default=BagOptions.jpeg_quality, metavar='1..100')
     make.add_argument('--frame-id', default=BagOptions.frame_id, help='default: %(default)s')
     make.add_argument('--max-frames', type=int, metavar='N')
-    make.add_argument('--size', type=_size, metavar='WIDTHxHEIGHT', help='resize to this many pixels')
+    make.add_argument('--size', type=parse_size, metavar='WIDTHxHEIGHT', help='resize to this many pixels')
     make.add_argument('--start-stamp', dest='start_ns', type=_nanoseconds, default=BagOptions.start_ns,
                       metavar='SECONDS', help=f'header stamp of the start; default: {BagOptions.start_ns / 1e9:g}')
     make.add_argument('--overwrite', action='store_true', help='replace a bag at OUT')
@@ -206,7 +206,8 @@ def _rate(text: str) -> float:
     raise argparse.ArgumentTypeError(f'must be a number above 0 or "max", got {text!r}')
 
 
-def _size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) from an argument like 640x480."""
     if not (match := re.fullmatch(r'(\d+)x(\d+)', text)):
         raise argparse.ArgumentTypeError(f'must be WIDTHxHEIGHT in pixels, for example 640x480, got {text!r}')
     return int(match[1]), int(match[2])

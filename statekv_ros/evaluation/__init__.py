@@ -1,0 +1,5 @@
+"""`statekv-eval`: questions with known answers, asked of a model under several policies, and a report of what came of it.
+
+`schema` reads the questions, `footage` the videos; `plan` says what is to be done, `run` (offline) and `online` do one job of it,
+`pool` all of them, `store` keeps the results; `metrics` and `report` make the page.
+"""

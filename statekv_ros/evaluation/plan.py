@@ -1,0 +1,142 @@
+"""What an evaluation will do: policies, jobs, and a digest that tells one plan from another."""
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from statekv_ros.backbones.checkpoint import checkpoint_folder
+from statekv_ros.errors import EvaluationError, ParameterError, PolicyError
+from statekv_ros.evaluation.schema import Video
+from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
+
+RLIVS = 'rlivs'
+CAPTIONS = 'captions'       # how the answers of rlivs are named: they are read from captions alone
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One way to watch, and the ways to answer from it. `prefill` may be `rlivs` or `rlivs(norecurrence)`, whose one answer
+    policy is called `captions`."""
+    prefill: str
+    answers: tuple[str, ...]
+
+    @property
+    def is_rlivs(self) -> bool:
+        return self.prefill.startswith(RLIVS)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Videos to watch under one policy, together (today always one), and the name of each one's result."""
+    names: tuple[str, ...]
+    videos: tuple[Video, ...]
+    policy: Policy
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an evaluation runs.
+
+    Attributes:
+        model: checkpoint directory, hub id or 'patrol'; device, dtype: as for `load_backbone`.
+        mode: 'offline' or 'online'; rate: bag seconds per second, online.
+        max_tokens: of an answer.
+        threads: of the CPU, per process; not part of the digest.
+    """
+    model: str
+    device: str = 'auto'
+    dtype: str = 'auto'
+    mode: str = 'offline'
+    rate: float = 1.0
+    max_tokens: int = 64
+    threads: int = 1
+
+    def __post_init__(self):
+        for name in ('rate', 'max_tokens', 'threads'):
+            if not 0 < getattr(self, name) < float('inf'):
+                raise ParameterError(f'--{name.replace("_", "-")} must be a positive number, got {getattr(self, name)}')
+
+
+def parse_policies(texts: Sequence[str]) -> list[Policy]:
+    """Parse `PREFILL x ANSWER` pairs (a bare PREFILL means `x all`) and `rlivs`; pairs of one prefill policy become one.
+
+    Raises:
+        PolicyError: a policy that is unknown, stands there twice, or cannot be answered from.
+    """
+    found: dict[str, list[str]] = {}
+    for text in texts:
+        prefill, answer = _parse_pair(text)
+        if answer in found.setdefault(prefill, []):
+            raise PolicyError(f'policy {text!r} stands there twice')
+        found[prefill].append(answer)
+    if not found:
+        raise PolicyError('no policies given: name at least one, as in --policies "statekv(64) x all"')
+    return [Policy(prefill, tuple(answers)) for prefill, answers in found.items()]
+
+
+def make_jobs(videos: Sequence[Video], policies: Sequence[Policy]) -> list[Job]:
+    """One job for each video and policy; a video's jobs follow each other."""
+    taken: set[str] = set()
+    jobs = []
+    for number, video in enumerate(videos):
+        for policy in policies:
+            name = f'{number:04d}-{_slug(Path(video.source).name)}-{_slug(policy.prefill)}'
+            name = next(n for n in (name, *(f'{name}-{i}' for i in range(2, 10**6))) if n not in taken)
+            taken.add(name)
+            jobs.append(Job((name,), (video,), policy))
+    return jobs
+
+
+def describe(settings: Settings, videos: Sequence[Video], policies: Sequence[Policy], frames: Sequence[int]) -> dict:
+    """The plan as it is kept in run.json; `digest` differs whenever results might.
+
+    Args:
+        frames: how many of each video will be watched.
+
+    Raises:
+        EvaluationError: the model's files cannot be read.
+    """
+    plan = {'model': settings.model, 'model_digest': model_digest(settings.model), 'mode': settings.mode,
+            'rate': settings.rate if settings.mode == 'online' else None, 'device': settings.device, 'dtype': settings.dtype,
+            'max_tokens': settings.max_tokens,
+            'policies': [{'prefill': policy.prefill, 'answers': list(policy.answers)} for policy in policies],
+            'videos': [video.as_dict() | {'frames': n} for video, n in zip(videos, frames, strict=True)]}
+    told = {name: value for name, value in plan.items() if name != 'model'}     # a model may move
+    return {'digest': hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest(), **plan,
+            'jobs': [name for job in make_jobs(videos, policies) for name in job.names]}
+
+
+def model_digest(model: str) -> str:
+    """SHA-256 over the names and contents of a checkpoint's JSON, vocabulary and safetensors files.
+
+    Raises:
+        EvaluationError: they cannot be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        folder = checkpoint_folder(model)
+        for file in sorted(file for file in folder.iterdir() if file.suffix in ('.json', '.txt', '.model', '.safetensors')):
+            digest.update(file.name.encode())
+            with file.open('rb') as stream:
+                while block := stream.read(1 << 22):
+                    digest.update(block)
+    except OSError as error:
+        raise EvaluationError(f'model {model!r} cannot be read: {error}') from error
+    return digest.hexdigest()
+
+
+def _parse_pair(text: str) -> tuple[str, str]:
+    prefill, times, answer = (part.strip() for part in text.partition(' x '))
+    if prefill.startswith(RLIVS):
+        from statekv_ros.memory.rlivs import parse_rlivs
+        if times:
+            raise PolicyError(f'{RLIVS} answers from its captions only, so it takes no answer policy: got {text!r}')
+        return (RLIVS if parse_rlivs(prefill) else f'{RLIVS}(norecurrence)'), CAPTIONS
+    watching, answering = parse_prefill_policy(prefill), parse_answer_policy(answer if times else 'all')
+    return str(watching), str(answering)
+
+
+def _slug(text: str) -> str:
+    return re.sub(r'[^A-Za-z0-9.]+', '_', text).strip('_')

@@ -1,0 +1,93 @@
+"""All jobs of a plan that are not done yet: one after the other in this process, or side by side on a Ray cluster."""
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from statekv_ros.errors import EvaluationError
+from statekv_ros.evaluation.plan import Job, Settings
+from statekv_ros.evaluation.run import run_job
+from statekv_ros.evaluation.store import RunFolder
+
+LOCAL_RAY = 'local'
+Results = Iterable[list[dict]]
+
+
+class Worker:
+    """Holds a loaded model, `backbone`, and runs jobs on it; on Ray, each is an actor."""
+
+    def __init__(self, settings: Settings):
+        from statekv_ros.backbones import load_backbone
+        torch.set_num_threads(settings.threads)
+        transformers.utils.logging.disable_progress_bar()   # ours counts jobs
+        self.backbone = load_backbone(settings.model, settings.device, settings.dtype)
+        self._max_tokens = settings.max_tokens
+
+    def run(self, job: Job) -> list[dict]:
+        """See `run.run_job`."""
+        return run_job(self.backbone, job, self._max_tokens)
+
+
+def run_all(jobs: Sequence[Job], folder: RunFolder, results: Callable[[Sequence[Job]], Results]) -> None:
+    """Run the jobs whose results are not in the folder, and keep each result as it comes.
+
+    Args:
+        results: from jobs to their results, in any order: `in_process(...)`, `on_ray(...)` or the online mode.
+    """
+    left = [job for job in jobs if not folder.has(job.names)]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(left), unit='job', disable=None) as bar:
+        for made in results(left) if left else ():
+            for result in made:
+                folder.save(result)
+            bar.update()
+
+
+def in_process(worker: Worker, jobs: Sequence[Job]) -> Iterator[list[dict]]:
+    """The results of jobs, one after the other."""
+    for job in jobs:
+        yield worker.run(job)
+
+
+def check_ray() -> None:
+    """Raises EvaluationError when Ray is not installed."""
+    if importlib.util.find_spec('ray') is None:
+        raise EvaluationError("--ray needs the package ray, which is not installed: pip install 'statekv_ros[ray]', or leave "
+                              '--ray out; the results are the same')
+
+
+def on_ray(settings: Settings, address: str, jobs: Sequence[Job]) -> Iterator[list[dict]]:
+    """The results of jobs, in the order in which they are done, from as many workers as the cluster has room for.
+
+    Every machine needs this package, the model and the sources under the same paths; results come back to this process.
+
+    Args:
+        address: of a running cluster, or LOCAL_RAY to start one on this machine for the time being.
+
+    Raises:
+        EvaluationError: Ray is missing or not to be reached, or a job failed.
+    """
+    check_ray()
+    import ray
+    try:
+        ray.init(address=address, log_to_driver=False, include_dashboard=False if address == LOCAL_RAY else None,
+                 configure_logging=False)
+    except Exception as error:   # Ray raises whatever its parts do
+        raise EvaluationError(f'no Ray cluster at {address!r}: {" ".join(str(error).split())}') from error
+    try:
+        room = ray.cluster_resources()
+        on_gpu = room.get('GPU', 0) >= 1 and settings.device != 'cpu'
+        slots = room['GPU'] if on_gpu else room.get('CPU', 1) / settings.threads
+        actor = ray.remote(num_cpus=settings.threads, num_gpus=int(on_gpu))(Worker)
+        # A worker without a GPU of its own must not look for one.
+        told = settings if on_gpu else replace(settings, device='cpu')
+        pool = ray.util.ActorPool([actor.remote(told) for _ in range(max(1, min(int(slots), len(jobs))))])
+        yield from pool.map_unordered(lambda worker, job: worker.run.remote(job), jobs)
+    except ray.exceptions.RayTaskError as error:
+        raise EvaluationError(str(error.cause)) from error
+    except ray.exceptions.RayError as error:
+        raise EvaluationError(f'Ray failed: {" ".join(str(error).split())}') from error
+    finally:
+        ray.shutdown()

@@ -1,0 +1,109 @@
+"""One offline job: every frame in time order, every question at its time, under every answer policy. Exact and repeatable."""
+import time
+
+from statekv_ros.backbones.base import Backbone
+from statekv_ros.errors import EvaluationError, StateKVError
+from statekv_ros.evaluation.flops import step_flops
+from statekv_ros.evaluation.footage import open_footage
+from statekv_ros.evaluation.judge import evidence_hit, fact_age_s, is_right
+from statekv_ros.evaluation.plan import Job, Policy
+from statekv_ros.evaluation.schema import Question, Video
+from statekv_ros.memory import AnswerResult, StepReport, VideoStream, parse_prefill_policy
+
+_NS = 10**9
+
+
+def run_job(backbone: Backbone, job: Job, max_tokens: int) -> list[dict]:
+    """Watch a job's videos under its policy and ask their questions, greedily; one result for each video.
+
+    A result is plain JSON. All of it but the fields that end in `_ms` is the same in every run.
+
+    Raises:
+        EvaluationError: a source or a question turned out bad on the way, or there are several videos.
+    """
+    if len(job.videos) != 1:
+        raise EvaluationError(f'job {", ".join(job.names)} has {len(job.videos)} videos, but they are watched one by one')
+    try:
+        return [_Watching(backbone, job.names[0], job.videos[0], job.policy, max_tokens).result()]
+    except StateKVError as error:
+        raise EvaluationError(f'{job.names[0]}: {error}') from error
+
+
+def make_memory(backbone: Backbone, policy: Policy):
+    """The memory of a policy: a `VideoStream`, or for rlivs a `CaptionMemory`, which has the same `step` and `answer`.
+
+    Raises:
+        PolicyError, ParameterError: the model cannot run it.
+    """
+    if not policy.is_rlivs:
+        return VideoStream(backbone, policy.prefill)
+    from statekv_ros.memory.rlivs import CaptionMemory
+    return CaptionMemory(backbone, recurrent='norecurrence' not in policy.prefill)
+
+
+class _Watching:
+    """One video under one policy, from its first frame to its result."""
+
+    def __init__(self, backbone: Backbone, name: str, video: Video, policy: Policy, max_tokens: int):
+        self._backbone, self._name, self._video, self._policy, self._max_tokens = backbone, name, video, policy, max_tokens
+        self._memory = make_memory(backbone, policy)
+        self._waiting = sorted(enumerate(video.questions), key=lambda numbered: numbered[1].ask_at)
+        self._reports: list[StepReport] = []
+        self._flops: list[int] = []
+        self._answers: list[dict] = []
+        self._frames = self._first_ns = 0
+        self._size = None
+
+    def result(self) -> dict:
+        """Watch it all."""
+        for stamp_ns, frame in open_footage(self._video).frames():
+            if self._size is None:
+                self._size, self._first_ns = self._backbone.size(*frame.shape[:2]), stamp_ns
+            while self._waiting and round(self._waiting[0][1].ask_at * _NS) < stamp_ns - self._first_ns:
+                self._ask(*self._waiting.pop(0))
+            self._note(self._memory.step(frame, stamp_ns))
+            self._frames += 1
+        while self._waiting:
+            self._ask(*self._waiting.pop(0))
+        self._note(self._memory.flush())
+        last = self._reports[-1]
+        return {'job': self._name, 'source': self._video.source, 'prefill_policy': self._policy.prefill, 'mode': 'offline',
+                'frames': self._frames, 'steps': len(self._reports),
+                'step_ms': [round(report.total_ms, 3) for report in self._reports],
+                'step_tokens': [report.step_tokens for report in self._reports], 'step_flops': self._flops,
+                'state_tokens': last.state_tokens, 'detailed_bytes': last.detailed_bytes, 'dropped': 0,
+                'answers': sorted(self._answers, key=lambda answer: answer['question'])}
+
+    def _note(self, report: StepReport | None) -> None:
+        if report is None:
+            return
+        if not self._policy.is_rlivs:   # whose captions are not a frame step
+            carried = self._reports[-1].state_tokens if self._reports else 0
+            scored = parse_prefill_policy(self._policy.prefill).kind == 'statekv'
+            self._flops.append(step_flops(self._size, report.step_tokens, carried, scored))
+        self._reports.append(report)
+
+    def _ask(self, number: int, question: Question) -> None:
+        for answer_policy in self._policy.answers:
+            options = {} if self._policy.is_rlivs else {'answer_policy': answer_policy}
+            begun = time.perf_counter()
+            answer = self._memory.answer(question.text, max_tokens=self._max_tokens, **options)
+            total_ms = (time.perf_counter() - begun) * 1e3
+            evidence = spans_s(answer, self._first_ns)
+            self._answers.append(answer_entry(number, question, answer_policy, answer.text, evidence) | {
+                'in_window': True, 'first_token_ms': round(answer.first_token_ms, 3), 'total_ms': round(total_ms, 3),
+                'context_tokens': answer.context_tokens})
+
+
+def spans_s(answer: AnswerResult, first_ns: int) -> list[list[float]]:
+    """An answer's evidence as [first_s, last_s, share], in seconds after the source's first frame."""
+    return [[(step.first_stamp_ns - first_ns) / _NS, (step.last_stamp_ns - first_ns) / _NS, round(step.share, 6)]
+            for step in answer.evidence]
+
+
+def answer_entry(number: int, question: Question, answer_policy: str, text: str, evidence: list[list[float]]) -> dict:
+    """What is known of an answer whatever the mode; `evidence` as from `spans_s`."""
+    return {'question': number, 'text': question.text, 'kind': question.kind, 'group': question.group,
+            'ask_at': question.ask_at, 'answer_policy': answer_policy, 'answer': text, 'accepted': list(question.accepted),
+            'right': is_right(text, question.accepted), 'chance': question.chance, 'fact_age_s': fact_age_s(question),
+            'evidence': evidence, 'evidence_hit': evidence_hit(question, evidence)}

@@ -1,0 +1,118 @@
+"""Questions files: videos with questions, when to ask them and what is right. The format is in docs/questions.md."""
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from statekv_ros.errors import EvaluationError
+from statekv_ros.evaluation.marked import Marked, read_marked
+
+VERSION = 1
+# What a question asks of a memory: what is in view, what was, and what only grows while watching.
+GROUPS = ('perception', 'recall', 'formed')
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its right answers. Times are seconds after the source's first frame.
+
+    Attributes:
+        kind, group: for the report; group is one of GROUPS.
+        accepted: answers that are right.
+        ask_at: asked after the last frame not later than this.
+        valid: the answer is right between these two times.
+        evidence: time spans [begin, end) that hold the answer; empty if unknown.
+        chance: share of right answers that guessing gets; None if unknown.
+        places: where each field stands, for messages.
+    """
+    text: str
+    kind: str
+    group: str
+    accepted: tuple[str, ...]
+    ask_at: float
+    valid: tuple[float, float]
+    evidence: tuple[tuple[float, float], ...] = ()
+    chance: float | None = None
+    places: dict[str, str] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A source and what is asked about it.
+
+    Attributes:
+        source: as written in the file: a path relative to `folder`, or patrol:seed=...
+        topic: image topic of a bag; '' where it has only one.
+        rate_hz: frames to watch per second of header time; None: all.
+        folder: of the questions file.
+        place: where it stands, for messages.
+    """
+    source: str
+    questions: tuple[Question, ...]
+    topic: str = ''
+    rate_hz: float | None = None
+    folder: Path = field(default=Path(), compare=False)
+    place: str = field(default='', compare=False)
+
+    def as_dict(self) -> dict:
+        """What it is, without where it stands."""
+        values = asdict(self)
+        del values['folder'], values['place']
+        for question in values['questions']:
+            del question['places']
+        return values
+
+
+def load_questions(file: Path) -> list[Video]:
+    """Read and check a questions file.
+
+    Raises:
+        EvaluationError: one line for each mistake, with file, line and field.
+    """
+    errors: list[str] = []
+    fields = read_marked(file, errors).fields(('version', 'videos'))
+    version = fields['version'].number() if 'version' in fields else None
+    if version is not None and version != VERSION:
+        fields['version'].complain(f'must be {VERSION}, got {version:g}: this program does not know that format')
+    videos = [_video(item, file) for item in fields['videos'].items()] if 'videos' in fields else []
+    if errors:
+        raise EvaluationError('\n'.join(errors))
+    return videos
+
+
+def _video(marked: Marked, file: Path) -> Video | None:
+    fields = marked.fields(('source', 'questions'), ('topic', 'rate_hz'))
+    source = fields['source'].text() if 'source' in fields else None
+    topic = fields['topic'].text() if 'topic' in fields else ''
+    rate_hz = fields['rate_hz'].number() if 'rate_hz' in fields else None
+    if rate_hz is not None and rate_hz <= 0:
+        fields['rate_hz'].complain(f'must be a positive number of frames per second, got {rate_hz:g}')
+    questions = [_question(item) for item in fields['questions'].items()] if 'questions' in fields else []
+    if source is None or None in questions:
+        return None
+    return Video(source, tuple(questions), topic, rate_hz, file.parent, fields['source'].place)
+
+
+def _question(marked: Marked) -> Question | None:
+    fields = marked.fields(('text', 'kind', 'group', 'accepted', 'ask_at', 'valid'), ('evidence', 'chance'))
+    texts = {name: fields[name].text() for name in ('text', 'kind', 'group') if name in fields}
+    if texts.get('group') and texts['group'] not in GROUPS:
+        fields['group'].complain(f'must be one of {", ".join(GROUPS)}, got {texts["group"]!r}')
+    accepted = tuple(item.text() for item in fields['accepted'].items()) if 'accepted' in fields else ()
+    ask_at = fields['ask_at'].number() if 'ask_at' in fields else None
+    valid = fields['valid'].span() if 'valid' in fields else None
+    if ask_at is not None and valid and not valid[0] <= ask_at <= valid[1]:
+        fields['ask_at'].complain(f'must lie inside valid, {list(valid)}, got {ask_at:g}')
+    evidence = tuple(_evidence(item) for item in fields['evidence'].items()) if 'evidence' in fields else ()
+    chance = fields['chance'].number() if 'chance' in fields else None
+    if chance is not None and not 0 <= chance <= 1:
+        fields['chance'].complain(f'must be a share from 0 to 1, got {chance:g}')
+    if None in (*texts.values(), *accepted, *evidence, ask_at, valid) or len(texts) < 3:
+        return None
+    return Question(**texts, accepted=accepted, ask_at=ask_at, valid=valid, evidence=evidence, chance=chance,
+                    places={name: value.place for name, value in fields.items()})
+
+
+def _evidence(marked: Marked) -> tuple[float, float] | None:
+    span = marked.span()
+    if span and span[0] == span[1]:
+        marked.complain(f'must be [begin, end) with begin < end, got {list(span)}')
+    return span
