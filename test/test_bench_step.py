@@ -2,6 +2,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,13 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from statekv_ros.backbones.random_weights import random_backbone
-from statekv_ros.bench import cli
+from statekv_ros.bench import cli, gpu
 from statekv_ros.bench.step_floor import step_work, vision_flops
 from statekv_ros.memory import VideoStream
-
-
-def bench(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, '-m', 'statekv_ros.bench.cli', 'step', *arguments], capture_output=True, text=True)
 
 
 @pytest.mark.timeout(300)
@@ -34,13 +31,12 @@ def test_statekv_stays_flat_while_full_attention_grows():
     assert full['max_state_tokens'] == full['detailed_tokens']
 
 
-def test_a_whole_step_of_a_published_model_is_measured_on_a_cpu_when_it_is_cut(tmp_path):
+def test_a_whole_step_of_a_published_model_is_measured_on_a_cpu_when_it_is_cut(tmp_path, capsys):
     figure, profile = tmp_path / 'step.png', tmp_path / 'profile.txt'
-    run = bench('--random-weights', '--model', 'Qwen3-VL-2B', '--layers', '1', '--frames', '16', '64', '--budget', '256', '2048',
-                '--rounds', '1', '--size', '128x128', '--device', 'cpu', '--dtype', 'fp32', '--json', '--plot', str(figure),
-                '--profile', str(profile))
-    assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout.strip().splitlines()[-1])
+    arguments = ('step --random-weights --model Qwen3-VL-2B --layers 1 --frames 16 64 --budget 256 2048 --rounds 1 --size 128x128 '
+                 f'--device cpu --dtype fp32 --json --plot {figure} --profile {profile}')
+    assert cli.main(arguments.split()) == 0
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert (result['model'], result['layers'], result['dtype'], result['random_weights']) == ('Qwen3-VL-2B', 1, 'fp32', True)
     tokens, rows = result['step_tokens'], {(row['policy'], row['frame']): row for row in result['rows']}
     carried = {key: row['carried_tokens'] for key, row in rows.items()}
@@ -78,6 +74,39 @@ def test_the_floor_counts_what_a_step_computes():
         2 * size.head_dim * size.q_heads * report.step_tokens * (carried + (report.step_tokens + 1) / 2))
     assert size.weights_bytes / 2 < work.bytes < size.weights_bytes
     assert work.floor_ms(1e9, 1e30) == pytest.approx(work.flops / 1e6) and work.floor_ms(1e30, 1e9) == work.bytes / 1e6
+
+
+def test_the_gpu_run_says_what_it_needs_and_keeps_earlier_results(tmp_path, monkeypatch, capsys):
+    assert cli.main(['gpu', '--device', 'cpu', '--out', str(tmp_path / 'new')]) == 2
+    assert 'only a GPU' in capsys.readouterr().err and not (tmp_path / 'new').exists()
+    monkeypatch.setattr(gpu, 'parse_device', lambda name, hint: torch.device('cuda'))
+    assert cli.main(['gpu', '--out', str(tmp_path)]) == 2
+    assert 'is there already' in capsys.readouterr().err
+
+
+def test_the_gpu_run_goes_on_when_a_part_fails_and_writes_what_each_said(tmp_path, monkeypatch, capsys):
+    def say(text: str, code: int) -> list[str]:
+        return [sys.executable, '-c', f'print("noise"); print({text!r}); raise SystemExit({code})']
+
+    parts = [('tests', say('1 failed', 1), tmp_path / 'out/tests.txt'), ('kernel', say('{"a": 1}', 0), tmp_path / 'out/kernel.json')]
+    monkeypatch.setattr(gpu, 'parse_device', lambda name, hint: torch.device('cuda'))
+    monkeypatch.setattr(gpu, 'device_name', lambda device: 'some GPU')
+    monkeypatch.setattr(gpu, 'commands', lambda *args: parts)
+    assert cli.main(['gpu', '--out', str(tmp_path / 'out'), '--json']) == 1
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result['failed'] == ['tests'] and [part['exit_code'] for part in result['parts']] == [1, 0]
+    assert (tmp_path / 'out/tests.txt').read_text() == 'noise\n1 failed\n'
+    assert json.loads((tmp_path / 'out/kernel.json').read_text()) == {'a': 1}
+    assert json.loads((tmp_path / 'out/summary.json').read_text()) == result
+
+
+def test_the_gpu_runs_tests_and_arguments_exist(tmp_path, capsys):
+    for name, command, _ in gpu.commands(['InternVL3-8B'], 'cuda:99', tmp_path):
+        if name == 'tests':
+            assert all(Path(file).is_file() for file in command if file.endswith('.py'))
+        else:
+            assert cli.main(command[3:]) == 2
+            assert '--device cuda:99 is not there' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('arguments, word', [

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from statekv_ros.backbones.base import StagedStep
 from statekv_ros.backbones.family import Family
 from statekv_ros.backbones.size import ModelSize
+from statekv_ros.evaluation.flops import step_flops
 
 
 class Work(NamedTuple):
@@ -33,19 +34,15 @@ def vision_flops(backbone: Family, step: StagedStep) -> int:
 def step_work(size: ModelSize, tied: bool, seen_flops: int, tokens: int, carried: int, scored: bool) -> Work:
     """Count a step of `tokens` tokens behind `carried` ones.
 
-    A product of the step's tokens with a matrix is 2 operations per weight and token; QK and PV are 2 each per head dim and
-    pair of query and key, and the importance is QK once more. Weights are read once, keys and values of the past once; the
-    step's own are written to the state and to the detailed cache.
+    Operations as in `step_flops`, and the vision tower's. Weights are read once, keys and values of the past once; the step's
+    own are written to the state and to the detailed cache.
 
     Args:
         tied: whether the model reads and writes tokens with one table (`vocabulary` x `hidden`), which a step does not touch.
         seen_flops: of the vision tower.
         scored: whether importance is computed too.
     """
-    heads = size.head_dim * (2 * size.q_heads + 2 * size.kv_heads)
-    matrices = size.layers * size.hidden * (heads + 3 * size.mlp)
-    pairs = size.layers * size.q_heads * (tokens * carried + tokens * (tokens + 1) / 2)
     tables = (1 if tied else 2) * size.vocabulary * size.hidden * size.value_bytes
     kv_tokens = carried + tokens + (2 if scored else 1) * tokens
-    return Work(seen_flops + 2 * tokens * matrices + (6 if scored else 4) * size.head_dim * pairs,
+    return Work(seen_flops + step_flops(size, tokens, carried, scored),
                 size.weights_bytes - tables + kv_tokens * size.kv_bytes_per_token)
