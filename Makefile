@@ -60,7 +60,8 @@ test-versions: $(VENV)/.installed-test $(OLDEST_VENV)/.installed ## run the mode
 	  results+=("Transformers $$version: $$result"); done; \
 	  printf '%s\n' '== results' "$${results[@]}"; exit $$failed
 
-bench: $(VENV)/.installed-demo ## measure (BENCH_ARGS="--help" says what)
+# The tests that need a GPU are part of it.
+bench: $(VENV)/.installed-test ## measure (BENCH_ARGS="--help" says what)
 	@$(bin)/statekv-bench $(BENCH_ARGS)
 
 install: $(VENV)/.installed-demo ## only install, into .venv
