@@ -151,7 +151,8 @@ def test_captions_and_selection_equal_the_definition_clip_after_clip(positions, 
         selected = memory.selected[-1]
         assert selected.tokens == len(kept['rows']) == 3
         for got, expected in ((selected.embeds[0], [row for row, _, _ in kept['rows']]),
-                              *zip(selected.extra['deepstack_visual_embeds'], zip(*(deep for _, _, deep in kept['rows'])))):
+                              *zip((level[0] for level in selected.extra['deepstack']),
+                                   zip(*(deep for _, _, deep in kept['rows'])))):
             assert (got - torch.stack([*expected])).abs().max() < 1e-4, f'tokens kept of clip {clip}'
 
 
