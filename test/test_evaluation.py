@@ -208,7 +208,7 @@ def test_a_question_is_asked_after_the_last_frame_that_is_not_later(backbone, ba
     """Against a stream fed by hand: same answers, same evidence, same context."""
     asked = [Question('is the door open?', 'door', 'recall', ('yes',), at, (0, 6)) for at in (0.0, 2.5, 2.75, 6.0)]
     video = Video(str(bag), tuple(asked))
-    result, = run_job(backbone, Job(('x',), (video,), Policy('statekv(24)', ('all', 'last(4)'))), max_tokens=4)
+    result = run_job(backbone, Job(('x',), (video,), Policy('statekv(24)', ('all', 'last(4)'))), max_tokens=4)
     assert (result['frames'], result['steps'], len(result['step_flops'])) == (2 * STEPS, STEPS, STEPS)
     frames = list(open_path(bag).frames())
     expected = []
@@ -335,3 +335,22 @@ def test_evidence_and_age():
     assert evidence_hit(question((3, 4)), [[2.0, 3.0, 1.0]]) is True
     assert fact_age_s(question((1, 2), (6, 7), (12, 13))) == 3.0
     assert fact_age_s(question((9, 11))) == 0.0 and fact_age_s(question((12, 13))) is None and fact_age_s(question()) is None
+
+
+def test_lockstep_answers_as_one_by_one(tiny_model_dir, tmp_path, capsys):
+    make_patrols(tmp_path / 'patrols', 5, 6, 0, (64, 64), bags=False)
+    runs = {}
+    for lockstep in (1, 2):
+        out = tmp_path / f'run{lockstep}'
+        policies = ['statekv(20)', 'statekv(20) x retrieve(2)', 'statekv(20) x state', 'window(2) x last(4)']
+        runs[lockstep] = evaluate([tmp_path / 'patrols/questions.yaml'], out, tiny_model_dir, policies, '--max-tokens', '3',
+                                  '--lockstep', str(lockstep))
+    assert [job['job'] for job in runs[1]] == [job['job'] for job in runs[2]]
+    for alone, together in zip(runs[1], runs[2]):
+        for name in ('frames', 'steps', 'step_tokens', 'step_flops', 'state_tokens', 'detailed_bytes'):
+            assert alone[name] == together[name], name
+        key = lambda answer: (answer['question'], answer['answer_policy'])      # noqa: E731
+        for one, other in zip(sorted(alone['answers'], key=key), sorted(together['answers'], key=key), strict=True):
+            assert {**one, 'evidence': 0, 'evidence_hit': 0, 'context_tokens': 0} == {
+                **other, 'evidence': 0, 'evidence_hit': 0, 'context_tokens': 0, 'first_token_ms': one['first_token_ms'],
+                'total_ms': one['total_ms']}
