@@ -78,15 +78,8 @@ def parse_policies(texts: Sequence[str]) -> list[Policy]:
 
 def make_jobs(videos: Sequence[Video], policies: Sequence[Policy]) -> list[Job]:
     """One job for each video and policy; a video's jobs follow each other."""
-    taken: set[str] = set()
-    jobs = []
-    for number, video in enumerate(videos):
-        for policy in policies:
-            name = f'{number:04d}-{_slug(Path(video.source).name)}-{_slug(policy.prefill)}'
-            name = next(n for n in (name, *(f'{name}-{i}' for i in range(2, 10**6))) if n not in taken)
-            taken.add(name)
-            jobs.append(Job((name,), (video,), policy))
-    return jobs
+    return [Job((f'{number:04d}-{_slug(Path(video.source).name)[:60]}-{_slug(policy.prefill)}',), (video,), policy)
+            for number, video in enumerate(videos) for policy in policies]
 
 
 def describe(settings: Settings, videos: Sequence[Video], policies: Sequence[Policy], frames: Sequence[int]) -> dict:
