@@ -20,7 +20,7 @@ from conftest import SECOND
 from statekv_ros.errors import BagError, EvaluationError, PolicyError
 from statekv_ros.evaluation.cli import main
 from statekv_ros.evaluation.flops import step_flops
-from statekv_ros.evaluation.footage import PatrolFootage, open_path
+from statekv_ros.evaluation.footage import Footage, PatrolFootage, open_path
 from statekv_ros.evaluation.judge import evidence_hit, fact_age_s, is_right
 from statekv_ros.evaluation.plan import Job, Policy, Settings, describe, make_jobs, parse_policies
 from statekv_ros.evaluation.pool import Worker, in_process, on_ray, run_all
@@ -163,11 +163,14 @@ def test_nothing_is_written_before_everything_is_checked(tmp_path, bag, tiny_mod
     assert not run.exists() or [entry.name for entry in run.iterdir()] == ['thesis.tex']
 
 
-def test_header_stamps_that_go_back_and_unnamed_topics_are_refused(tmp_path, bag):
-    back = tmp_path / 'back'
-    write_bag(back, [(time_ns, np.zeros((64, 64, 3), np.uint8)) for time_ns in (0, SECOND, SECOND // 2)])
+def test_header_stamps_that_go_back_and_sources_that_are_not_there_are_refused(tmp_path):
+    class Stamps(Footage):
+        def _images(self):
+            for stamp_ns in (0, SECOND, 2 * SECOND, 2 * SECOND, SECOND):
+                yield stamp_ns, lambda: np.zeros((4, 4, 3), np.uint8)
+
     with pytest.raises(EvaluationError, match='header stamps go back after 1 s'):
-        open_path(back).extent()
+        Stamps(None).extent()
     with pytest.raises(EvaluationError, match='is not a bag, so it has no topic'):
         open_path(tmp_path, topic='/camera')
     with pytest.raises(BagError, match='does not exist'):
@@ -235,23 +238,23 @@ def test_a_bag_a_patrol_and_a_lower_rate(bag):
 
 
 def test_a_run_that_was_killed_goes_on_and_ends_the_same(tmp_path, tiny_model_dir):
-    file = questions_file(tmp_path, patrols(12))
+    file = questions_file(tmp_path, patrols(4))
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
     done = 0 if REPORTS else 2
     assert main(command(file, tiny_model_dir, whole)) == done
     process = subprocess.Popen([sys.executable, '-m', 'statekv_ros.evaluation.cli', *command(file, tiny_model_dir, killed)],
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        while process.poll() is None and len(list((killed / 'jobs').glob('*.json'))) < 3:
+        while process.poll() is None and len(list((killed / 'jobs').glob('*.json'))) < 2:
             time.sleep(.005)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     before = {file.name: file.stat().st_mtime_ns for file in (killed / 'jobs').glob('*.json')}
-    assert 3 <= len(before) < 36, 'it was not killed half-way'
+    assert 2 <= len(before) < 12, 'it was not killed half-way'
     assert main(command(file, tiny_model_dir, killed)) == done
     assert all((killed / 'jobs' / name).stat().st_mtime_ns == stamp for name, stamp in before.items()), 'done twice'
-    assert results_in(killed) == results_in(whole) and len(results_in(whole)) == 36
+    assert results_in(killed) == results_in(whole) and len(results_in(whole)) == 12
 
 
 def test_interrupting_leaves_a_run_that_goes_on(tmp_path, tiny_model_dir):

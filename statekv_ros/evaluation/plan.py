@@ -88,8 +88,8 @@ def make_jobs(videos: Sequence[Video], policies: Sequence[Policy], lockstep: int
         group = range(first, min(first + lockstep, len(videos)))
         for policy in policies:
             for rows in ([row] for row in group) if policy.is_rlivs else (group,):
-                jobs.append(Job(tuple(f'{row:04d}-{_slug(Path(videos[row].source).name)}-{_slug(policy.prefill)}' for row in rows),
-                                tuple(videos[row] for row in rows), policy))
+                names = (f'{row:04d}-{_slug(Path(videos[row].source).name)[:60]}-{_slug(policy.prefill)}' for row in rows)
+                jobs.append(Job(tuple(names), tuple(videos[row] for row in rows), policy))
     return jobs
 
 
