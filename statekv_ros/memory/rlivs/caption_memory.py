@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from statekv_ros.backbones.base import TokenInputs
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import QuestionError
 from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.records import AnswerResult, StepReport
-from statekv_ros.memory.rlivs.captioner import Captioner
+from statekv_ros.memory.rlivs.captioner import Captioner, Kept
 from statekv_ros.memory.rlivs.long_term import Caption, make_caption
 from statekv_ros.memory.rlivs.options import Options, pick_layers
 from statekv_ros.memory.rlivs.text_answer import answer_from_captions
@@ -164,7 +163,7 @@ class CaptionMemory:
     @property
     def state_tokens(self) -> int:
         """Visual tokens that the next clip will see of past ones."""
-        return sum(inputs.tokens for inputs in self.selected)
+        return sum(kept.tokens for kept in self.selected)
 
     @property
     def detailed_tokens(self) -> int:
@@ -178,7 +177,7 @@ class CaptionMemory:
 
     def _clear(self) -> None:
         self.captions: deque[Caption] = deque()
-        self.selected: deque[TokenInputs] = deque(maxlen=self.options.fifo_clips)
+        self.selected: deque[Kept] = deque(maxlen=self.options.fifo_clips)
         self._clip = PendingFrames()
         self._time = StreamTime()
         self.steps = self.forgotten_frames = self._told_frames = 0
