@@ -37,7 +37,8 @@ def memory_of(backbone, frames, count: int, **options) -> CaptionMemory:
 
 
 def contents(memory: CaptionMemory) -> tuple:
-    return [caption.text for caption in memory.captions], [(kept.inputs.embeds.tolist(), kept.inputs.positions.tolist()) for kept in memory.selected]
+    return ([caption.text for caption in memory.captions],
+            [(kept.inputs.embeds.tolist(), kept.inputs.positions.tolist()) for kept in memory.selected])
 
 
 @pytest.fixture(scope='module')
@@ -254,7 +255,7 @@ def captions_of(embeddings: np.ndarray, lengths: list[int]) -> list[Caption]:
 def mmr(captions: list[Caption], question, weight: float, room: int, separator: int) -> list[int]:
     """Maximal marginal relevance by its definition, in Python numbers."""
     def cosine(a, b):
-        return math.fsum(x * y for x, y in zip(a, b)) / math.sqrt(math.fsum(x * x for x in a) * math.fsum(y * y for y in b))
+        return math.fsum(x * y for x, y in zip(a, b)) / math.hypot(*a) / math.hypot(*b)
 
     vectors, chosen, used = [caption.embedding.tolist() for caption in captions], [], 0
     while len(chosen) < len(captions):
@@ -270,7 +271,8 @@ def mmr(captions: list[Caption], question, weight: float, room: int, separator: 
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 12), st.sampled_from([0., .3, .5, .7, 1.]), st.integers(5, 60), st.integers(0, 2))
+@given(st.integers(0, 10**6), st.integers(1, 12), st.sampled_from([0., .3, .5, .7, 1.]), st.integers(5, 60),
+       st.integers(0, 2))
 def test_retrieval_equals_the_definition_of_mmr(seed, count, weight, room, separator):
     random = np.random.default_rng(seed)
     captions = captions_of(random.normal(size=(count, 6)), random.integers(0, 6, count).tolist())
@@ -404,7 +406,7 @@ def test_every_family_can_tell_clips(family, frames, tmp_path, monkeypatch):
     backbone = load_backbone(str(write_tiny_checkpoint(tmp_path / family, family=family)), device='cpu', dtype='float32')
     numbers, read, encode, forward = [], [], backbone.encode, backbone.forward
     monkeypatch.setattr(backbone, 'forward', lambda inputs, memory: read.append(inputs) or forward(inputs, memory))
-    monkeypatch.setattr(backbone, 'encode', lambda f, s, position, number: numbers.append(number) or encode(f, s, position, number))
+    monkeypatch.setattr(backbone, 'encode', lambda *step: numbers.append(step[3]) or encode(*step))
     memory = memory_of(backbone, frames, 16, max_caption_tokens=3, positions='contiguous')
     past, prefix = max((r for r in read if r.visual_tokens == r.tokens), key=lambda r: r.tokens), backbone.prefix().tokens
     assert torch.equal(past.positions, torch.arange(prefix, prefix + past.tokens).expand(past.positions.shape))
@@ -424,7 +426,8 @@ def test_every_family_can_tell_clips(family, frames, tmp_path, monkeypatch):
     ({'keep': math.nan}, 'keep'), ({'fifo_clips': 0}, 'recurrent=False'), ({'mmr_lambda': -.1}, 'mmr_lambda'),
     ({'mmr_lambda': math.nan}, 'mmr_lambda'), ({'context_tokens': 0}, 'context_tokens'),
     ({'context_tokens': 4}, 'lower max_caption_tokens'), ({'caption_prompt': ' '}, 'caption_prompt'),
-    ({'max_caption_tokens': 0}, 'max_caption_tokens'), ({'max_captions': -1}, 'max_captions'), ({'score_layers': 0}, 'score_layers'),
+    ({'max_caption_tokens': 0}, 'max_caption_tokens'), ({'max_captions': -1}, 'max_captions'),
+    ({'score_layers': 0}, 'score_layers'),
     ({'positions': 'lazy_shift'}, 'native, contiguous'),
     ({'score_layers': (0, 5)}, 'between 0 and 4'), ({'score_layers': ()}, 'score_layers')])
 def test_bad_arguments_are_named(options, word, backbone):
@@ -459,7 +462,8 @@ def test_bad_frames_and_questions_are_named_and_cost_nothing(backbone, frames):
         memory_of(backbone, frames, 0).answer(QUESTION)
     memory = memory_of(backbone, frames, 5)
     before = contents(memory)
-    for frame, at, word in ((frames[5], stamp(4), 'previous frame'), (frames[5], 0, 'positive'), (frames[5][..., 0], stamp(5), 'RGB')):
+    good = frames[5]
+    for frame, at, word in ((good, stamp(4), 'previous frame'), (good, 0, 'positive'), (good[..., 0], stamp(5), 'RGB')):
         with pytest.raises(FrameError, match=word):
             memory.step(frame, at)
     for question, options, word in ((' ', {}, 'empty'), (QUESTION, {'max_tokens': 0}, 'max_tokens')):

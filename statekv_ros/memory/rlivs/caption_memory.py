@@ -1,4 +1,4 @@
-"""One camera's memory in words: each clip becomes a caption, told with a few visual tokens of the clips before it in view."""
+"""One camera's memory in words: each clip becomes a caption, told with a few visual tokens of earlier clips in view."""
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -73,7 +73,7 @@ class CaptionMemory:
             preprocess_ms: time already spent on this frame (decoding), added to the report's.
 
         Returns:
-            The clip's report, or None while it fills. A frame of another size, or a stamp that goes back, ends the clip before.
+            The clip's report, or None while it fills. A frame of another size or a stamp that goes back ends the clip before.
 
         Raises:
             FrameError: not an image, or a stamp that is not positive or the same as the last one.
@@ -120,7 +120,7 @@ class CaptionMemory:
             span: oldest and newest header stamp in ns of clips that it may read about; None is unbounded.
 
         Raises:
-            QuestionError: empty or too long a question, nothing seen yet, no clip in the span, or a value out of its range.
+            QuestionError: empty or too long a question, nothing seen yet, no clip in the span, a value out of its range.
             Interrupted: `cancelled` said so.
         """
         begun = time.perf_counter()
