@@ -71,6 +71,11 @@ class CompressedState:
         if self._places:
             self._places.keep(self.kept())
 
+    def importance(self) -> torch.Tensor:
+        """What the newest step noted for each key of [state ; frame], [layers, kv_heads, keys] fp32; between its last `attend`
+        and `commit`. A view."""
+        return self._importance[..., :self.tokens + self._frame_tokens]
+
     def kept(self) -> torch.Tensor:
         """Ordinals of the carried tokens, [layers, kv_heads, tokens] int64, in no particular order."""
         return self._ordinal[..., :self.tokens]

@@ -1,0 +1,133 @@
+"""From jobs' results to numbers: every share with its n and a 95 % interval, every time with its percentiles."""
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+REFERENCE = 'full x all'           # full attention: what the others are compared with
+_Z = 1.959963984540054             # of a 95 % interval
+AGES_S = (0, 4, 8, 16, 32, 64, 128, 256, math.inf)
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """95 % interval of a share of `right` in `n` (Wilson 1927); (0, 1) for n = 0."""
+    if n == 0:
+        return 0., 1.
+    share, spread = right / n, _Z * _Z / n
+    centre = share + spread / 2
+    half = _Z * math.sqrt(share * (1 - share) / n + spread / (4 * n))
+    return max(0., (centre - half) / (1 + spread)), min(1., (centre + half) / (1 + spread))
+
+
+def share(flags: Iterable[bool]) -> dict:
+    """{'n', 'right', 'low', 'high'}: how many of the flags are true, as a share with its interval; right is None for n = 0."""
+    flags = list(flags)
+    low, high = wilson(sum(flags), len(flags))
+    return {'n': len(flags), 'right': sum(flags) / len(flags) if flags else None, 'low': low, 'high': high}
+
+
+def difference(ours: Sequence[bool], theirs: Sequence[bool]) -> dict:
+    """{'n', 'difference', 'low', 'high'} of two shares over the same questions, with a 95 % interval for paired samples."""
+    n = len(ours)
+    if n == 0:
+        return {'n': 0, 'difference': None, 'low': -1., 'high': 1.}
+    change = np.array(ours, float) - np.array(theirs, float)
+    half = _Z * change.std() / math.sqrt(n)
+    return {'n': n, 'difference': float(change.mean()), 'low': max(-1., float(change.mean()) - half),
+            'high': min(1., float(change.mean()) + half)}
+
+
+def percentiles(values: Sequence[float], *wanted: int) -> dict[str, float | None]:
+    """{'p50': ...}; None where there are no values."""
+    return {f'p{q}': float(np.percentile(values, q)) if len(values) else None for q in wanted}
+
+
+def slope(series: Iterable[Sequence[float]]) -> float | None:
+    """How much a value grows per 1000 steps: least squares over step number and value, all series together, each without its
+    first tenth, where a state still fills."""
+    points = [(number, value) for values in series for number, value in enumerate(values) if number >= len(values) // 10]
+    if len(points) < 3:
+        return None
+    steps, values = np.array(points, float).T
+    return float(np.polyfit(steps, values, 1)[0] * 1000)
+
+
+def summarise(jobs: Sequence[dict]) -> dict:
+    """The report's numbers.
+
+    Returns:
+        {'videos', 'questions', 'kinds', 'groups', 'policies': [...]}; each policy, a pair of prefill and answer policy in one
+        mode, has the fields that docs/evaluation.md defines, in the order of the jobs.
+    """
+    pairs: dict[tuple[str, str, str], list[tuple[dict, list[dict]]]] = defaultdict(list)
+    for job in jobs:
+        by_answer: dict[str, list[dict]] = defaultdict(list)
+        for answer in job['answers']:
+            by_answer[answer['answer_policy']].append(answer)
+        for answer_policy, answers in by_answer.items():
+            pairs[job['mode'], job['prefill_policy'], answer_policy].append((job, answers))
+    asked = {(job['source'], answer['question']): answer for job in jobs for answer in job['answers']}
+    reference = {mode: {(job['source'], answer['question']): answer for job, answers in told for answer in answers}
+                 for (mode, prefill, answer_policy), told in pairs.items() if f'{prefill} x {answer_policy}' == REFERENCE}
+    return {'videos': len({job['source'] for job in jobs}), 'questions': len(asked),
+            'kinds': list(dict.fromkeys(answer['kind'] for answer in asked.values())),
+            'groups': list(dict.fromkeys(answer['group'] for answer in asked.values())),
+            'policies': [_policy(*pair, told, reference.get(pair[0], {})) for pair, told in pairs.items()]}
+
+
+def _policy(mode: str, prefill: str, answer_policy: str, told: list[tuple[dict, list[dict]]], reference: dict) -> dict:
+    jobs = [job for job, _ in told]
+    answers = [answer for _, answers in told for answer in answers]
+    paired = [(answer, reference[job['source'], answer['question']]) for job, answers in told for answer in answers
+              if (job['source'], answer['question']) in reference]
+    step_ms = [value for job in jobs for value in job['step_ms']]
+    flops = [value for job in jobs for value in job['step_flops']]
+    first_token_ms = [answer['first_token_ms'] for answer in answers if answer['first_token_ms'] is not None]
+    return {
+        'policy': f'{prefill} x {answer_policy}', 'prefill': prefill, 'answer': answer_policy, 'mode': mode,
+        'videos': len(jobs), 'overall': _accuracy(answers),
+        'groups': _by(answers, 'group'), 'kinds': _by(answers, 'kind'),
+        'agreement': share(ours['answer'] == theirs['answer'] for ours, theirs in paired),
+        'against_full': difference([ours['right'] for ours, _ in paired], [theirs['right'] for _, theirs in paired]),
+        'ages': _ages(answers), 'evidence': share(a['evidence_hit'] for a in answers if a['evidence_hit'] is not None),
+        'in_window': share(answer['in_window'] for answer in answers),
+        'step_ms': {**percentiles(step_ms, 50, 95, 99), 'slope': slope(job['step_ms'] for job in jobs)},
+        'first_token_ms': percentiles(first_token_ms, 50, 95), 'step_flops': float(np.mean(flops)) if flops else None,
+        'prefill_flops': int(sum(flops)), 'state_tokens': max(job['state_tokens'] for job in jobs),
+        'detailed_bytes': max(job['detailed_bytes'] for job in jobs), 'steps': sum(job['steps'] for job in jobs),
+        'dropped': sum(job['dropped'] for job in jobs), 'cost_over_step': _over_steps(jobs)}
+
+
+def _accuracy(answers: list[dict]) -> dict:
+    chances = [answer['chance'] for answer in answers if answer['chance'] is not None]
+    return share(answer['right'] for answer in answers) | {'chance': float(np.mean(chances)) if chances else None}
+
+
+def _by(answers: list[dict], field: str) -> dict[str, dict]:
+    groups: dict[str, list[dict]] = defaultdict(list)
+    for answer in answers:
+        groups[answer[field]].append(answer)
+    return {name: _accuracy(group) for name, group in groups.items()}
+
+
+def _ages(answers: list[dict]) -> list[dict]:
+    """Accuracy by the seconds that passed between the fact and the question, perception left out."""
+    dated = [a for a in answers if a['fact_age_s'] is not None and a['group'] != 'perception']
+    spans = [(begin, end, [a['right'] for a in dated if begin <= a['fact_age_s'] < end])
+             for begin, end in zip(AGES_S, AGES_S[1:])]
+    return [{'from_s': begin, 'to_s': None if math.isinf(end) else end, **share(right)} for begin, end, right in spans if right]
+
+
+def _over_steps(jobs: list[dict], points: int = 40) -> dict[str, list]:
+    """Median ms and mean FLOPs of a step over its number, in up to `points` stretches."""
+    longest = max((job['steps'] for job in jobs), default=0)
+    edges = np.unique(np.linspace(0, longest, min(points, longest) + 1).astype(int))
+    cost: dict[str, list] = {'step': [], 'ms': [], 'flops': []}
+    for begin, end in zip(edges, edges[1:]):
+        ms = [value for job in jobs for value in job['step_ms'][begin:end]]
+        flops = [value for job in jobs for value in job['step_flops'][begin:end]]
+        cost['step'].append(float(begin + end - 1) / 2)
+        cost['ms'].append(float(np.median(ms)) if ms else None)
+        cost['flops'].append(float(np.mean(flops)) if flops else None)
+    return cost

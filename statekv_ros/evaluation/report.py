@@ -1,0 +1,83 @@
+"""The report of a run: report.json and answers.csv for programs, index.html for people, self-contained and without scripts."""
+import csv
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from statekv_ros import __version__
+from statekv_ros.errors import EvaluationError
+from statekv_ros.evaluation import figures
+from statekv_ros.evaluation.metrics import REFERENCE, summarise
+
+_COLUMNS = ('source', 'mode', 'prefill_policy', 'answer_policy', 'question', 'kind', 'group', 'ask_at', 'text', 'answer', 'accepted',
+            'right', 'in_window', 'chance', 'fact_age_s', 'evidence_hit', 'first_token_ms', 'total_ms', 'context_tokens')
+
+
+def write_report(jobs: Sequence[dict], run: dict, out: Path) -> dict:
+    """Write the report of a run's jobs into its folder.
+
+    Args:
+        jobs: results as `run.run_job` makes them; run: the plan, as in run.json.
+
+    Returns:
+        The content of report.json: {'run', 'summary'}.
+
+    Raises:
+        EvaluationError: the folder cannot be written.
+    """
+    report = {'run': {name: run.get(name) for name in ('model', 'model_digest', 'mode', 'rate', 'device', 'dtype', 'max_tokens')},
+              'summary': summarise(jobs)}
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / 'report.json').write_text(json.dumps(report, indent=1))
+        _write_answers(jobs, out / 'answers.csv')
+        (out / 'index.html').write_text(_page(report))
+    except OSError as error:
+        raise EvaluationError(f'the report cannot be written to {out}: {error}') from error
+    return report
+
+
+def render(template: str, **values) -> str:
+    """A page from templates/, with text escaped and `svg` strings as they are."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {'percent': _percent, 'number': _number, 'bytes': _bytes, 'policy': figures.label}
+    folder = files('statekv_ros.evaluation') / 'templates'
+    style = (folder / 'style.css').read_text()
+    return environment.from_string((folder / template).read_text()).render(style=style, version=__version__, **values)
+
+
+def _page(report: dict) -> str:
+    summary = report['summary']
+    policies = summary['policies']
+    return render('report.html.j2', run=report['run'], summary=summary, policies=policies, reference=REFERENCE,
+                  best=max((p for p in policies if p['overall']['n']), key=lambda p: p['overall']['right'], default=None),
+                  figures=[figures.accuracy_against_cost(policies), figures.cost_over_frames(policies),
+                           figures.accuracy_by_age(policies)])
+
+
+def _write_answers(jobs: Sequence[dict], file: Path) -> None:
+    with file.open('w', newline='') as stream:
+        writer = csv.DictWriter(stream, _COLUMNS)
+        writer.writeheader()
+        for job in jobs:
+            for answer in job['answers']:
+                row = {name: answer.get(name, job.get(name)) for name in _COLUMNS}
+                writer.writerow(row | {'accepted': '|'.join(answer['accepted'])})
+
+
+def _percent(value: float | None, digits: int = 0) -> str:
+    return '–' if value is None else f'{100 * value:.{digits}f}'
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return '–' if value is None else f'{value:,.{digits}f}'
+
+
+def _bytes(value: int) -> str:
+    for unit in ('B', 'kB', 'MB', 'GB'):
+        if value < 1000 or unit == 'GB':
+            return f'{value:.0f} {unit}' if unit == 'B' else f'{value:.1f} {unit}'
+        value /= 1000

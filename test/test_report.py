@@ -1,0 +1,191 @@
+"""The report's numbers against numbers worked out by hand, and its page in a real browser."""
+import csv
+import json
+import math
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from conftest import SECOND
+from statekv_ros.errors import ParameterError
+from statekv_ros.evaluation.metrics import difference, percentiles, share, slope, summarise, wilson
+from statekv_ros.evaluation.report import write_report
+from statekv_ros.evaluation.statistics import collect, write_statistics
+from statekv_ros.memory import VideoStream
+
+BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+RUN = {'model': 'patrol', 'mode': 'offline', 'device': 'cpu', 'dtype': 'float32', 'rate': None, 'max_tokens': 8}
+
+
+def answer(question: int, right: bool, policy: str = 'all', kind: str = 'first', group: str = 'recall', age: float | None = 5.,
+           text: str = 'red', hit: bool | None = None) -> dict:
+    return {'question': question, 'text': 'which?', 'kind': kind, 'group': group, 'ask_at': 9., 'answer_policy': policy,
+            'answer': text, 'accepted': ['red', 'a red one'], 'right': right, 'in_window': True, 'chance': .25, 'fact_age_s': age,
+            'evidence': [], 'evidence_hit': hit, 'first_token_ms': 10. + question, 'total_ms': 20., 'context_tokens': 90}
+
+
+def job(source: str, prefill: str, answers: list[dict], step_ms=(1., 1., 1., 1.), flops=1000) -> dict:
+    return {'job': f'{source}-{prefill}', 'source': source, 'prefill_policy': prefill, 'mode': 'offline', 'frames': 8, 'steps': 4,
+            'step_ms': list(step_ms), 'step_tokens': [9] * 4, 'step_flops': [flops] * 4, 'state_tokens': 36, 'detailed_bytes': 2500,
+            'dropped': 0, 'answers': answers}
+
+
+@pytest.fixture
+def jobs() -> list[dict]:
+    return [job('a', 'full', [answer(0, True), answer(1, True, kind='now', group='perception', age=None), answer(2, False)]),
+            job('a', 'statekv(9)', [answer(0, False, text='blue'), answer(1, True, kind='now', group='perception', age=None),
+                                    answer(2, True, text='blue', age=40., hit=True), answer(0, False, policy='last(4)', hit=False)],
+                step_ms=(1., 2., 3., 4.), flops=500)]
+
+
+@pytest.mark.parametrize('right, n, low, high', [
+    (0, 0, 0., 1.), (0, 10, 0., .2775), (10, 10, .7225, 1.), (5, 10, .2366, .7634), (81, 263, .2553, .3662)])
+def test_wilson_intervals_are_those_of_the_textbook(right, n, low, high):
+    assert wilson(right, n) == pytest.approx((low, high), abs=2e-4)
+
+
+@given(st.integers(1, 5000), st.data())
+def test_wilson_holds_the_share_and_narrows(n, data):
+    right = data.draw(st.integers(0, n))
+    low, high = wilson(right, n)
+    assert 0 <= low <= right / n + 1e-12 and right / n - 1e-12 <= high <= 1
+    wide_low, wide_high = wilson(right * 4, n * 4)
+    assert wide_high - wide_low < high - low
+    mirrored = wilson(n - right, n)
+    assert mirrored == pytest.approx((1 - high, 1 - low))
+
+
+def test_shares_differences_percentiles_and_slopes():
+    assert share([True, False, True, True]) == {'n': 4, 'right': .75, 'low': pytest.approx(.3006, abs=1e-3),
+                                                'high': pytest.approx(.9544, abs=1e-3)}
+    assert share([])['right'] is None
+    paired = difference([True, True, False, False], [True, False, False, False])
+    half = 1.96 * math.sqrt(3 / 16) / 2
+    assert paired == {'n': 4, 'difference': .25, 'low': pytest.approx(.25 - half, abs=1e-3),
+                      'high': pytest.approx(.25 + half, abs=1e-3)}
+    assert percentiles([1., 2., 3.], 50, 95) == {'p50': 2., 'p95': pytest.approx(2.9)} and percentiles([], 50) == {'p50': None}
+    assert slope([[.002 * i for i in range(200)], [5 + .002 * i for i in range(200)]]) == pytest.approx(2.)
+    assert slope([[1., 2.]]) is None
+
+
+def test_a_summary_counts_every_pair_of_policies(jobs):
+    summary = summarise(jobs)
+    assert (summary['videos'], summary['questions'], summary['kinds']) == (1, 3, ['first', 'now'])
+    full, state, last = summary['policies']
+    assert [p['policy'] for p in (full, state, last)] == ['full x all', 'statekv(9) x all', 'statekv(9) x last(4)']
+    assert full['overall']['right'] == pytest.approx(2 / 3) and full['overall']['chance'] == .25
+    assert state['kinds']['now'] == share([True]) | {'chance': .25} and state['groups']['recall']['n'] == 2
+    assert state['agreement']['right'] == pytest.approx(1 / 3)                  # only the question about now was told alike
+    assert state['against_full']['difference'] == 0 and last['against_full']['difference'] == -1
+    assert state['evidence'] == share([True]) and last['evidence'] == share([False]) and full['evidence']['n'] == 0
+    assert [(age['from_s'], age['to_s'], age['n'], age['right']) for age in state['ages']] == [(4, 8, 1, 0.), (32, 64, 1, 1.)]
+    assert state['step_ms']['p50'] == 2.5 and state['step_flops'] == 500 and state['prefill_flops'] == 2000
+    assert state['first_token_ms']['p50'] == 11.
+    assert state['cost_over_step']['ms'] == [1., 2., 3., 4.]
+
+
+def test_untimed_jobs_are_summarised_too(jobs):
+    for made in jobs:
+        made['step_ms'] = []
+        for told in made['answers']:
+            told['first_token_ms'] = None
+    policy = summarise(jobs)['policies'][0]
+    assert policy['step_ms'] == {'p50': None, 'p95': None, 'p99': None, 'slope': None} and policy['first_token_ms']['p50'] is None
+
+
+def test_a_report_has_a_page_a_table_and_numbers(jobs, tmp_path):
+    jobs[0]['answers'][0]['answer'] = '<script>alert("x")</script>'
+    report = write_report(jobs, RUN | {'model': '<b>model</b>'}, tmp_path)
+    assert json.loads((tmp_path / 'report.json').read_text()) == json.loads(json.dumps(report))
+    rows = list(csv.DictReader((tmp_path / 'answers.csv').open()))
+    assert len(rows) == 7 and rows[0]['accepted'] == 'red|a red one' and rows[3]['prefill_policy'] == 'statekv(9)'
+    page = (tmp_path / 'index.html').read_text()
+    assert '<b>model' not in page and '<script' not in page and page.count('<svg') == 3
+    assert 'http' not in page.replace('http://www.w3.org', '').replace('http://purl.org', '').replace('http://creativecommons', '')
+    again = write_report(jobs, RUN | {'model': '<b>model</b>'}, tmp_path / 'again')
+    assert again == report and (tmp_path / 'again/index.html').read_text() == page
+
+
+def test_a_run_without_answers_still_has_a_report(tmp_path):
+    write_report([job('a', 'full', [])], RUN, tmp_path)
+    assert '<table' in (tmp_path / 'index.html').read_text()
+
+
+@pytest.mark.skipif(BROWSER is None, reason='no Chromium on PATH: apt-get install chromium')
+@pytest.mark.parametrize('width', [1280, 400])
+def test_the_page_opens_from_disk_without_network_or_errors(jobs, tmp_path, width):
+    write_report(jobs, RUN, tmp_path)
+    flags = ['--headless=new', '--disable-gpu', '--no-sandbox', '--host-resolver-rules=MAP * ~NOTFOUND', '--enable-logging=stderr',
+             '--log-level=0', f'--user-data-dir={tmp_path / "profile"}', f'--window-size={width},2400', '--hide-scrollbars']
+    shot, page = tmp_path / 'page.png', (tmp_path / 'index.html').as_uri()
+    done = subprocess.run([BROWSER, *flags, f'--screenshot={shot}', page], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert 'CONSOLE' not in done.stderr
+    pixels = np.asarray(Image.open(shot).convert('L'))
+    assert pixels.shape[1] == width and .005 < (pixels < 128).mean() < .5     # written on, and mostly paper
+    pdf = tmp_path / 'page.pdf'
+    subprocess.run([BROWSER, *flags, f'--print-to-pdf={pdf}', '--no-pdf-header-footer', page], capture_output=True, timeout=120,
+                   check=True)
+    assert pdf.read_bytes()[:5] == b'%PDF-' and pdf.stat().st_size > 10_000
+
+
+# --- attention statistics ---------------------------------------------------------------------------------------------
+
+class Clip:
+    """A few frames as a source."""
+
+    def __init__(self, pictures):
+        self._pictures = pictures
+
+    def frames(self):
+        return ((SECOND + i * SECOND // 2, picture) for i, picture in enumerate(self._pictures))
+
+
+def test_statistics_are_their_definitions(backbone, frames):
+    budget = 20
+    found = collect(backbone, [Clip(frames[:12])], [budget, 10**6])
+    assert found['steps'] == 6 and found['budgets'][10**6]['captured'] is None
+    stream, noted = VideoStream(backbone, 'statekv(unlimited)'), []
+    commit = stream.carried.commit
+    stream.carried.commit = lambda: (noted.append(stream.carried.importance().clone()), commit())
+    for stamp, picture in Clip(frames[:12]).frames():
+        stream.step(picture, stamp)
+    captured, recalled, before = [], [], None
+    for importance in noted:
+        layers, heads, keys = importance.shape
+        if keys <= budget:
+            continue
+        best = [[set(importance[i, h].argsort(descending=True)[:budget].tolist()) for h in range(heads)] for i in range(layers)]
+        captured.append([np.mean([sum(importance[i, h, k].item() for k in best[i][h]) / importance[i, h].sum().item()
+                                  for h in range(heads)]) for i in range(layers)])
+        if before is not None:
+            old_keys, old_best = before
+            recalled.append([np.mean([sum(importance[i, h, k].item() for k in old_best[i][h])
+                                      / importance[i, h, :old_keys].sum().item() for h in range(heads)]) for i in range(layers)])
+        before = keys, best
+    assert found['budgets'][budget]['captured'] == pytest.approx(np.mean(captured, axis=0).tolist(), rel=1e-4)
+    assert found['budgets'][budget]['recalled'] == pytest.approx(np.mean(recalled, axis=0).tolist(), rel=1e-4)
+
+
+def test_what_is_retained_is_counted_token_by_token(backbone, frames):
+    found = collect(backbone, [Clip(frames[:12])], [20])['budgets'][20]
+    stream, sets = VideoStream(backbone, 'statekv(20)'), []
+    for stamp, picture in Clip(frames[:12]).frames():
+        if stream.step(picture, stamp):
+            sets.append([set(head.tolist()) for head in stream.carried.kept().flatten(0, 1)])
+    retained = [np.mean([len(a & b) / len(a) for a, b in zip(one, two)]) for one, two in zip(sets, sets[1:])]
+    assert found['retained'] == pytest.approx(retained, rel=1e-5)
+    assert len(found['age_steps']) == 6 and all(0 <= age <= i for i, age in enumerate(found['age_steps']))
+
+
+def test_statistics_are_written_as_numbers_and_a_page(tiny_model_dir, frames, tmp_path):
+    write_statistics(tiny_model_dir, [Clip(frames[:8])], tmp_path, [16], device='cpu')
+    assert (tmp_path / 'index.html').read_text().count('<svg') == 4
+    assert json.loads((tmp_path / 'statistics.json').read_text())['layers'] == 3
+    with pytest.raises(ParameterError, match=r'\[0\]'):
+        collect(None, [], [0])
