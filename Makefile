@@ -13,6 +13,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+OLDEST_VENV ?= .venv-oldest
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check
@@ -31,13 +32,13 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(( $$$$ % 100 + 1 )))
 export PATH := $(abspath $(bin)):$(PATH)
 
-.PHONY: help demo test bench install clean distclean check-machine
+.PHONY: help demo test test-versions bench install clean distclean check-machine
 
 help: ## this list
 	@echo "statekv_ros: a robot's visual memory as a ROS 2 node"
 	@echo
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
-	  while IFS='|' read -r target what; do printf '  make %-10s %s\n' "$$target" "$$what"; done
+	  while IFS='|' read -r target what; do printf '  make %-14s %s\n' "$$target" "$$what"; done
 	@echo
 	@echo 'Variables: PYTHON (the interpreter for a new .venv), PIP_ARGS (for example "--index-url ..." for another build'
 	@echo 'of torch), DEMO_ARGS, PYTEST_ARGS, BENCH_ARGS. As in: make test PYTEST_ARGS="-k launch"'
@@ -49,17 +50,28 @@ test: $(VENV)/.installed-test ## install what is needed, then run all tests
 	@echo '== tests'
 	@$(bin)/python -m pytest -ra $(PYTEST_ARGS)
 
-bench: $(VENV)/.installed-demo ## measure (BENCH_ARGS="--help" says what)
+version_tests := test/test_families.py test/test_exactness.py test/test_pixels.py
+
+test-versions: $(VENV)/.installed-test $(OLDEST_VENV)/.installed ## run the model families' tests with the newest and the oldest Transformers
+	@results=(); failed=0; for venv in $(VENV) $(OLDEST_VENV); do \
+	  version=$$($$venv/bin/python -c 'import transformers; print(transformers.__version__)'); \
+	  echo "== Transformers $$version"; \
+	  if $$venv/bin/python -m pytest -q $(version_tests) $(PYTEST_ARGS); then result=passed; else result=FAILED; failed=1; fi; \
+	  results+=("Transformers $$version: $$result"); done; \
+	  printf '%s\n' '== results' "$${results[@]}"; exit $$failed
+
+# The tests that need a GPU are part of it.
+bench: $(VENV)/.installed-test ## measure (BENCH_ARGS="--help" says what)
 	@$(bin)/statekv-bench $(BENCH_ARGS)
 
 install: $(VENV)/.installed-demo ## only install, into .venv
 
 clean: ## remove what builds and runs left behind; keeps .venv
 	@rm -rf build install log demo_output *.egg-info .pytest_cache .hypothesis
-	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+	@find . -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 distclean: clean ## clean, and remove .venv and the generated interfaces
-	@rm -rf $(VENV) statekv_ros/msg statekv_ros/srv statekv_ros/action statekv_ros/*.so
+	@rm -rf $(VENV) $(OLDEST_VENV) statekv_ros/msg statekv_ros/srv statekv_ros/action statekv_ros/*.so
 
 # --- installing -------------------------------------------------------------------------------------------------------
 
@@ -99,3 +111,18 @@ $(VENV)/.installed-test: $(install_inputs) | $(VENV)/.build-requirements
 	@echo '== statekv_ros, editable, its dependencies and the test tools (torch is the big one: minutes the first time)'
 	@$(pip_install) --no-build-isolation --editable '.[demo,test]'
 	@touch $@ $(VENV)/.installed-demo
+
+# The oldest Transformers that pyproject.toml allows and the hub client that it asks for; all else is that of .venv.
+oldest = $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
+
+$(OLDEST_VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.installed-test
+	@echo '== $(OLDEST_VENV): Transformers $(oldest), over the packages of $(VENV)'
+	@rm -rf $(OLDEST_VENV)
+	@$(bin)/python -m venv $(OLDEST_VENV)
+	@packages='import sysconfig; print(sysconfig.get_paths()["purelib"])'; \
+	  echo "import site; site.addsitedir('$$($(bin)/python -c "$$packages")')" \
+	  > "$$($(OLDEST_VENV)/bin/python -c "$$packages")/packages_of_venv.pth"
+	@grep -v -e '^transformers==' -e '^huggingface-hub==' constraints.txt > $(OLDEST_VENV)/constraints.txt
+	@$(OLDEST_VENV)/bin/python -m pip --disable-pip-version-check install -qq --constraint $(OLDEST_VENV)/constraints.txt \
+	  $(PIP_ARGS) 'transformers==$(oldest).*'
+	@touch $@

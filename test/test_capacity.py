@@ -17,9 +17,11 @@ def test_qwen3_vl_2b_by_hand():
     assert size.kv_bytes_per_token == 2 * 28 * 8 * 128 * 2 == 114_688
     assert size.step_tokens == 14 * 14 + 9 == 205
     plan = make_plan(size, STATEKV, rate_hz=2.0, hours=8)
-    assert plan.detailed_bytes_per_hour == 3600 * 205 * 114_688        # two frames a second are one step a second
+    assert plan.detailed_bytes_per_hour == 3600 * (205 * 114_688 + 28 * 8 * 128 * 4)   # one step a second
     assert plan.detailed_bytes == 8 * plan.detailed_bytes_per_hour
-    assert plan.state_bytes == (4096 + 205) * (114_688 + 28 * 8 * 12)
+    assert plan.state_bytes == (4096 + 205) * (114_688 + 28 * 8 * (12 + 32))
+    native = make_plan(size, STATEKV, rate_hz=2.0, hours=8, positions='native')
+    assert native.state_bytes == (4096 + 205) * (114_688 + 28 * 8 * 12)
     assert plan.weights_bytes == pytest.approx(2 * 2.127e9, rel=0.01)
 
 
@@ -28,7 +30,7 @@ def test_internvl3_8b_by_hand():
     assert size.kv_bytes_per_token == 2 * 28 * 4 * 128 * 2 == 57_344
     assert size.step_tokens == 256 + 8
     plan = make_plan(size, parse_prefill_policy('window(16)'), rate_hz=1.0, cameras=2)
-    assert plan.detailed_bytes_per_hour == 2 * 3600 * 264 * 57_344
+    assert plan.detailed_bytes_per_hour == 2 * 3600 * (264 * 57_344 + 28 * 4 * 128 * 4)
     assert plan.state_bytes == 2 * 2 * 17 * 264 * 57_344
 
 

@@ -28,6 +28,7 @@ from statekv_ros.evaluation.run import run_job
 from statekv_ros.evaluation.schema import Question, Video, load_questions
 from statekv_ros.evaluation.store import RunFolder
 from statekv_ros.memory import VideoStream
+from statekv_ros.patrol.cli import make_patrols
 from statekv_ros.replay.bag_writer import write_bag
 
 STEPS = 6
@@ -211,7 +212,7 @@ def test_a_question_is_asked_after_the_last_frame_that_is_not_later(backbone, ba
     """Against a stream fed by hand: same answers, same evidence, same context."""
     asked = [Question('is the door open?', 'door', 'recall', ('yes',), at, (0, 6)) for at in (0.0, 2.5, 2.75, 6.0)]
     video = Video(str(bag), tuple(asked))
-    result, = run_job(backbone, Job(('x',), (video,), Policy('statekv(24)', ('all', 'last(4)'))), max_tokens=4)
+    result = run_job(backbone, Job(('x',), (video,), Policy('statekv(24)', ('all', 'last(4)'))), max_tokens=4)
     assert (result['frames'], result['steps'], len(result['step_flops'])) == (2 * STEPS, STEPS, STEPS)
     frames = list(open_path(bag).frames())
     expected = []
@@ -338,3 +339,29 @@ def test_evidence_and_age():
     assert evidence_hit(question((3, 4)), [[2.0, 3.0, 1.0]]) is True
     assert fact_age_s(question((1, 2), (6, 7), (12, 13))) == 3.0
     assert fact_age_s(question((9, 11))) == 0.0 and fact_age_s(question((12, 13))) is None and fact_age_s(question()) is None
+
+
+def test_lockstep_answers_as_one_by_one(tiny_model_dir, tmp_path):
+    make_patrols(tmp_path / 'patrols', 5, STEPS, 0, (64, 64), bags=False)
+    videos = load_questions(tmp_path / 'patrols/questions.yaml')
+    policies = parse_policies(['statekv(20)', 'statekv(20) x retrieve(2)', 'statekv(20) x state', 'window(2) x last(4)'])
+    worker, told = Worker(Settings(tiny_model_dir, max_tokens=3)), {}
+    for lockstep in (1, 2):
+        for result in (result for job in make_jobs(videos, policies, lockstep) for result in worker.run(job)):
+            # Asked together, where the answers looked is not known, and nobody's time is its own.
+            result['step_ms'] = None
+            for answer in result['answers']:
+                for name in ('evidence', 'evidence_hit', 'context_tokens', 'first_token_ms', 'total_ms'):
+                    del answer[name]
+            result['answers'].sort(key=lambda answer: (answer['question'], answer['answer_policy']))
+            told.setdefault(result['job'], []).append(result)
+    assert len(told) == len(videos) * len({policy.prefill for policy in policies})
+    for alone, together in told.values():
+        assert alone == together
+
+
+def test_videos_that_differ_cannot_go_in_lockstep(tiny_model_dir, tmp_path):
+    file = questions_file(tmp_path, [f'patrol:seed=1,steps={STEPS},size=64x64', f'patrol:seed=2,steps={STEPS + 1},size=64x64'])
+    [job] = make_jobs(load_questions(file), parse_policies(['full']), lockstep=2)
+    with pytest.raises(EvaluationError, match='leave --lockstep out'):
+        Worker(Settings(tiny_model_dir)).run(job)

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from conftest import SECOND
-from statekv_ros.backbones.pixels import patchify
+from statekv_ros.backbones.patches import patchify
 from statekv_ros.memory import VideoStream
 
 QUESTION = 'where did you last see the red toolbox?'
@@ -39,7 +39,7 @@ def stock_forward(stock, tiny_model_dir, backbone, frames, answer_ids=()):
     spec = backbone._pixels
     with torch.inference_mode():
         output = stock(input_ids=ids, use_cache=True,
-                       pixel_values_videos=torch.from_numpy(np.concatenate([patchify(pair, spec) for pair in prepared])),
+                       pixel_values_videos=torch.cat([patchify(torch.from_numpy(np.stack(pair)), spec) for pair in prepared]),
                        video_grid_thw=torch.tensor([[len(pairs), rows, columns]]),
                        mm_token_type_ids=(ids == stock.config.video_token_id).int() * 2)
     return ids, output

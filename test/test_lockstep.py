@@ -6,7 +6,7 @@ from conftest import SECOND
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.errors import QuestionError
-from statekv_ros.evaluation.lockstep import Lockstep, answer_together
+from statekv_ros.evaluation.lockstep import Lockstep, answer_together, video_of
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.policies import parse_answer_policy
 
@@ -52,6 +52,17 @@ def test_lockstep_is_each_video_alone(family, videos, prefill):
         told = answer_together(together, questions, parse_answer_policy(policy), max_tokens=4)
         assert told == [stream.answer(question, answer_policy=policy, max_tokens=4).text
                         for stream, question in zip(alone, questions)]
+
+
+@pytest.mark.parametrize('prefill', ['full', 'statekv(7)'])
+def test_one_video_of_a_lockstep_can_be_asked_alone(family, videos, prefill):
+    together = watched(Lockstep(family, VIDEOS), np.concatenate(videos, axis=1), prefill)
+    for row, video in enumerate(videos):
+        stream, part = watched(family, video, prefill), video_of(together, row)
+        for policy in ('all', 'retrieve(2)', 'last(3)'):
+            told, alone = (memory.answer(QUESTIONS[row], answer_policy=policy, max_tokens=3) for memory in (part, stream))
+            assert told.token_ids == alone.token_ids
+            assert [e.first_stamp_ns for e in told.evidence] == [e.first_stamp_ns for e in alone.evidence]
 
 
 def test_vision_is_looked_at_once_for_all_policies(family, videos, monkeypatch):

@@ -139,6 +139,7 @@ def test_readme_has_a_row_for_every_parameter_and_none_for_another():
 @pytest.mark.parametrize('name,value,words', [
     ('budget', '0', 'budget must be at least 1, got 0'),
     ('budget', '-5', 'budget must be at least 1, got -5'),
+    ('positions', 'magic', 'positions must be one of "", native, contiguous, lazy_shift, got'),
     ('budget', 'abc', "budget must be of type int, got 'abc'"),
     ('budget', '1.5', 'budget must be of type int, got 1.5'),
     ('budget', 'true', 'budget must be of type int, got True'),

@@ -144,10 +144,10 @@ def small_batches():
 
 @pytest.fixture(scope='module')
 def trained_a_little(tmp_path_factory):
-    """A run of two batches, and its checkpoint."""
+    """A run of three batches, two of pictures and one of videos, and its checkpoint."""
     folder = tmp_path_factory.mktemp('run')
-    trainer = train.Trainer(folder, 0, 8, pictures=2)
-    trainer.run(2)
+    trainer = train.Trainer(folder, 0, 2, 6, pictures=2)
+    trainer.run(3)
     train.export(trainer, folder / 'model')
     return trainer, folder
 
@@ -184,23 +184,27 @@ def test_cameras_of_common_shapes_are_seen_as_in_training(trained_a_little, size
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(trained_a_little, tmp_path):
     trainer, folder = trained_a_little
-    whole = train.Trainer(tmp_path, 0, 8, pictures=2)
-    whole.run(4)
-    resumed = train.Trainer(folder, 0, 8, pictures=2)
-    assert resumed.step == 2
-    resumed.run(4)
+    whole = train.Trainer(tmp_path, 0, 2, 6, pictures=2)
+    whole.run(5)
+    resumed = train.Trainer(folder, 0, 2, 6, pictures=2)
+    assert resumed.step == 3
+    resumed.run(5)
     for name, weight in whole.master.items():
         torch.testing.assert_close(resumed.master[name], weight, atol=1e-6, rtol=1e-5)
     with pytest.raises(ValueError, match='seed 0, not 1'):
-        train.Trainer(folder, 1, 8, pictures=2)
+        train.Trainer(folder, 1, 2, 6, pictures=2)
 
 
 def test_training_learns(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, 'WARM_UP_STEPS', 1)
-    trainer = train.Trainer(tmp_path, 0, 8, pictures=2)
-    batch, pixels = trainer._batch(0, np.ones(len(KINDS)))
-    losses = [trainer._learn(batch, pixels) for _ in range(6)]
-    assert losses[-1] < .7 * losses[0]
+    monkeypatch.setattr(train, 'WARM_UP_STEPS', 10)
+    monkeypatch.setattr(train, 'LOOK_ROWS', 32)
+    trainer = train.Trainer(tmp_path, 0, 60, 60, pictures=2)
+    for first, learn in ((0, trainer._look), (60, trainer._learn)):
+        batch, pixels = trainer._batch(first, np.ones(len(KINDS)))
+        losses = []
+        for trainer.step in range(first, first + 15):
+            losses.append(learn(batch, pixels))
+        assert losses[-1] < .7 * losses[0]
 
 
 def test_held_out_measurement_counts_what_it_says(trained_a_little):

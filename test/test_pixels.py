@@ -4,13 +4,15 @@ import inspect
 
 import numpy as np
 import pytest
+import torch
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from statekv_ros.backbones import pixels
-from statekv_ros.backbones.pixels import HALF, OPENAI_CLIP, PixelSpec, SquareSpec, patchify, prepare, square_pixels
+from statekv_ros.backbones import patches, pixels
+from statekv_ros.backbones.patches import patchify, square_pixels
+from statekv_ros.backbones.pixels import HALF, OPENAI_CLIP, PixelSpec, SquareSpec, prepare
 from statekv_ros.errors import FrameError
 
 SIZES = [(480, 640), (720, 1280), (64, 64), (37, 500), (1080, 1920), (7, 9)]
@@ -22,6 +24,10 @@ SQUARES = {'internvl': SquareSpec(448, **OPENAI_CLIP), 'llava_onevision': Square
 
 def image_of(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def stacked(*frames: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.stack(frames))
 
 
 def library_square(family: str, spec: SquareSpec, image: np.ndarray) -> np.ndarray:
@@ -42,7 +48,7 @@ def test_patches_equal_the_library_processor(family, size):
         patch_size=spec.patch_size, merge_size=spec.merge_size, temporal_patch_size=spec.temporal_patch_size,
         size={'shortest_edge': spec.min_pixels, 'longest_edge': spec.max_pixels}, image_mean=spec.mean, image_std=spec.std)
     expected = processor(images=[image], return_tensors='np')
-    ours = patchify([prepare(image, spec)], spec)
+    ours = patchify(stacked(*[prepare(image, spec)] * spec.temporal_patch_size), spec).numpy()
     tall, wide = spec.frame_size(*size)
     assert expected['image_grid_thw'].tolist() == [[1, tall // spec.patch_size, wide // spec.patch_size]]
     assert ours.dtype == np.float32 and ours.shape == expected['pixel_values'].shape
@@ -53,7 +59,7 @@ def test_patches_equal_the_library_processor(family, size):
 @pytest.mark.parametrize('size', SIZES)
 def test_squares_equal_the_library_processor(family, size):
     spec, image = SQUARES[family], image_of(*size)
-    ours = square_pixels([prepare(image, spec)], spec)
+    ours = square_pixels(stacked(prepare(image, spec)), spec).numpy()
     expected = library_square(family, spec, image)
     assert ours.dtype == np.float32 and ours.shape == (1, *expected.shape)
     assert np.abs(ours[0] - expected).max() == 0
@@ -62,7 +68,7 @@ def test_squares_equal_the_library_processor(family, size):
 def test_two_frames_of_a_patch_keep_their_order():
     spec = PATCHES['qwen3_vl']
     first, second = (np.full((64, 64, 3), value, np.uint8) for value in (0, 255))
-    patches = patchify([first, second], spec).reshape(-1, 3, 2, 16, 16)
+    patches = patchify(stacked(first, second), spec).reshape(-1, 3, 2, 16, 16)
     assert (patches[:, :, 0] == -1).all() and (patches[:, :, 1] == 1).all()
 
 
@@ -87,9 +93,9 @@ def test_an_image_too_long_for_patches_is_an_error_that_names_its_size(spec):
         prepare(np.zeros((10, 2001, 3), np.uint8), spec)
 
 
-def test_pixels_come_from_numpy_and_pil_alone():
+def test_pixels_come_from_numpy_pil_and_torch_alone():
     """So that they are the same numbers whether torchvision is installed or not."""
-    imports = {name.split('.')[0] for node in ast.walk(ast.parse(inspect.getsource(pixels)))
+    imports = {name.split('.')[0] for module in (pixels, patches) for node in ast.walk(ast.parse(inspect.getsource(module)))
                for name in ([node.module] if isinstance(node, ast.ImportFrom) else
                             [a.name for a in node.names] if isinstance(node, ast.Import) else [])}
-    assert imports == {'math', 'collections', 'dataclasses', 'numpy', 'PIL', 'statekv_ros'}
+    assert imports == {'math', 'dataclasses', 'functools', 'numpy', 'PIL', 'torch', 'statekv_ros'}

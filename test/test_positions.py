@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 from conftest import SECOND
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
-from statekv_ros.errors import FrameError, PolicyError, QuestionError
+from statekv_ros.errors import FrameError, Interrupted, PolicyError, QuestionError
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.answering import Answering
 from statekv_ros.memory.policies import parse_answer_policy
@@ -149,16 +149,17 @@ def test_where_tokens_are_evicted_lazy_is_native_to_the_bit_and_contiguous_is_no
 
 # --- past the limit ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('positions', BOUNDED)
-@pytest.mark.parametrize('policy', ['statekv(16)', 'statekv(100)', 'window(4)', 'none'])
+@pytest.mark.parametrize('family,policy', [
+    *((family, policy) for family in FAMILIES for policy in ('statekv(16)', 'window(4)')), ('qwen3_vl', 'statekv(100)'),
+    ('internvl', 'statekv(100)'), ('qwen2_5_vl', 'none'), ('eagle2_5', 'none')])
 def test_a_stream_of_four_times_the_trained_context_stays_finite_bounded_and_within_it(
         family, positions, policy, backbones, frames, given_positions, monkeypatch):
     backbone = backbones[family]
     seen = given_positions(backbone)
     bound = 8 * 40 * backbone.kv_bytes_per_token
     stream = VideoStream(backbone, policy, chunk_tokens=40, max_detailed_bytes=bound, positions=positions)
-    run(stream, frames, until=4 * MAX_POSITION)
+    run(stream, frames, until=4 * MAX_POSITION, seconds=1.5)
     assert min(low for low, _ in seen) >= 0 and max(high for _, high in seen) < stream.positions.limit < MAX_POSITION
     assert max(high for _, high in seen) > 30, 'else nothing would be shown'
     assert not stream.beyond_trained_context and stream.next_position >= 4 * MAX_POSITION
@@ -213,7 +214,7 @@ def test_carried_keys_stand_dense_and_right_before_the_step(positions, policy, b
 
 @pytest.mark.parametrize('family', [family for family in FAMILIES if family != 'qwen2_5_vl'])
 @pytest.mark.parametrize('policy', ['none', 'window(2)'])
-def test_where_nothing_far_is_read_a_shifted_stream_answers_like_a_native_one(family, policy, backbones, frames, monkeypatch):
+def test_where_nothing_far_is_read_shifted_streams_answer_like_native_ones(family, policy, backbones, frames, monkeypatch):
     """Frames that see only near ones do not depend on where they stand, so neither may an answer that reads near ones.
 
     Qwen2.5-VL is another function by design: its grids keep their heights and widths, from which native text drifts away.
@@ -227,6 +228,18 @@ def test_where_nothing_far_is_read_a_shifted_stream_answers_like_a_native_one(fa
         logits[positions] = logits_of(stream, monkeypatch, Answering(stream, QUESTION, near, 1, 0.0, 0, 0))
     for positions in BOUNDED:
         assert worst(logits[positions], logits['native']) < 1e-3
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('positions', BOUNDED)
+def test_an_answer_sees_every_part_at_its_true_distance_up_to_the_limit(family, positions, backbones, frames):
+    stream = VideoStream(backbones[family], 'statekv(16)', chunk_tokens=40, positions=positions)
+    run(stream, frames, until=3 * MAX_POSITION, seconds=1.5)
+    snapshot, limit = take_snapshot(stream, parse_answer_policy('all'), (None, None)), stream.positions.limit
+    true = [snapshot.position - view.position for view in snapshot.views]
+    seen = [snapshot.position - snapshot.shift + turn - (view.position - view.shift)
+            for view, turn in zip(snapshot.views, snapshot.turns(limit))]
+    assert seen == [min(distance, limit) for distance in true] and min(true) < limit < max(true)
 
 
 @pytest.mark.parametrize('positions', BOUNDED)
@@ -268,6 +281,40 @@ def test_streams_that_interleave_equal_streams_alone_bit_for_bit(positions, back
         for a, b in zip(one.detailed.view(lambda record: True)[0], other.detailed.view(lambda record: True)[0]):
             assert torch.equal(a.key, b.key) and torch.equal(a.value, b.value)
         assert one.answer(QUESTION, max_tokens=4).token_ids == other.answer(QUESTION, max_tokens=4).token_ids
+
+
+@pytest.mark.parametrize('positions', BOUNDED)
+def test_a_step_interrupted_after_keys_were_moved_leaves_a_sound_memory(positions, backbones, frames):
+    """As if its frame had never come, although what is carried has made room for it already."""
+    def stream(missing: set[int]):
+        calls, stop_in = 0, 10**9
+
+        def cancelled() -> bool:
+            nonlocal calls
+            calls += 1
+            return calls > stop_in
+
+        stream, dropped = VideoStream(backbones['llava_onevision'], 'statekv(20)', chunk_tokens=40, cancelled=cancelled,
+                                      positions=positions), set()
+        for index in range(40):
+            if index in missing:
+                continue
+            before = stream.shift
+            stop_in = calls + 1 if not missing and 10 <= index < 20 else 10**9  # in the second layer
+            try:
+                stream.step(frames[index % 32], (index + 1) * SECOND)
+            except Interrupted:
+                dropped.add(index)
+                moved.append(stream.shift - before)
+        return stream, dropped
+
+    moved: list[int] = []
+    interrupted, dropped = stream(set())
+    spared, _ = stream(dropped)
+    assert len(dropped) == 10 and any(moved) and interrupted.shift == spared.shift > 0
+    assert torch.equal(interrupted.carried.kept(), spared.carried.kept())
+    keys = [stream.carried.copy()[0] for stream in (interrupted, spared)]
+    assert worst(*keys) < 1e-4
 
 
 @pytest.mark.parametrize('positions', BOUNDED)

@@ -1,14 +1,9 @@
 """The published checkpoints' shapes: the table against known totals, and a step of each at true widths, two layers deep."""
 import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForImageTextToText
-from transformers.initialization import no_init_weights
 
-from statekv_ros.backbones import FAMILIES
-from statekv_ros.backbones.checkpoint import Checkpoint
 from statekv_ros.backbones.published import PUBLISHED
-from statekv_ros.backbones.tiny import tiny_tokenizer
+from statekv_ros.backbones.random_weights import random_backbone
 from statekv_ros.memory import VideoStream
 
 # Billions of parameters as the hub pages state them; GB of keys and values per hour at 1 frame/s in bf16, from StateKV.
@@ -19,26 +14,9 @@ FRAME = (128, 128)
 VISUAL_TOKENS = {'internvl': 256, 'llava_onevision': 196, 'eagle_2_5_vl': 256, 'qwen3_vl': 16, 'qwen2_5_vl': 25}  # of FRAME
 
 
-def two_layers(name: str):
-    """Random weights in bf16: one block of noise again and again, since drawing hundreds of millions of numbers takes longer
-    than the step."""
-    row, tokenizer = PUBLISHED[name], tiny_tokenizer()
-    with no_init_weights():
-        model = AutoModelForImageTextToText.from_config(row.config(2, 2, len(tokenizer)), dtype=torch.bfloat16).eval()
-    noise = (0.02 * torch.randn(2**20, generator=torch.Generator().manual_seed(0))).to(torch.bfloat16)
-    with torch.no_grad():
-        for key, weight in model.named_parameters():
-            if weight.ndim == 1:
-                weight.fill_(key.endswith('weight'))
-            else:
-                for piece in weight.view(-1).split(noise.numel()):
-                    piece.copy_(noise[:piece.numel()])
-    return FAMILIES[row.family](Checkpoint(name, model, tokenizer, frozenset(), {}), 448 * 448, 64 * 64, '', 0)
-
-
 @pytest.mark.parametrize('name', PUBLISHED)
 def test_a_step_runs_at_true_widths(name):
-    row, backbone = PUBLISHED[name], two_layers(name)
+    row, backbone = PUBLISHED[name], random_backbone(name, layers=2)
     layout = backbone.layout
     assert (layout.kv_heads, layout.head_dim) == (row.text['num_key_value_heads'], row.head_dim)
     assert layout.bytes_per_token * row.text['num_hidden_layers'] == row.kv_bytes_per_token() * layout.layers

@@ -97,13 +97,18 @@ def poisoned_buffers():
 def compute(case: Case, implementation: str, device: str = 'cpu'):
     """Output and importance on the CPU."""
     query, key, value = inputs(case, device)
-    scale = case.head_dim ** -0.5
+    scale, keys = case.head_dim ** -0.5, key.shape[2]
     with poisoned_buffers():
         if implementation == 'triton' and (case.splits or case.config):
             from statekv_ros.kernels.scored_attention.triton import triton_scored_attention
-            output, importance = triton_scored_attention(query, key, value, scale, case.config, case.splits)
+            importance = torch.empty(BATCH, KV_HEADS, keys, device=device)
+            output = triton_scored_attention(query, key, value, scale, importance, case.config, case.splits)
         else:
-            output, importance = scored_attention(query, key, value, scale, implementation)
+            # A part of a larger buffer, as a state has it; its other places must stay as they are.
+            buffer = torch.empty(BATCH, KV_HEADS, keys + 5, device=device)
+            output, importance = scored_attention(query, key, value, scale, implementation, buffer[..., 2:keys + 2])
+            assert importance.data_ptr() == buffer[..., 2:].data_ptr()
+            assert buffer[..., :2].isnan().all() and buffer[..., keys + 2:].isnan().all()
     return output.cpu(), importance.cpu()
 
 
@@ -207,10 +212,12 @@ def test_gpu_and_interpreter_agree(dtype, interpreter):
     ({'key': torch.int32}, 'key must be float32, float16 or bfloat16, got torch.int32'),
     ({'value': torch.float16}, 'value is torch.float16 on cpu rather than torch.float32 on cpu'),
     ({'scale': -1.0}, 'scale must be a positive number, got -1.0'),
+    ({'importance_out': (2, 2, 12, 1)}, r'importance_out must be float32 \(2, 2, 12\) .* got torch.float32 \(2, 2, 12, 1\)'),
+    ({'importance_out': torch.float64}, r'importance_out must be float32 .* got torch.float64 \(2, 2, 12\)'),
     ({'implementation': 'cuda'}, "implementation must be one of naive, triton, got 'cuda'"),
 ])
 def test_bad_arguments_are_errors_that_name_them(change, words):
-    shapes = {'query': (2, 6, 4, 32), 'key': (2, 2, 12, 32), 'value': (2, 2, 12, 32)}
+    shapes = {'query': (2, 6, 4, 32), 'key': (2, 2, 12, 32), 'value': (2, 2, 12, 32), 'importance_out': (2, 2, 12)}
     arguments = {'implementation': 'naive'}
     for name, shape in shapes.items():
         new = change.get(name)

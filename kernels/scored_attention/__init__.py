@@ -12,7 +12,8 @@ _triton_is_installed = importlib.util.find_spec('triton') is not None
 
 
 def scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None = None,
-                     implementation: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+                     implementation: str | None = None,
+                     importance_out: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Prefix-causal attention of a frame over [state ; frame], and the importance of each of those keys.
 
     Query i of the frame sees every key of the state and keys 0..i of the frame (StateKV, arXiv 2605.31598). The importance
@@ -26,9 +27,11 @@ def scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
         scale: factor on the scores, above 0; 1 / sqrt(head_dim) when None.
         implementation: 'triton' (CUDA; head_dim up to 256), 'naive' (any device), or None for 'triton' on CUDA where it is
             installed and 'naive' elsewhere.
+        importance_out: where to put the importance, [batch, kv_heads, keys] fp32, 1 apart along keys; a new tensor when None.
 
     Returns:
-        output [batch, q_heads, queries, head_dim] in the dtype of `query`; importance [batch, kv_heads, keys] in fp32.
+        output [batch, q_heads, queries, head_dim] in the dtype of `query`; importance [batch, kv_heads, keys] in fp32, which
+        is `importance_out` where that was given.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit each other, or the implementation is unknown or cannot run here.
@@ -40,13 +43,14 @@ def scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
         (torch.Size([1, 4, 3, 32]), torch.Size([1, 2, 10]), 12)
     """
     _check(query, key, value)
+    importance = _importance(key, importance_out)
     if scale is None:
         scale = query.shape[-1] ** -0.5
     if not 0 < scale < math.inf:
         raise ValueError(f'scale must be a positive number, got {scale}')
     name = implementation or default_implementation(query.device)
     if name == 'naive':
-        return naive_scored_attention(query, key, value, scale)
+        return naive_scored_attention(query, key, value, scale, importance), importance
     if name != 'triton':
         raise ValueError(f'implementation must be one of {", ".join(IMPLEMENTATIONS)}, got {name!r}')
     if not _triton_is_installed:
@@ -54,7 +58,7 @@ def scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
                          "use 'naive'")
     # Here rather than above: most machines without a GPU never need it, and some cannot install it.
     from .triton import triton_scored_attention
-    return triton_scored_attention(query, key, value, scale)
+    return triton_scored_attention(query, key, value, scale, importance), importance
 
 
 def default_implementation(device: torch.device) -> str:
@@ -66,6 +70,15 @@ def default_implementation(device: torch.device) -> str:
                       'pip install triton', RuntimeWarning, stacklevel=2)
         return 'naive'
     return 'triton'
+
+
+def _importance(key: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
+    if given is None:
+        return torch.empty(key.shape[:3], dtype=torch.float32, device=key.device)
+    if (given.shape, given.dtype, given.device) != (key.shape[:3], torch.float32, key.device) or given.stride(2) != 1:
+        raise ValueError(f'importance_out must be float32 {tuple(key.shape[:3])} on {key.device} with stride 1 along keys, got '
+                         f'{given.dtype} {tuple(given.shape)} on {given.device} with strides {given.stride()}')
+    return given
 
 
 def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

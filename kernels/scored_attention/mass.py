@@ -31,8 +31,8 @@ def _receive(mass, k, key, Q, LSE, begin, end, rows, past, q_head, q_row, scale_
 
 @triton.jit(do_not_specialize=['queries', 'keys'])
 def mass_kernel(Q, K, LSE, MASS, scale_log2, queries, keys, kv_heads, q_batch, q_head, q_row, k_batch, k_head, k_row,
-                GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, ROWS: tl.constexpr,
-                KEYS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
+                m_batch, m_head, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr,
+                ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
     """MASS [batch, kv_heads, keys] from Q, K and the log-sum-exp of pass 1; grid (key tiles, batch x KV heads)."""
     first_key = tl.program_id(0) * KEYS
     head = tl.program_id(1)
@@ -55,4 +55,4 @@ def mass_kernel(Q, K, LSE, MASS, scale_log2, queries, keys, kv_heads, q_batch, q
                     GROUP, HEAD_DIM, HEAD_BLOCK, ROWS, True, PRECISION, UPCAST)
     mass = _receive(mass, k, key, Q, LSE, all_from, rows, rows, past, q_head, q_row, scale_log2,
                     GROUP, HEAD_DIM, HEAD_BLOCK, ROWS, False, PRECISION, UPCAST)
-    tl.store(MASS + head.to(tl.int64) * keys + key, mass, mask=key < keys)
+    tl.store(MASS + batch * m_batch + kv_head * m_head + key, mass, mask=key < keys)

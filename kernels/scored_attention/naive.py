@@ -2,19 +2,18 @@
 import torch
 
 
-def naive_scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-                           scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prefix-causal attention and the importance of each key; arguments and results as in `scored_attention`.
+def naive_scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float,
+                           importance: torch.Tensor) -> torch.Tensor:
+    """Prefix-causal attention; writes each key's importance into `importance`. Arguments as in `scored_attention`.
 
     One KV head at a time, so the largest temporary is [batch, group, queries, keys] in fp32.
     """
-    batch, q_heads, queries, head_dim = query.shape
+    q_heads, queries = query.shape[1:3]
     kv_heads, keys = key.shape[1], key.shape[2]
     past = keys - queries
     grouped = query.unflatten(1, (kv_heads, q_heads // kv_heads))
     out = torch.empty_like(query)
     grouped_out = out.unflatten(1, (kv_heads, q_heads // kv_heads))
-    importance = torch.empty(batch, kv_heads, keys, dtype=torch.float32, device=query.device)
     # Query i of the frame sees all of the past and frame keys 0..i.
     future = torch.ones(queries, queries, dtype=torch.bool, device=query.device).triu_(1)
     for head in range(kv_heads):
@@ -24,4 +23,4 @@ def naive_scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.
         mass = torch.softmax(scores, dim=-1)
         grouped_out[:, head] = (mass @ v).to(query.dtype)
         importance[:, head] = mass.sum(dim=(1, 2))
-    return out, importance
+    return out

@@ -15,9 +15,10 @@ INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
 
 
 def triton_scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float,
-                            config: Config | None = None,
-                            splits: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arguments and results as in `scored_attention`; the output lies in memory as [batch, queries, q_heads, head_dim].
+                            importance: torch.Tensor, config: Config | None = None,
+                            splits: int | None = None) -> torch.Tensor:
+    """Writes each key's importance into `importance` and returns the output, which lies in memory as
+    [batch, queries, q_heads, head_dim]; other arguments as in `scored_attention`.
 
     Args:
         config: tiles of both passes; the entry of configs.py for the device when None.
@@ -41,7 +42,6 @@ def triton_scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch
 
     output = torch.empty(batch, queries, q_heads, head_dim, dtype=query.dtype, device=query.device).transpose(1, 2)
     lse = torch.empty(batch, kv_heads, rows, dtype=torch.float32, device=query.device)
-    importance = torch.empty(batch, kv_heads, keys, dtype=torch.float32, device=query.device)
     if splits == 1:
         partial, partial_lse = output[None], lse
     else:
@@ -62,8 +62,8 @@ def triton_scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch
                 **shape, ROWS=COMBINE_ROWS, num_warps=COMBINE_WARPS, enable_fp_fusion=True)
         mass_kernel[triton.cdiv(keys, config.mass.keys), heads](
             query, key, lse, importance, scale_log2, queries, keys, kv_heads, *query.stride()[:3], *key.stride()[:3],
-            **shape, **_options(config.mass, query.dtype))
-    return output, importance
+            *importance.stride()[:2], **shape, **_options(config.mass, query.dtype))
+    return output
 
 
 def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:

@@ -1,13 +1,14 @@
 """What the streaming memory needs to know of a model family: pixels in, embeddings and positions out."""
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from statekv_ros.backbones.size import ModelSize
+from statekv_ros.backbones.upload import to_device
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,33 @@ class TokenInputs:
     @property
     def tokens(self) -> int:
         return self.embeds.shape[1]
+
+
+@dataclass(frozen=True)
+class StagedStep:
+    """One frame step as the device needs it, before the vision tower: three tensors and the numbers that shapes depend on.
+
+    Attributes:
+        frames: uint8 [frames_per_step, height, width, 3], resized; the last one repeated where frames are missing.
+        token_ids: int64 [1, text tokens], the text before the visual tokens and, from `visual_start` on, behind them.
+        positions, next_position, start, visual_start, visual_tokens: as in `TokenInputs`.
+    """
+    frames: torch.Tensor
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    next_position: int
+    start: int
+    visual_start: int
+    visual_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.token_ids.shape[1] + self.visual_tokens
+
+    def on(self, device: torch.device) -> 'StagedStep':
+        """The same step with its tensors on `device`, without making the host wait."""
+        return replace(self, frames=to_device(self.frames, device), token_ids=to_device(self.token_ids, device),
+                       positions=to_device(self.positions, device))
 
 
 class AttentionMemory(Protocol):
@@ -133,6 +161,10 @@ class Backbone(ABC):
         """Token ids from the end of the video to the start of the answer."""
 
     @abstractmethod
+    def question_slice(self, token_ids: Sequence[int]) -> slice:
+        """The question's own tokens among those of `tokenize_question`."""
+
+    @abstractmethod
     def embed(self, token_ids: Sequence[int], position: int) -> TokenInputs:
         """Plain text tokens from virtual position `position`."""
 
@@ -140,6 +172,12 @@ class Backbone(ABC):
     def rotate(self, vectors: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
         """Keys or queries [..., tokens, head_dim] as if they had stood `positions` (int64 [..., tokens], or one number;
         negative: further left) further right along the stream. In fp32, returned in the dtype they came in.
+        """
+
+    @abstractmethod
+    def unrotated(self, vectors: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Keys or queries [..., tokens, head_dim] as they are before any rotation, from those at `positions` (as in
+        `TokenInputs`).
         """
 
     @abstractmethod

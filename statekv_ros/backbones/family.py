@@ -9,11 +9,12 @@ import torch
 from transformers import PreTrainedModel
 
 from statekv_ros.backbones.attention_hook import ATTENTION
-from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, TokenInputs
+from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, StagedStep, TokenInputs
 from statekv_ros.backbones.checkpoint import Checkpoint
 from statekv_ros.backbones.pixels import PixelSpec, SquareSpec, prepare
 from statekv_ros.backbones.rope import freeze_rope, rotate
 from statekv_ros.backbones.size import ModelSize
+from statekv_ros.backbones.upload import to_device
 from statekv_ros.errors import ModelError
 
 
@@ -27,13 +28,14 @@ class Family(Backbone):
         system: text of the system prompt's turn, with {} for the prompt; left out when there is no prompt.
         default_system: system prompt of the family's chat template.
         before_video, after_video, after_question: text around the video and the question.
+        before_text: in place of `before_video` in a turn that holds text alone.
         special_tokens: must each be one token of the checkpoint's tokenizer.
         position_axes: 1, or 3 for M-RoPE (time, height, width).
-        stream_axes: those of them along which a stream advances, and that shifting it moves.
+        stream_axes: the first of them, along which a stream advances, and that shifting it moves.
     """
     system = '<|im_start|>system\n{}<|im_end|>\n'
     default_system = ''
-    before_video = '<|im_start|>user\n'
+    before_video = before_text = '<|im_start|>user\n'
     after_video = ''
     after_question = '<|im_end|>\n<|im_start|>assistant\n'
     special_tokens: tuple[str, ...] = ('<|im_start|>', '<|im_end|>')
@@ -64,20 +66,21 @@ class Family(Backbone):
                                self._model.dtype, self._model.device)
         self.frames_per_step = 1
         self._frequencies = language.rotary_emb.inv_freq.float()
-        self._stream_frequencies = self._frequencies * torch.isin(
-            self._frequency_axes(), torch.tensor(self.stream_axes)).to(self._frequencies)
+        self._axes = self._frequency_axes().to(self._frequencies.device)
+        self._stream_frequencies = self._frequencies * torch.isin(self._axes, self._axes.new_tensor(self.stream_axes))
         ids = {token: self._token_id(token) for token in self.special_tokens}
         self.stop_token_ids = checkpoint.stop_token_ids | {ids['<|im_end|>']}
         prompt = system_prompt or self.default_system
-        self._prefix_ids = self._tokenize((self.system.format(prompt) if prompt else '') + self.before_video)
+        self._system_text = self.system.format(prompt) if prompt else ''
+        self._prefix_ids = self._tokenize(self._system_text + self.before_video)
 
     @abstractmethod
     def _step_text(self, number: int, seconds: Sequence[float]) -> tuple[str, str]:
         """Text before and after the visual tokens of a step; `number` of its first frame counts from 1."""
 
     @abstractmethod
-    def _see(self, frames: Sequence[np.ndarray]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Prepared frames of one step -> visual tokens [tokens, hidden] and further keyword arguments of the text model."""
+    def _see(self, step: StagedStep) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Visual tokens [tokens, hidden] of a step on the device, and further keyword arguments of the text model."""
 
     @abstractmethod
     def _visual_grid(self, height: int, width: int) -> tuple[int, int]:
@@ -99,16 +102,30 @@ class Family(Backbone):
     def prefix(self) -> TokenInputs:
         return self.embed(self._prefix_ids, 0)
 
-    @torch.inference_mode()
     def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
                first_frame: int = 0) -> TokenInputs:
+        return self.embed_step(self.stage(frames, seconds, position, first_frame).on(self.device))
+
+    def stage(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
+              first_frame: int = 0) -> StagedStep:
+        """The host's part of `encode`: text, positions, and the frames side by side."""
         before, after = map(self._tokenize, self._step_text(first_frame + 1, seconds))
-        visual, extra = self._see(frames)
-        embeds = torch.cat([self._embed_ids(before), visual[None].to(self.dtype), self._embed_ids(after)], dim=1)
-        positions, next_position = self._step_positions(position, seconds, len(before),
-                                                        *self._visual_grid(*frames[0].shape[:2]), len(after))
-        start = int(positions.reshape(-1, embeds.shape[1])[list(self.stream_axes), 0].min())
-        return TokenInputs(embeds, positions.to(self.device), next_position, start, len(before), visual.shape[0], extra)
+        rows, columns = self._visual_grid(*frames[0].shape[:2])
+        positions, next_position = self._step_positions(position, seconds, len(before), rows, columns, len(after))
+        start = int(positions.reshape(-1, positions.shape[-1])[:len(self.stream_axes), 0].min())
+        frames = [*frames, *[frames[-1]] * (self.frames_per_step - len(frames))]
+        return StagedStep(torch.from_numpy(np.stack(frames)), torch.tensor([before + after], dtype=torch.long), positions,
+                          next_position, start, len(before), rows * columns)
+
+    @torch.inference_mode()
+    def embed_step(self, step: StagedStep) -> TokenInputs:
+        """The device's part of `encode`: every shape depends on shapes alone and the host never waits, so that the device can
+        replay it as a graph."""
+        visual, extra = self._see(step)
+        text = self._language.embed_tokens(step.token_ids)
+        embeds = torch.cat([text[:, :step.visual_start], visual[None].to(self.dtype), text[:, step.visual_start:]], dim=1)
+        return TokenInputs(embeds, step.positions, step.next_position, step.start, step.visual_start, step.visual_tokens,
+                           extra)
 
     def step_tokens(self, height: int, width: int) -> int:
         rows, columns = self._visual_grid(*self._pixels.frame_size(height, width))
@@ -122,27 +139,58 @@ class Family(Backbone):
             layout.dtype.itemsize, self.step_tokens(height, width), self.frames_per_step)
 
     def tokenize_question(self, question: str) -> list[int]:
-        # A question is data: text that looks like a special token must not become one. White space around it could join a
-        # token with the text beside it.
-        return [*self._tokenize(self.after_video),
-                *self._tokenizer(question.strip(), add_special_tokens=False, split_special_tokens=True).input_ids,
+        # White space around it could join a token with the text beside it.
+        return [*self._tokenize(self.after_video), *self.tokenize_text(question.strip()),
                 *self._tokenize(self.after_question)]
+
+    def tokenize_text(self, text: str) -> list[int]:
+        """Token ids of text that is data: what looks like a special token in it does not become one."""
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+
+    def text_turn(self) -> tuple[list[int], list[int]]:
+        """Token ids before and after the text of a user's turn that holds no video; behind them the answer begins."""
+        return self._tokenize(self._system_text + self.before_text), self._tokenize(self.after_question)
+
+    def question_slice(self, token_ids: Sequence[int]) -> slice:
+        return slice(len(self._tokenize(self.after_video)), len(token_ids) - len(self._tokenize(self.after_question)))
 
     @torch.inference_mode()
     def embed(self, token_ids: Sequence[int], position: int) -> TokenInputs:
         end = position + len(token_ids)
-        positions = torch.arange(position, end, device=self.device)[None]
-        if self.position_axes > 1:
-            positions = positions.expand(self.position_axes, 1, -1)
-        return TokenInputs(self._embed_ids(token_ids), positions, end, position)
+        return TokenInputs(self._embed_ids(token_ids), self._line(position, end), end, position)
+
+    def pick(self, inputs: TokenInputs, chosen: torch.Tensor) -> TokenInputs:
+        """Some of a step's visual tokens, with all that the text model is given of them, where they stand in the stream.
+
+        chosen: indices among the step's visual tokens, [tokens] int64.
+        """
+        tokens = inputs.visual_start + chosen
+        return replace(inputs, embeds=inputs.embeds[:, tokens], positions=inputs.positions[..., tokens], visual_start=0,
+                       visual_tokens=len(chosen), extra={})
+
+    def joined(self, parts: Sequence[TokenInputs]) -> TokenInputs:
+        """What `pick` gave, one behind the other in one piece; positions stay as they are."""
+        return replace(parts[0], embeds=torch.cat([part.embeds for part in parts], dim=1),
+                       positions=torch.cat([part.positions for part in parts], dim=-1),
+                       next_position=parts[-1].next_position, visual_tokens=sum(part.visual_tokens for part in parts))
+
+    def in_line(self, inputs: TokenInputs, position: int) -> TokenInputs:
+        """The same tokens at consecutive positions from `position` on, as text has them."""
+        end = position + inputs.tokens
+        return replace(inputs, positions=self._line(position, end), start=position, next_position=end)
 
     def rotate(self, vectors: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
-        positions = torch.as_tensor(positions, device=vectors.device)
-        return rotate(vectors, positions[..., None].float() * self._stream_frequencies)
+        if torch.is_tensor(positions):
+            positions = positions[..., None].float()
+        return rotate(vectors, positions * self._stream_frequencies)
+
+    def unrotated(self, vectors: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        per_axis = positions.reshape(-1, positions.shape[-1])
+        return rotate(vectors, -per_axis[self._axes].T.float() * self._frequencies)
 
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         positions = inputs.positions.reshape(-1, inputs.tokens)
-        return positions[list(self.stream_axes)].amin(dim=0)
+        return positions[:len(self.stream_axes)].amin(dim=0)
 
     def largest_shift(self, inputs: TokenInputs) -> int:
         return int(inputs.positions.min())
@@ -165,8 +213,10 @@ class Family(Backbone):
     def decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
-    def _on_device(self, pixels: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(pixels).to(self.device, self.dtype, non_blocking=True)
+    def _line(self, position: int, end: int) -> torch.Tensor:
+        """Positions that advance by one a token, on all axes."""
+        positions = torch.arange(position, end, device=self.device)[None]
+        return positions if self.position_axes == 1 else positions.expand(self.position_axes, 1, -1)
 
     def _tokenize(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False).input_ids
@@ -179,4 +229,4 @@ class Family(Backbone):
         return ids[0]
 
     def _embed_ids(self, token_ids: Sequence[int]) -> torch.Tensor:
-        return self._language.embed_tokens(torch.tensor([token_ids], dtype=torch.long, device=self.device))
+        return self._language.embed_tokens(to_device(torch.tensor([token_ids], dtype=torch.long), self.device))

@@ -20,6 +20,7 @@ class LlavaOnevision(SquareFrames):
     system = '<|im_start|>system \n{}<|im_end|>'
     before_video = '<|im_start|>user '
     after_video = '<video>\n'
+    before_text = '<|im_start|>user \n'
     after_question = '<|im_end|><|im_start|>assistant\n'
     special_tokens = ('<|im_start|>', '<|im_end|>', '<video>')
     pixel_defaults = OPENAI_CLIP

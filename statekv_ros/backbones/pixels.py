@@ -1,6 +1,5 @@
-"""Pixels without torchvision: what the library's own PIL/numpy image processors compute, number for number."""
+"""Frames resized without torchvision, as the library's own PIL/numpy image processors resize them, to the last bit."""
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,43 +95,6 @@ def prepare(frame: np.ndarray, spec: PixelSpec | SquareSpec) -> np.ndarray:
     if (tall, wide) == frame.shape[:2]:
         return frame
     return np.asarray(Image.fromarray(frame).resize((wide, tall), spec.resample))
-
-
-def normalise(frames: np.ndarray, spec: PixelSpec | SquareSpec) -> np.ndarray:
-    """uint8 [..., 3] -> fp32 [..., 3]: scaled to 0..1, then (value - mean) / std.
-
-    A table of the 256 possible values repeats the library's arithmetic (scale in fp64, the rest in fp32) to the last bit.
-    """
-    values = (np.arange(256) * (1 / 255)).astype(np.float32)
-    pixels = np.empty(frames.shape, np.float32)
-    for channel, (mean, std) in enumerate(zip(spec.mean, spec.std, strict=True)):
-        table = (values - np.float32(mean)) / np.float32(std)
-        np.take(table, frames[..., channel], out=pixels[..., channel], mode='clip')
-    return pixels
-
-
-def square_pixels(frames: Sequence[np.ndarray], spec: SquareSpec) -> np.ndarray:
-    """Prepared frames -> fp32 [frames, 3, size, size]."""
-    return np.ascontiguousarray(normalise(np.stack(frames), spec).transpose(0, 3, 1, 2))
-
-
-def patchify(frames: Sequence[np.ndarray], spec: PixelSpec) -> np.ndarray:
-    """Normalise and cut frames of one size into patches.
-
-    Args:
-        frames: uint8 [tall, wide, 3], `spec.temporal_patch_size` of them or fewer (the last one is repeated).
-
-    Returns:
-        fp32 [patches, 3 * temporal * patch * patch], patches of one merged token next to each other.
-    """
-    frames = [*frames, *[frames[-1]] * (spec.temporal_patch_size - len(frames))]
-    pixels = normalise(np.stack(frames), spec)
-    time, tall, wide, channels = pixels.shape
-    patch, merge = spec.patch_size, spec.merge_size
-    grid = pixels.reshape(time, tall // spec.factor, merge, patch, wide // spec.factor, merge, patch, channels)
-    # -> [rows, columns, merge row, merge column, channel, time, y, x]
-    order = grid.transpose(1, 4, 2, 5, 7, 0, 3, 6)
-    return np.ascontiguousarray(order).reshape(-1, channels * time * patch * patch)
 
 
 def _check_size(height: int, width: int) -> None:

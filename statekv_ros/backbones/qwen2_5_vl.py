@@ -17,13 +17,14 @@ Only the time axis advances with the stream, so only it is shifted in an endless
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
+from transformers.vision_utils import get_vision_window_index
 
-from statekv_ros.backbones.base import TokenInputs
+from statekv_ros.backbones.base import StagedStep, TokenInputs
 from statekv_ros.backbones.mrope import axes_in_sections, grid_positions
 from statekv_ros.backbones.pixels import OPENAI_CLIP
-from statekv_ros.backbones.qwen_vl import QwenVL, joined
+from statekv_ros.backbones.qwen_vl import QwenVL
+from statekv_ros.backbones.upload import to_device
 
 
 class Qwen2_5VL(QwenVL):
@@ -37,8 +38,13 @@ class Qwen2_5VL(QwenVL):
     def _step_text(self, number: int, seconds: Sequence[float]) -> tuple[str, str]:
         return '', ''
 
-    def _see(self, frames: Sequence[np.ndarray]) -> tuple[torch.Tensor, dict[str, Any]]:
-        return joined(self._features(frames).pooler_output), {}
+    def _see(self, step: StagedStep) -> tuple[torch.Tensor, dict[str, Any]]:
+        return self._features(step).pooler_output, {}
+
+    def _indices(self, grid: torch.Tensor) -> dict[str, torch.Tensor]:
+        vision = self._model.config.vision_config
+        windows, ends = get_vision_window_index(grid, vision.spatial_merge_size, vision.window_size, vision.patch_size)
+        return {'window_index': to_device(windows, self.device), 'cu_window_seqlens': ends}
 
     def _frequency_axes(self) -> torch.Tensor:
         return axes_in_sections(self._language.config.rope_parameters['mrope_section'])

@@ -1,13 +1,16 @@
 """What the Qwen-VL families share: patches of two frames, frames of any size, M-RoPE."""
-from collections.abc import Sequence
+from abc import abstractmethod
 from typing import Any
 
-import numpy as np
 import torch
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
+from statekv_ros.backbones.base import StagedStep
 from statekv_ros.backbones.checkpoint import Checkpoint
 from statekv_ros.backbones.family import Family
-from statekv_ros.backbones.pixels import PixelSpec, Statistics, patchify
+from statekv_ros.backbones.patches import patchify
+from statekv_ros.backbones.pixels import PixelSpec, Statistics
+from statekv_ros.backbones.upload import to_device
 
 
 class QwenVL(Family):
@@ -28,17 +31,30 @@ class QwenVL(Family):
                            max_frame_pixels, **{**self.pixel_defaults, **checkpoint.pixel_statistics})
         super().__init__(checkpoint, pixels, model.model.language_model, model.lm_head, system_prompt, rope_length)
         self.frames_per_step = vision.temporal_patch_size
+        self._grids: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
 
     def _visual_grid(self, height: int, width: int) -> tuple[int, int]:
         return height // self._pixels.factor, width // self._pixels.factor
 
-    def _features(self, frames: Sequence[np.ndarray]) -> Any:
-        """Output of the vision tower for one step of prepared frames."""
-        height, width = (side // self._pixels.patch_size for side in frames[0].shape[:2])
-        return self._model.model.get_video_features(self._on_device(patchify(frames, self._pixels)),
-                                                    torch.tensor([[1, height, width]], device=self.device))
+    @abstractmethod
+    def _indices(self, grid: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the vision tower gathers by, from the patches of a step, [[1, rows, columns]] on the host."""
 
+    def _features(self, step: StagedStep) -> Any:
+        """Output of the vision tower for one step."""
+        height, width = (side // self._pixels.patch_size for side in step.frames.shape[1:3])
+        return self._model.model.visual(patchify(step.frames, self._pixels).to(self.dtype), **self._grid(height, width))
 
-def joined(features: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-    """Library versions differ: one tensor, or one per video."""
-    return features if torch.is_tensor(features) else torch.cat(tuple(features))
+    def _grid(self, height: int, width: int) -> dict[str, torch.Tensor]:
+        """The grid's arguments of the vision tower, which would otherwise work them out, and wait for the device, every time.
+
+        The grid and the ends of sequences stay on the host, where the tower reads them; the rest is on the device. Never
+        dropped, because recorded graphs read it where it lies; frames come in few sizes.
+        """
+        if (height, width) not in self._grids:
+            grid = torch.tensor([[1, height, width]])
+            self._grids[height, width] = {
+                'grid_thw': grid, 'cu_seqlens': get_vision_cu_seqlens(grid),
+                'position_ids': to_device(get_vision_position_ids(grid, self._pixels.merge_size), self.device),
+                **self._indices(grid)}
+        return self._grids[height, width]

@@ -1,4 +1,5 @@
-"""RoPE frequencies, fixed once per loaded model: a live cache must not have its angles changed under it; and turning keys on."""
+"""RoPE: frequencies, fixed once per loaded model, for a live cache must not have its angles changed under it; and turning what
+is rotated already."""
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -42,7 +43,7 @@ def freeze_rope(language: PreTrainedModel, rope_length: int, name: str) -> int:
 
 
 def rotate(vectors: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Turn rotated keys or queries further; in fp32, back in the dtype they came in. Angle 0 changes nothing, not even a bit.
+    """Turn rotated keys or queries further, in fp32, returned in the dtype they came in. Angle 0 changes no bit.
 
     All families rotate dimension i together with dimension i + head_dim / 2 ("rotate_half" in the library). A RoPE's
     attention scaling, where it has one, is in the vectors already and stays as it is.

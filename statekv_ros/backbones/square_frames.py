@@ -1,14 +1,14 @@
 """What the families of fixed-size frames share: one square frame a step, a square grid of visual tokens, plain positions."""
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from statekv_ros.backbones.base import StagedStep
 from statekv_ros.backbones.checkpoint import Checkpoint
 from statekv_ros.backbones.family import Family
-from statekv_ros.backbones.pixels import SquareSpec, Statistics, square_pixels
+from statekv_ros.backbones.patches import square_pixels
+from statekv_ros.backbones.pixels import SquareSpec, Statistics
 
 
 class SquareFrames(Family):
@@ -33,8 +33,8 @@ class SquareFrames(Family):
     def _visual_grid(self, height: int, width: int) -> tuple[int, int]:
         return self._side, self._side
 
-    def _see(self, frames: Sequence[np.ndarray]) -> tuple[torch.Tensor, dict[str, Any]]:
-        return self._features(self._on_device(square_pixels(frames, self._pixels)))[0], {}
+    def _see(self, step: StagedStep) -> tuple[torch.Tensor, dict[str, Any]]:
+        return self._features(square_pixels(step.frames, self._pixels).to(self.dtype))[0], {}
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
         """Pixels [1, 3, size, size] -> visual tokens [1, side * side, hidden]."""

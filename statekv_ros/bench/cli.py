@@ -8,8 +8,9 @@ from statekv_ros.errors import StateKVError
 
 # One module per benchmark with add_arguments(parser) and run(args) -> dict; imported only when asked for.
 BENCHMARKS = {
-    'step': 'cost of frame steps over a stream, policies side by side',
+    'step': 'cost of frame steps over a stream, or of one whole step of a published model (--random-weights)',
     'kernel': 'scored attention against attention alone, on the shapes of published models (needs a GPU)',
+    'gpu': 'everything that only a GPU can say, in one go: its tests, the kernel, two whole steps',
     'aot': 'compile every launch configuration for every architecture, without a GPU',
     'transport': 'camera images between two processes, with and without the shipped Fast DDS profile',
 }

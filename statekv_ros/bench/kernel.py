@@ -1,29 +1,22 @@
 """Scored attention on the shapes of the models: against output-only attention, eager scores and the device's own floor."""
 import argparse
-import platform
-import statistics
-import time
-import warnings
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 
+from statekv_ros.bench.hardware import (DTYPES, copy_bandwidth, device_name, matmul_flops, median_ms, parse_device,
+                                        versions)
+from statekv_ros.bench.output_only import Tensors, output_only
 from statekv_ros.errors import ParameterError
 from statekv_ros.kernels.scored_attention import IMPLEMENTATIONS, default_implementation, scored_attention
 
-DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16, 'fp32': torch.float32}
 TOLERANCE = {'bf16': 2e-2, 'fp16': 1e-2, 'fp32': 1e-5}
 # Buffers taken in turn, as the layers of a step do: none finds its keys in the cache from the call before.
 LAYERS = 8
-Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Shape(NamedTuple):
@@ -63,7 +56,7 @@ def run(args: argparse.Namespace) -> dict:
     Raises:
         ParameterError: there is no such device or model, or a number is not positive.
     """
-    device = _device(args.device)
+    device = parse_device(args.device, '--tokens 8 --budgets 64')
     models = list(MODELS) if 'all' in args.models else args.models
     unknown = [name for name in models if name not in MODELS]
     if unknown:
@@ -75,14 +68,13 @@ def run(args: argparse.Namespace) -> dict:
         raise ParameterError('a CPU has nothing to measure of --implementation triton: take --implementation naive')
     shapes = {name: MODELS[name]._replace(tokens=args.tokens or MODELS[name].tokens) for name in models}
     with torch.inference_mode():
-        flops, bandwidth = _matmul_flops(device, DTYPES[args.dtype]), _copy_bandwidth(device)
+        flops, bandwidth = matmul_flops(device, DTYPES[args.dtype]), copy_bandwidth(device)
         cases = [(name, shape, budget) for name, shape in shapes.items() for budget in args.budgets]
         rows = [{'model': name} | _measure(shape, budget, args.dtype, device, implementation, flops, bandwidth)
                 for name, shape, budget in track(cases, 'measuring', console=Console(stderr=True), disable=args.json)]
     result = {
-        'benchmark': 'kernel', 'device': torch.cuda.get_device_name(device) if device.type == 'cuda'
-        else platform.processor() or platform.machine(),
-        'versions': _versions(), 'implementation': implementation, 'dtype': args.dtype,
+        'benchmark': 'kernel', 'device': device_name(device), 'versions': versions(), 'implementation': implementation,
+        'dtype': args.dtype,
         'matmul_tflops': round(flops / 1e12, 3), 'copy_gb_per_s': round(bandwidth / 1e9, 1), 'rows': rows,
         'failed': [row for row in rows if not max(row['output_error'], row['importance_error']) <= TOLERANCE[args.dtype]],
     }
@@ -91,38 +83,16 @@ def run(args: argparse.Namespace) -> dict:
     return result
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ParameterError(f'--device must be cuda, cuda:<number> or cpu, got {name!r}') from None
-    if device.type not in ('cuda', 'cpu'):
-        raise ParameterError(f'--device must be cuda, cuda:<number> or cpu, got {name!r}')
-    if device.type == 'cuda' and (device.index or 0) >= torch.cuda.device_count():
-        raise ParameterError(f'--device {name} is not there (torch sees {torch.cuda.device_count()} CUDA devices): run on a '
-                             'machine with a GPU, or try the command with --device cpu --tokens 8 --budgets 64')
-    return device
-
-
-def _versions() -> dict[str, str]:
-    versions = {'torch': torch.__version__, 'cuda': torch.version.cuda or 'none'}
-    try:
-        import triton
-    except ImportError:
-        return versions | {'triton': 'none'}
-    return versions | {'triton': triton.__version__}
-
-
 def _measure(shape: Shape, budget: int, dtype: str, device: torch.device, implementation: str, flops: float,
              bandwidth: float) -> dict:
     layers = [_tensors(shape, budget, DTYPES[dtype], device) for _ in range(LAYERS)]
     scale = shape.head_dim ** -0.5
     output, importance = scored_attention(*layers[0], scale, implementation)
     right_output, right_importance = scored_attention(*layers[0], scale, 'naive')
-    scored = _median_ms(lambda tensors: scored_attention(*tensors, scale, implementation), layers, device)
-    eager = _median_ms(lambda tensors: scored_attention(*tensors, scale, 'naive'), layers, device)
-    sdpa, kind = min((_median_ms(attend, layers, device), kind)
-                     for kind, attend in _output_only(shape, budget, layers[0]).items())
+    scored = median_ms(lambda tensors: scored_attention(*tensors, scale, implementation), layers, device)
+    eager = median_ms(lambda tensors: scored_attention(*tensors, scale, 'naive'), layers, device)
+    sdpa, kind = min((median_ms(attend, layers, device), kind)
+                     for kind, attend in output_only(layers[0]).items())
     floor = _floor_ms(shape, budget, DTYPES[dtype].itemsize, flops, bandwidth)
     return shape._asdict() | {
         'budget': budget, 'scored_ms': round(scored, 5), 'sdpa_ms': round(sdpa, 5), 'sdpa': kind,
@@ -145,75 +115,12 @@ def _relative_error(ours: torch.Tensor, right: torch.Tensor) -> float:
     return ((ours.double() - right.double()).norm() / right.double().norm()).item()
 
 
-def _output_only(shape: Shape, budget: int, tensors: Tensors) -> dict[str, Callable]:
-    """Every way of torch to attend that works here on `tensors`.
-
-    'causal' is the same attention; the others also see the frame's later keys, tokens / 2 more per query.
-    """
-    def attend(tensors: Tensors, backends: list[SDPBackend], mask=None) -> torch.Tensor:
-        with sdpa_kernel(backends):
-            return F.scaled_dot_product_attention(*tensors, attn_mask=mask, enable_gqa=True)
-
-    every = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
-    causal = causal_lower_right(shape.tokens, budget + shape.tokens)
-    kinds = {'causal': lambda tensors: attend(tensors, every, causal),
-             'flash': lambda tensors: attend(tensors, [SDPBackend.FLASH_ATTENTION]),
-             'cudnn': lambda tensors: attend(tensors, [SDPBackend.CUDNN_ATTENTION]),
-             'efficient': lambda tensors: attend(tensors, [SDPBackend.EFFICIENT_ATTENTION]),
-             'math': lambda tensors: attend(tensors, [SDPBackend.MATH])}
-    working = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # a backend says at length why it cannot
-        for kind, function in kinds.items():
-            try:
-                function(tensors)
-            except (RuntimeError, ValueError):
-                continue
-            working[kind] = function
-    return working
-
-
 def _floor_ms(shape: Shape, budget: int, itemsize: int, flops: float, bandwidth: float) -> float:
     """What the device cannot beat: QK, PV and QK again at its matmul rate, or each tensor moved once at its copy rate."""
     pairs = shape.q_heads * (shape.tokens * budget + shape.tokens * (shape.tokens + 1) / 2)
     keys = budget + shape.tokens
     moved = itemsize * shape.head_dim * 2 * (shape.q_heads * shape.tokens + shape.kv_heads * keys) + 4 * shape.kv_heads * keys
     return max(6 * shape.head_dim * pairs / flops, moved / bandwidth) * 1e3
-
-
-def _matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of a large matrix product."""
-    size = 8192 if device.type == 'cuda' else 512
-    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
-    return 2 * size**3 / (_median_ms(lambda _: a @ b, [None], device) / 1e3)
-
-
-def _copy_bandwidth(device: torch.device) -> float:
-    """Bytes read plus bytes written per second of a large copy."""
-    source = torch.randn(2**29 if device.type == 'cuda' else 2**22, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / (_median_ms(lambda _: target.copy_(source), [None], device) / 1e3)
-
-
-def _median_ms(function: Callable, layers: list, device: torch.device) -> float:
-    """Median milliseconds of one call; on a GPU replayed from a CUDA graph, so that launches from Python do not count."""
-    for tensors in layers:  # compile, and let libraries make their plans
-        function(tensors)
-    if device.type == 'cpu':
-        return statistics.median(_seconds(function, tensors) for _ in range(3) for tensors in layers) * 1e3
-    from triton.testing import do_bench
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for tensors in layers:
-            function(tensors)
-    return do_bench(graph.replay, warmup=50, rep=200, return_mode='median') / len(layers)
-
-
-def _seconds(function: Callable, tensors) -> float:
-    start = time.perf_counter()
-    function(tensors)
-    return time.perf_counter() - start
 
 
 def _print(result: dict) -> None:

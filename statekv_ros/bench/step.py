@@ -1,18 +1,18 @@
 """What a frame step costs as the stream grows, for several prefill policies in one run on the same frames."""
 import argparse
-import platform
 import statistics
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from statekv_ros.backbones import Backbone, load_backbone
+from statekv_ros.bench import whole_step
+from statekv_ros.bench.hardware import DTYPES, device_name, versions
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import StepReport, VideoStream, parse_prefill_policy
 
@@ -22,13 +22,25 @@ LATE_STEPS = 50
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--policy', default='statekv,window,full', help='comma-separated prefill policies')
-    parser.add_argument('--frames', type=int, default=400, help='frame steps (Qwen3-VL takes two camera frames for each)')
+    parser.add_argument('--frames', type=int, nargs='+',
+                        help='frame steps, 400 unless given (Qwen3-VL takes two camera frames for each); with --random-weights, '
+                             'after how many to measure: 16 64 256 512 1024')
     parser.add_argument('--runs', type=int, default=3, help='staggered streams per policy')
-    parser.add_argument('--budget', type=int, default=512, help='tokens of a policy "statekv" without a number')
+    parser.add_argument('--budget', type=int, nargs='+', help='tokens of a policy "statekv" without a number, 512 unless given; '
+                        'with --random-weights those to measure: 256 1024 4096 16384')
     parser.add_argument('--window', type=int, default=16, help='frames of a policy "window" without a number')
     parser.add_argument('--model', default='tiny', help='directory or hub id; "tiny" makes a small one with random weights')
     parser.add_argument('--device', default='auto')
-    parser.add_argument('--size', default='128x128', help='camera frames, WIDTHxHEIGHT')
+    parser.add_argument('--size', help='camera frames, WIDTHxHEIGHT; 128x128 unless given, 448x448 with --random-weights')
+    whole = parser.add_argument_group('a whole step at true shapes')
+    whole.add_argument('--random-weights', action='store_true',
+                       help='measure a published model by name (--model InternVL3-8B) with random weights on the device: '
+                            'statekv at each budget and full attention')
+    whole.add_argument('--layers', type=int, help='cut the model and its vision tower to so many layers, for small machines')
+    whole.add_argument('--dtype', choices=DTYPES, help='default: bf16')
+    whole.add_argument('--rounds', type=int, default=10, help='measurements of each, taken in turn; default: %(default)s')
+    whole.add_argument('--plot', metavar='FILE', help='draw step time over frames (png, pdf or svg)')
+    whole.add_argument('--profile', metavar='FILE', help='write where a step\'s time goes, by torch\'s profiler')
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -41,22 +53,26 @@ def run(args: argparse.Namespace) -> dict:
         {'device', 'versions', 'policies': {name: {...}}} with ms per step (vision, prefill and selection), medians of steps
         100-150 and of the last 50, their ratio, and the largest number of carried tokens.
     """
-    policies = [_policy(name, args) for name in args.policy.split(',')]
-    width, height = (int(side) for side in args.size.split('x'))
-    if args.frames < EARLY.stop + LATE_STEPS:
+    if args.random_weights:
+        return whole_step.run(args)
+    for name in ('layers', 'dtype', 'plot', 'profile'):
+        if getattr(args, name):
+            raise ParameterError(f'--{name} is for --random-weights: add that, with --model InternVL3-8B or the like')
+    frames, budget = _one(args.frames, 400, '--frames'), _one(args.budget, 512, '--budget')
+    policies = [_policy(name, budget, args.window) for name in args.policy.split(',')]
+    width, height = (int(side) for side in (args.size or '128x128').split('x'))
+    if frames < EARLY.stop + LATE_STEPS:
         raise ParameterError(f'--frames must be at least {EARLY.stop + LATE_STEPS} to compare early with late steps, got '
-                             f'{args.frames}')
+                             f'{frames}')
     if args.device in ('auto', 'cpu'):
         torch.set_num_threads(1)  # small matrices: more threads only add noise
     with tempfile.TemporaryDirectory() as folder:
         backbone = load_backbone(_model(args.model, folder), device=args.device)
-        reports = {policy: _measure(backbone, policy, args.frames, args.runs, height, width, quiet=args.json)
+        reports = {policy: _measure(backbone, policy, frames, args.runs, height, width, quiet=args.json)
                    for policy in policies}
     result = {
-        'benchmark': 'step', 'model': args.model, 'steps': args.frames, 'runs': args.runs,
-        'device': torch.cuda.get_device_name(backbone.device) if backbone.device.type == 'cuda' else platform.processor()
-        or platform.machine(),
-        'versions': {'torch': torch.__version__, 'transformers': transformers.__version__},
+        'benchmark': 'step', 'model': args.model, 'steps': frames, 'runs': args.runs,
+        'device': device_name(backbone.device), 'versions': versions(),
         'policies': {name: _summary(steps) for name, steps in reports.items()},
     }
     if not args.json:
@@ -64,8 +80,14 @@ def run(args: argparse.Namespace) -> dict:
     return result
 
 
-def _policy(name: str, args: argparse.Namespace) -> str:
-    name = {'statekv': f'statekv({args.budget})', 'window': f'window({args.window})'}.get(name.strip(), name.strip())
+def _one(numbers: list[int] | None, default: int, name: str) -> int:
+    if numbers and len(numbers) > 1:
+        raise ParameterError(f'{name} takes one number unless with --random-weights, got {" ".join(map(str, numbers))}')
+    return numbers[0] if numbers else default
+
+
+def _policy(name: str, budget: int, window: int) -> str:
+    name = {'statekv': f'statekv({budget})', 'window': f'window({window})'}.get(name.strip(), name.strip())
     return str(parse_prefill_policy(name))
 
 

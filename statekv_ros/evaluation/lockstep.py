@@ -3,6 +3,7 @@
 Every policy treats KV heads apart, so the engine's own code keeps the videos apart; only the model sees a batch. All videos
 need frames of one size at the same times, and questions asked together need equally many tokens.
 """
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import QuestionError
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.policies import AnswerPolicy
-from statekv_ros.memory.reading import Reading
+from statekv_ros.memory.reading import Part, Reading
 from statekv_ros.memory.snapshot import take_snapshot
 
 
@@ -56,6 +57,9 @@ class Lockstep(Backbone):
     def tokenize_question(self, question: str) -> list[int]:
         return self.inner.tokenize_question(question)
 
+    def question_slice(self, token_ids: Sequence[int]) -> slice:
+        return self.inner.question_slice(token_ids)
+
     def embed(self, token_ids: Sequence[int], position: int) -> TokenInputs:
         inputs = self.inner.embed(token_ids, position)
         return replace(inputs, embeds=inputs.embeds.expand(self.videos, -1, -1))
@@ -66,6 +70,9 @@ class Lockstep(Backbone):
 
     def rotate(self, vectors: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
         return self.inner.rotate(vectors, positions)
+
+    def unrotated(self, vectors: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self.inner.unrotated(vectors, positions)
 
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         return self.inner.starts(inputs)
@@ -119,7 +126,10 @@ def answer_together(stream: VideoStream, questions: Sequence[str], answer_policy
     snapshot = take_snapshot(stream, answer_policy, (None, None))
     if snapshot.pending is not None:
         raise QuestionError('a frame waits for its partner: ask after a whole step')
-    reading = Reading(lockstep, snapshot.views, snapshot.turns(stream.positions.limit), snapshot.ordinal, lambda: False)
+    if answer_policy.kind == 'retrieve':
+        raise QuestionError('videos in lockstep retrieve other steps each: ask one video at a time, see video_of')
+    parts = [Part(view, turn) for view, turn in zip(snapshot.views, snapshot.turns(stream.positions.limit))]
+    reading = Reading(lockstep, parts, snapshot.ordinal, lambda: False)
     position, told = snapshot.position - snapshot.shift, [[] for _ in questions]
     running = set(range(len(questions)))
     for _ in range(max_tokens):
@@ -137,6 +147,16 @@ def answer_together(stream: VideoStream, questions: Sequence[str], answer_policy
         if not running:
             break
     return [lockstep.decode(ids) for ids in told]
+
+
+def video_of(stream: VideoStream, row: int) -> VideoStream:
+    """One video's memory as it stands now, for asking it alone; not to be stepped, and without the answer policy `state`."""
+    lockstep: Lockstep = stream.backbone
+    heads = lockstep.inner.layout.kv_heads
+    video = copy.copy(stream)
+    video.backbone = lockstep.inner
+    video.detailed = stream.detailed.of_heads(lockstep.inner, slice(row * heads, (row + 1) * heads))
+    return video
 
 
 def _together(parts: list[TokenInputs]) -> TokenInputs:

@@ -8,8 +8,9 @@ import torch
 
 from statekv_ros.backbones.base import TokenInputs
 from statekv_ros.errors import QuestionError
-from statekv_ros.memory.reading import Reading
+from statekv_ros.memory.reading import Part, Reading
 from statekv_ros.memory.records import AnswerResult, StepRecord
+from statekv_ros.memory.retrieval import Retrieval
 from statekv_ros.memory.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -33,10 +34,17 @@ class Answering:
         self._stream, self._backbone, self._snapshot = stream, stream.backbone, snapshot
         self._max_tokens, self._temperature, self._evidence = max_tokens, temperature, evidence
         self._random = torch.Generator().manual_seed(seed % 2**63)
-        self._reading = Reading(self._backbone, snapshot.views, snapshot.turns(stream.positions.limit), snapshot.ordinal,
-                                stream.cancelled)
-        self._records = list(snapshot.records)
         self._position, self._end = snapshot.position - snapshot.shift, stream.positions.end  # as the model is given them
+        limit = stream.positions.limit
+        if snapshot.policy.kind == 'retrieve':
+            self._retrieval = Retrieval(self._backbone, snapshot.blocks, snapshot.policy.retrieved_steps, self._position,
+                                        limit)
+            parts = self._retrieval.prefix()
+        else:
+            self._retrieval = None
+            parts = [Part(view, turn) for view, turn in zip(snapshot.views, snapshot.turns(limit))]
+        self._reading = Reading(self._backbone, parts, snapshot.ordinal, stream.cancelled)
+        self._records = list(snapshot.records)
         self._waiting_half_step = snapshot.pending is not None
         if snapshot.position == 0:  # asked before the first whole step: the prefix has not been read by anyone yet
             self._prefix: TokenInputs | None = self._backbone.prefix()
@@ -59,7 +67,8 @@ class Answering:
     def advance(self, tokens: int = 8) -> bool:
         """One slice: read at most `tokens` of the question's or decode as many of the answer's; True when finished.
 
-        A frame that waits for its partner is read first, in a slice of its own.
+        A frame that waits for its partner is read first, in a slice of its own. With `retrieve` the question is one slice
+        whatever its length: all of it has a say in what is read.
 
         Raises:
             QuestionError: the stream was reset meanwhile.
@@ -76,9 +85,12 @@ class Answering:
             self._prefill_ms += (time.perf_counter() - begun) * 1e3
             return False
         # The question's last token decodes the first of the answer's, so it belongs to them.
-        piece = self._prompt[:min(tokens, len(self._prompt) - 1)]
+        piece = self._prompt[:-1] if self._retrieval else self._prompt[:min(tokens, len(self._prompt) - 1)]
         if piece:
-            self._read(self._backbone.embed(piece, self._position))
+            inputs = self._backbone.embed(piece, self._position)
+            if self._retrieval:
+                self._reading.choose(self._retrieval, self._backbone.question_slice(self._prompt), inputs.positions)
+            self._read(inputs)
             del self._prompt[:len(piece)]
             self._wait_for_device()
             self._prefill_ms += (time.perf_counter() - begun) * 1e3
@@ -101,7 +113,7 @@ class Answering:
             question=self.question, text=self.text, token_ids=tuple(self.token_ids), finish_reason=self.finish_reason,
             first_stamp_ns=snapshot.first_stamp_ns, last_stamp_ns=snapshot.last_stamp_ns, frames_covered=snapshot.frames,
             evidence=self._reading.evidence(self._records, self._evidence), question_tokens=self.question_tokens,
-            answer_tokens=len(self.token_ids), context_tokens=snapshot.tokens, prefill_ms=self._prefill_ms,
+            answer_tokens=len(self.token_ids), context_tokens=self._reading.tokens, prefill_ms=self._prefill_ms,
             first_token_ms=self._first_token_ms, decode_ms=self._decode_ms, prefill_policy=snapshot.prefill_policy,
             answer_policy=str(snapshot.policy))
 

@@ -8,7 +8,9 @@ from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory.policies import UNLIMITED, PrefillPolicy
 
-_TAG_BYTES = 12         # per slot of the compressed state: int64 ordinal and fp32 importance
+_TAG_BYTES = 12         # per slot of the compressed state: int64 ordinal and fp32 importance,
+_PLACE_BYTES = 32       # and four int64 of its place, unless positions are native
+_MEAN_BYTES = 4         # per number of a step's mean key, fp32
 _SECONDS_PER_HOUR = 3600
 
 
@@ -47,18 +49,21 @@ class Plan:
 
 
 def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: int = 1, hours: float = 1.0,
-              max_detailed_bytes: int = 0) -> Plan:
+              max_detailed_bytes: int = 0, positions: str = '') -> Plan:
     """Count bytes for `cameras` cameras that are each watched at `rate_hz` frames per second.
 
     Args:
         max_detailed_bytes: bound on each camera's detailed cache, 0 for none.
+        positions: as a `VideoStream` takes it.
     """
     steps_per_hour = rate_hz * _SECONDS_PER_HOUR / size.frames_per_step
-    detailed_per_hour = round(steps_per_hour * size.step_tokens * size.kv_bytes_per_token)
+    step_bytes = size.step_tokens * size.kv_bytes_per_token + size.layers * size.kv_heads * size.head_dim * _MEAN_BYTES
+    detailed_per_hour = round(steps_per_hour * step_bytes)
     detailed = round(detailed_per_hour * hours)
     if max_detailed_bytes:
         detailed = min(detailed, max_detailed_bytes)
-    return Plan(size, policy, cameras, hours, size.weights_bytes, cameras * _state_bytes(size, policy, steps_per_hour * hours),
+    state = _state_bytes(size, policy, positions, steps_per_hour * hours)
+    return Plan(size, policy, cameras, hours, size.weights_bytes, cameras * state,
                 cameras * detailed_per_hour, cameras * detailed, _workspace_bytes(size, policy))
 
 
@@ -98,11 +103,12 @@ def gigabytes(size: float) -> str:
     return f'{size / 1e9:.2f} GB' if size < 1e13 else f'{size / 1e12:.0f} TB'
 
 
-def _state_bytes(size: ModelSize, policy: PrefillPolicy, steps: float) -> int:
+def _state_bytes(size: ModelSize, policy: PrefillPolicy, positions: str, steps: float) -> int:
     token, step = size.kv_bytes_per_token, size.step_tokens
     if policy.kind == 'statekv':
         budget = policy.budget if policy.budget < UNLIMITED else round(steps * step)
-        return (budget + step) * (token + size.layers * size.kv_heads * _TAG_BYTES)
+        slot = _TAG_BYTES + (0 if positions == 'native' else _PLACE_BYTES)
+        return (budget + step) * (token + size.layers * size.kv_heads * slot)
     # The buffer of recent frames is moved to its front when full, so it has room for twice what it holds.
     held = {'window': -(-policy.window_frames // size.frames_per_step), 'full': steps, 'none': 0}[policy.kind]
     return round(2 * (held + 1) * step * token)

@@ -1,44 +1,18 @@
 """The detailed cache: keys and values of every token that was seen, appended once in chunks and read only to answer."""
+from __future__ import annotations
+
+import copy
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import torch
 
-from statekv_ros.backbones.base import Backbone
+from statekv_ros.backbones.base import Backbone, TokenInputs
 from statekv_ros.errors import ParameterError
+from statekv_ros.memory.chunks import Block, Chunk, MemoryView, runs
 from statekv_ros.memory.positions import PositionPolicy, StepPlace
 from statekv_ros.memory.records import StepRecord
-
-
-@dataclass
-class _Chunk:
-    key: torch.Tensor                    # [layers, kv_heads, capacity, head_dim]
-    value: torch.Tensor
-    used: int = 0                        # tokens
-    records: list[StepRecord] = field(default_factory=list)
-    shift: int = 0                       # keys stand at their true positions less this
-
-    @property
-    def capacity(self) -> int:
-        return self.key.shape[2]
-
-
-@dataclass(frozen=True)
-class MemoryView:
-    """Keys and values that an answer reads, without a copy where it can be avoided.
-
-    Attributes:
-        key, value: [layers, kv_heads, tokens, head_dim].
-        ordinal: stream index of each token, [tokens] int64, or [layers, kv_heads, tokens] where heads hold different ones.
-        position: true position of its first token.
-        shift: how far left of their true positions its keys stand; None: where the carried context has them.
-    """
-    key: torch.Tensor
-    value: torch.Tensor
-    ordinal: torch.Tensor
-    position: int = 0
-    shift: int | None = None
 
 
 class DetailedCache:
@@ -76,11 +50,11 @@ class DetailedCache:
         self.forgotten_frames = 0
         self._chunk_tokens = chunk_tokens
         self._max_bytes = max_bytes
-        self._positions, self._rotate = positions, backbone.rotate
+        self._positions, self._backbone = positions, backbone
         self._turn = 0
-        self._prefix: _Chunk | None = None
-        self._chunks: deque[_Chunk] = deque()
-        self._open: _Chunk | None = None
+        self._prefix: Chunk | None = None
+        self._chunks: deque[Chunk] = deque()
+        self._open: Chunk | None = None
 
     @property
     def bytes(self) -> int:
@@ -99,8 +73,8 @@ class DetailedCache:
         elif not self._chunks or not self._fits(step, self._chunks[-1]):
             tokens = max(step.tokens, self._chunk_tokens)
             self._forget_for(tokens)
-            # A shift that stays leaves the chunk's keys as they come, not rounded once more. One that changes with every step
-            # has them turned anyhow: then the chunk begins at position 0 and has all positions before it.
+            # A shift that stays leaves the chunk's keys as they come, not rounded once more. One that changes with
+            # every step has them turned anyhow: then the chunk begins at position 0 and has all positions before it.
             stays = self._positions.lazy or not shift
             self._chunks.append(self._new_chunk(tokens, shift if stays else step.start))
         if not prefix:
@@ -110,54 +84,64 @@ class DetailedCache:
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Keys and values [1, kv_heads, tokens, head_dim] of the step that was begun."""
         end = self._open.used + key.shape[2]
-        self._open.key[layer, :, self._open.used:end] = self._rotate(key[0], self._turn) if self._turn else key[0]
+        self._open.key[layer, :, self._open.used:end] = self._backbone.rotate(key[0], self._turn) if self._turn else key[0]
         self._open.value[layer, :, self._open.used:end] = value[0]
 
-    def commit(self, record: StepRecord) -> None:
-        """Make the step that was begun part of the memory."""
-        self._open.records.append(record)
-        self._open.used += record.tokens
+    def commit(self, record: StepRecord, inputs: TokenInputs) -> None:
+        """Make the step that was begun part of the memory; `inputs` at their true positions."""
+        chunk = self._open
+        keys = chunk.key[:, :, chunk.used:chunk.used + record.tokens]
+        # Rotation would blur the mean: the tokens of a step stand at different places. One pass over the step's own keys,
+        # and one token's worth of memory a step.
+        positions = self._backbone.shifted(inputs, chunk.shift).positions
+        mean = self._backbone.unrotated(keys.float(), positions).mean(dim=2)[None]
+        chunk.means = mean if chunk.means is None else torch.cat([chunk.means, mean])
+        chunk.records.append(record)
+        chunk.used += record.tokens
         self.tokens += record.tokens
+
+    def of_heads(self, backbone: Backbone, heads: slice) -> DetailedCache:
+        """What is held now of some KV heads, for reading: it shares its storage with this one. `backbone` has those heads."""
+        part = copy.copy(self)
+        part.layout, part._backbone, part._open = backbone.layout, backbone, None
+        chunks = {id(chunk): replace(chunk, key=chunk.key[:, heads], value=chunk.value[:, heads],
+                                     means=None if chunk.means is None else chunk.means[:, :, heads],
+                                     records=[*chunk.records]) for chunk in self._all()}
+        part._prefix = None if self._prefix is None else chunks[id(self._prefix)]
+        part._chunks = deque(chunks[id(chunk)] for chunk in self._chunks)
+        return part
 
     def records(self) -> Iterator[StepRecord]:
         """Every step held, oldest first, without the prefix."""
         for chunk in self._chunks:
             yield from chunk.records
 
+    def blocks(self, wanted: Callable[[StepRecord], bool]) -> list[Block]:
+        """The prefix and all wanted steps, oldest first. Nothing that comes later changes what lies there."""
+        blocks = []
+        for chunk in self._all():
+            start = 0
+            for number, record in enumerate(chunk.records):
+                if record.step < 0 or wanted(record):
+                    blocks.append(Block(chunk, number, start, record))
+                start += record.tokens
+        return blocks
+
     def view(self, wanted: Callable[[StepRecord], bool]) -> tuple[list[MemoryView], list[StepRecord]]:
         """The prefix and all wanted steps as they stand now; later appends do not show in it."""
-        views, records = [], []
-        for chunk in self._all():
-            start = end = index = position = 0
-            for record in chunk.records:
-                if record.step < 0 or wanted(record):
-                    if record.step >= 0:
-                        records.append(record)
-                    if index != end or end == start:
-                        views.extend(self._slice(chunk, start, end, position))
-                        start, position = index, record.position
-                    end = index + record.tokens
-                index += record.tokens
-            views.extend(self._slice(chunk, start, end, position))
-        return views, records
+        blocks = self.blocks(wanted)
+        return [run.view() for run in runs(blocks)], [block.record for block in blocks if block.record.step >= 0]
 
-    def _all(self) -> Iterator[_Chunk]:
+    def _all(self) -> Iterator[Chunk]:
         if self._prefix is not None:
             yield self._prefix
         yield from self._chunks
 
-    def _slice(self, chunk: _Chunk, start: int, end: int, position: int) -> Iterator[MemoryView]:
-        if end > start:
-            # Ordinals within a chunk are consecutive: steps are appended in stream order.
-            first = chunk.records[0].first_ordinal
-            yield MemoryView(chunk.key[:, :, start:end], chunk.value[:, :, start:end],
-                             torch.arange(first + start, first + end, device=self.layout.device), position, chunk.shift)
-
-    def _fits(self, step: StepPlace, chunk: _Chunk) -> bool:
+    def _fits(self, step: StepPlace, chunk: Chunk) -> bool:
         return chunk.used + step.tokens <= chunk.capacity and not self._positions.passes_limit(step, chunk.shift)
 
-    def _new_chunk(self, tokens: int, shift: int) -> _Chunk:
-        return _Chunk(self.layout.empty(tokens), self.layout.empty(tokens), shift=shift)
+    def _new_chunk(self, tokens: int, shift: int) -> Chunk:
+        return Chunk(self.layout.empty(tokens), self.layout.empty(tokens), shift=shift)
 
     def _forget_for(self, tokens: int) -> None:
         room = self._max_bytes // self.layout.bytes_per_token - tokens

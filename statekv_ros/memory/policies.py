@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statekv_ros.errors import PolicyError
 
 UNLIMITED = 2**31 - 1
+_ANSWER_EXAMPLES = 'all, state, last(4) or retrieve(64)'
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,15 @@ class PrefillPolicy:
 
 @dataclass(frozen=True)
 class AnswerPolicy:
-    """`all` of the detailed cache; `state`: the carried tokens only; `last(n)`: the newest n frames."""
+    """`all` of the detailed cache; `retrieve(k)`: in every layer the k frame steps that are nearest to the question;
+    `state`: the carried tokens only; `last(n)`: the newest n frames."""
     kind: str
     last_frames: int = 0
+    retrieved_steps: int = 0
 
     def __str__(self) -> str:
-        return f'last({self.last_frames})' if self.kind == 'last' else self.kind
+        argument = self.last_frames or self.retrieved_steps
+        return f'{self.kind}({argument})' if argument else self.kind
 
 
 def parse_prefill_policy(text: str) -> PrefillPolicy:
@@ -46,15 +50,18 @@ def parse_prefill_policy(text: str) -> PrefillPolicy:
 
 
 def parse_answer_policy(text: str) -> AnswerPolicy:
-    """Parse `all`, `state` or `last(n)`.
+    """Parse `all`, `state`, `last(n)` or `retrieve(k)`.
 
     Raises:
         PolicyError: unknown name, or an argument that is missing, not a whole number or not positive.
     """
-    name, argument = _split(text, 'answer policy', 'all, state or last(4)')
+    name, argument = _split(text, 'answer policy', _ANSWER_EXAMPLES)
     if name == 'last':
         return AnswerPolicy('last', last_frames=_positive(argument, text, 'last', 'frames', 'last(4)'))
-    return _plain(name, argument, text, AnswerPolicy, ('all', 'state'), 'all, state or last(4)')
+    if name == 'retrieve':
+        steps = _positive(argument, text, 'retrieve', 'frame steps', 'retrieve(64)')
+        return AnswerPolicy('retrieve', retrieved_steps=steps)
+    return _plain(name, argument, text, AnswerPolicy, ('all', 'state'), _ANSWER_EXAMPLES)
 
 
 def _split(text: str, what: str, examples: str) -> tuple[str, str | None]:

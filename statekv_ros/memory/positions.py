@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import pad
 
 from statekv_ros.errors import FrameError, PolicyError
 from statekv_ros.memory.policies import PrefillPolicy
@@ -52,13 +53,16 @@ class StepPlace:
         Tokens at one place have one stretch; the first one begins where the last step ended.
         """
         begin = torch.where(self.starts == self.start, self.position, self.starts)
-        following = torch.cat([self.starts, self.starts.new_tensor([self.next_position])])
+        following = pad(self.starts, (0, 1), value=self.next_position)
         return begin, following[torch.searchsorted(self.starts, self.starts, right=True)]
 
 
 @dataclass(frozen=True)
 class PositionPolicy:
-    """Attributes:
+    """Which positions there are, and when the past is re-indexed to stay within them.
+
+    Attributes:
+        kind: one of POSITIONS.
         limit: no frame step is given a position at or past it.
         end: no question or answer is given a position at or past it; the room between is theirs.
     """

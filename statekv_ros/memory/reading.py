@@ -1,18 +1,43 @@
 """Attention of an answer over the memory, chunk by chunk, without joining the chunks and without touching the stream."""
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.errors import Interrupted
-from statekv_ros.memory.detailed import MemoryView
+from statekv_ros.memory.chunks import MemoryView
 from statekv_ros.memory.records import Evidence, StepRecord
 
 _FIRST_CAPACITY = 64
 
 
+class Part:
+    """A stretch of memory that an answer attends to.
+
+    Attributes:
+        turn: by how many positions a query has to be turned for it, to stand where the part's keys are read from.
+        mass: attention noted for each of its tokens, shaped like `view.ordinal`, fp32.
+    """
+
+    def __init__(self, view: MemoryView, turn: int):
+        self.view, self.turn = view, turn
+        self.mass = torch.zeros(view.ordinal.shape, device=view.key.device)
+
+    @property
+    def tokens(self) -> int:
+        return self.view.key.shape[2]
+
+
+class Chooser(Protocol):
+    """Finds out what each layer reads once the question is known."""
+
+    def choose(self, layer: int, query: torch.Tensor) -> list[Part]:
+        """query: [q_heads, head_dim], the question's mean query before rotation."""
+
+
 class Reading:
-    """What an answer's tokens attend to: the snapshot's views and, behind them, a private tail of the answer's own tokens.
+    """What an answer's tokens attend to: parts of the memory and, behind them, a private tail of the answer's own tokens.
 
     Scores of each part are combined with a running maximum and sum, as in flash decoding, so the largest temporary is one
     part's [kv_heads, group x queries, tokens] in fp32.
@@ -21,26 +46,32 @@ class Reading:
         scoring: while true, the attention that single tokens pay is noted for `evidence`.
     """
 
-    def __init__(self, backbone: Backbone, views: list[MemoryView], turns: list[int], ordinal: int,
-                 cancelled: Callable[[], bool]):
-        """
-        Args:
-            turns: by how many positions a query has to be turned for each view, to stand where that view's keys are read.
-            ordinal: stream index that the first token of the tail would have.
-        """
+    def __init__(self, backbone: Backbone, parts: list[Part], ordinal: int, cancelled: Callable[[], bool]):
+        """ordinal: stream index that the first token of the tail would have."""
         self.scoring = False
-        self._layout = layout = backbone.layout
-        self._rotate = backbone.rotate
-        self._views = [view for view in views if view.key.shape[2]]
-        self._turns = torch.tensor([t for view, t in zip(views, turns) if view.key.shape[2]], device=layout.device)
-        self._turned = any(turns)
+        self._backbone, self._layout = backbone, backbone.layout
         self._ordinal = ordinal
         self._cancelled = cancelled
-        self._mass = [torch.zeros(view.ordinal.shape, device=layout.device) for view in self._views]
+        self._parts: dict[int, list[Part]] = {}             # by layer
+        self._turns: dict[int, torch.Tensor | None] = {}    # None: nothing has to be turned
+        for layer in range(self._layout.layers):
+            self._read_in(layer, parts)
+        self._chooser: Chooser | None = None
+        self._question = slice(0)
+        self._positions = torch.zeros(0)
         self._tail_tokens = 0
         self._step_tokens = 0
-        self._tail_key, self._tail_value = layout.empty(0), layout.empty(0)
-        self._tail_mass = torch.zeros(0, device=layout.device)
+        self._tail_key, self._tail_value = self._layout.empty(0), self._layout.empty(0)
+        self._tail_mass = torch.zeros(0, device=self._layout.device)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the memory that a layer reads, in the layer that reads most."""
+        return max(sum(part.tokens for part in parts) for parts in self._parts.values())
+
+    def choose(self, chooser: Chooser, question: slice, positions: torch.Tensor) -> None:
+        """Let the next forward pass choose what is read from then on, by its tokens `question` at `positions`."""
+        self._chooser, self._question, self._positions = chooser, question, positions
 
     def begin(self, tokens: int) -> None:
         """Make room for `tokens` more tokens of the tail."""
@@ -56,20 +87,30 @@ class Reading:
     def commit(self) -> None:
         """Keep the tokens of the forward pass that just ended."""
         self._tail_tokens += self._step_tokens
+        self._chooser = None
+
+    @property
+    def tail_mass(self) -> torch.Tensor:
+        """Attention paid to each token of the tail while `scoring`, summed over layers and query heads, [tokens] fp32."""
+        return self._tail_mass[:self._tail_tokens]
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                scale: float) -> torch.Tensor:
-        """Prefix-causal attention over [views ; tail]; see `AttentionMemory`."""
+        """Prefix-causal attention over [parts ; tail]; see `AttentionMemory`."""
         if self._cancelled():
             raise Interrupted('the answer was interrupted')
+        if self._chooser is not None:
+            asking = self._backbone.unrotated(query[0].float(), self._positions)[:, self._question].mean(dim=1)
+            self._read_in(layer, self._chooser.choose(layer, asking))
         tokens, kv_heads = query.shape[2], key.shape[1]
         held, end = self._tail_tokens, self._tail_tokens + tokens
         self._tail_key[layer, :, held:end] = key[0]
         self._tail_value[layer, :, held:end] = value[0]
         # [kv_heads, group x tokens, head_dim]: the query heads of a group share their keys.
         rows = (query[0].float() * scale).reshape(kv_heads, -1, query.shape[-1])
-        views_rows = self._rotate(rows[None], self._turns[:, None, None]) if self._turned else [rows] * len(self._views)
-        parts = [(view_rows, view.key[layer], view.value[layer]) for view_rows, view in zip(views_rows, self._views)]
+        memory, turns = self._parts[layer], self._turns[layer]
+        turned = [rows] * len(memory) if turns is None else self._backbone.rotate(rows[None], turns[:, None, None])
+        parts = [(part_rows, part.view.key[layer], part.view.value[layer]) for part_rows, part in zip(turned, memory)]
         parts.append((rows, self._tail_key[layer, :, :end], self._tail_value[layer, :, :end]))
         future = None
         if tokens > 1:
@@ -105,7 +146,8 @@ class Reading:
         ends = starts + torch.tensor([r.visual_tokens for r in records], device=self._layout.device)
         per_step = torch.zeros(len(records), dtype=torch.float64, device=self._layout.device)
         tail = torch.arange(self._ordinal, self._ordinal + self._tail_tokens, device=self._layout.device)
-        for ordinal, mass in [*zip((view.ordinal for view in self._views), self._mass),
+        parts = {id(part): part for parts in self._parts.values() for part in parts}.values()    # layers may share them
+        for ordinal, mass in [*((part.view.ordinal, part.mass) for part in parts),
                               (tail, self._tail_mass[:self._tail_tokens])]:
             ordinal, mass = ordinal.reshape(-1), mass.reshape(-1).double()
             step = torch.searchsorted(starts, ordinal, right=True) - 1
@@ -118,13 +160,18 @@ class Reading:
         best = [i for i in shares.argsort(descending=True, stable=True)[:limit].tolist() if shares[i] > 0]
         return tuple(Evidence(records[i].first_stamp_ns, records[i].last_stamp_ns, shares[i].item()) for i in best)
 
+    def _read_in(self, layer: int, parts: list[Part]) -> None:
+        self._parts[layer] = parts = [part for part in parts if part.tokens]
+        turns = [part.turn for part in parts]
+        self._turns[layer] = torch.tensor(turns, device=self._layout.device) if any(turns) else None
+
     def _note(self, layer: int, noted: list[tuple[torch.Tensor, torch.Tensor]], top: torch.Tensor,
               total: torch.Tensor) -> None:
         """Bring each part's masses to the common maximum, and add them up over the heads."""
         masses = [(mass * torch.exp(part_top - top) / total).sum(dim=1) for mass, part_top in noted]
-        for view_mass, mass in zip(self._mass, masses):
-            if view_mass.ndim == 1:
-                view_mass += mass.sum(dim=0)
+        for part, mass in zip(self._parts[layer], masses):
+            if part.mass.ndim == 1:
+                part.mass += mass.sum(dim=0)
             else:
-                view_mass[layer] += mass
+                part.mass[layer] += mass
         self._tail_mass[:masses[-1].shape[-1]] += masses[-1].sum(dim=0)

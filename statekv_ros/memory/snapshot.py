@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from statekv_ros.errors import QuestionError
-from statekv_ros.memory.detailed import MemoryView
+from statekv_ros.memory.chunks import Block, MemoryView
 from statekv_ros.memory.policies import AnswerPolicy
 from statekv_ros.memory.records import StepRecord
 
@@ -43,7 +43,8 @@ class Snapshot:
     """The readable part of a stream's memory at one moment; later frames do not change it.
 
     Attributes:
-        views: keys and values of the memory.
+        views: keys and values of the memory; none for `retrieve`.
+        blocks: for `retrieve`, the prefix and the steps that it chooses from.
         records: the steps in them, for coverage and evidence (every step that the state may stem from, for `state`).
         pending: frames without a partner that are readable too, or None.
         position, ordinal: virtual position and stream index of the first token that follows.
@@ -52,6 +53,7 @@ class Snapshot:
         generation: of the stream; it differs once the stream was reset.
     """
     views: list[MemoryView]
+    blocks: list[Block]
     records: list[StepRecord]
     pending: PendingFrames | None
     position: int
@@ -73,10 +75,6 @@ class Snapshot:
     @property
     def last_stamp_ns(self) -> int:
         return self.pending.stamps_ns[-1] if self.pending else self.records[-1].last_stamp_ns
-
-    @property
-    def tokens(self) -> int:
-        return sum(view.key.shape[2] for view in self.views)
 
     def turns(self, limit: int) -> list[int]:
         """By how many positions a query has to be turned for each view, so that the view's first token is as far from the
@@ -104,8 +102,12 @@ def take_snapshot(stream: VideoStream, policy: AnswerPolicy, span: tuple[int | N
 
     pending = stream.pending if stream.pending and in_span(stream.pending.stamps_ns[0],
                                                            stream.pending.stamps_ns[-1]) else None
+    views, blocks = [], []
     if policy.kind == 'state':
         views, records = [MemoryView(*stream.carried.copy())], list(stream.detailed.records())
+    elif policy.kind == 'retrieve':
+        blocks = stream.detailed.blocks(lambda record: in_span(record.first_stamp_ns, record.last_stamp_ns))
+        records = [block.record for block in blocks if block.record.step >= 0]
     else:
         newest = _newest(stream, policy, lambda record: in_span(record.first_stamp_ns, record.last_stamp_ns),
                          len(pending) if pending else 0)
@@ -113,7 +115,7 @@ def take_snapshot(stream: VideoStream, policy: AnswerPolicy, span: tuple[int | N
     if not records and pending is None:
         raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps '
                             f'{stream.first_stamp_ns} to {stream.last_stamp_ns} ns')
-    return Snapshot(views, records, pending.copy() if pending else None, stream.next_position, stream.shift,
+    return Snapshot(views, blocks, records, pending.copy() if pending else None, stream.next_position, stream.shift,
                     stream.next_ordinal, stream.next_frame, policy, str(stream.prefill_policy), stream.generation)
 
 

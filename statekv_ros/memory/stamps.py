@@ -1,4 +1,25 @@
 """From header stamps to the seconds that the model reads, across clocks that jump back."""
+import numpy as np
+
+from statekv_ros.errors import FrameError
+
+
+def check_frame(frame: np.ndarray, stamp_ns: int, last_ns: int | None) -> None:
+    """Refuse what cannot be the next frame of a stream.
+
+    Args:
+        frame: to be uint8 [height, width, 3] RGB.
+        last_ns: header stamp of the previous frame; None before the first.
+
+    Raises:
+        FrameError: not an image, or a stamp that is not positive or the same as the last one.
+    """
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise FrameError(f'frame must be uint8 [height, width, 3] RGB, got {frame.dtype} {list(frame.shape)}')
+    if stamp_ns <= 0:
+        raise FrameError(f'header stamp must be positive, got {stamp_ns} ns: the camera driver must set it')
+    if stamp_ns == last_ns:
+        raise FrameError(f'header stamp {stamp_ns} ns is that of the previous frame: the camera sends one frame twice')
 
 
 class StreamTime:

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from statekv_ros.backbones.base import Backbone, TokenInputs
-from statekv_ros.errors import FrameError, Interrupted, QuestionError
+from statekv_ros.errors import Interrupted, QuestionError
 from statekv_ros.memory.answering import Answering
 from statekv_ros.memory.carried import make_carried
 from statekv_ros.memory.clock import PhaseClock
@@ -14,7 +14,7 @@ from statekv_ros.memory.policies import AnswerPolicy, PrefillPolicy, parse_answe
 from statekv_ros.memory.positions import StepPlace, parse_positions
 from statekv_ros.memory.records import AnswerResult, StepRecord, StepReport
 from statekv_ros.memory.snapshot import PendingFrames, take_snapshot
-from statekv_ros.memory.stamps import StreamTime
+from statekv_ros.memory.stamps import StreamTime, check_frame
 
 
 class VideoStream:
@@ -67,7 +67,7 @@ class VideoStream:
             FrameError: not an image, or a stamp that is not positive or the same as the last one.
             Interrupted: `cancelled` said so.
         """
-        self._check(frame, stamp_ns)
+        check_frame(frame, stamp_ns, self._time.last_ns)
         clock = PhaseClock(torch.device('cpu'))
         prepared = self.backbone.prepare(frame)
         clock.mark()
@@ -94,7 +94,7 @@ class VideoStream:
                             inputs.start, inputs.next_position)
         self._watch(inputs, record)
         clock.mark()
-        self._remember(record)
+        self._remember(record, inputs)
         clock.mark()
         vision_ms, prefill_ms, select_ms = clock.phases_ms()
         return StepReport(record.step, record.segment, record.first_stamp_ns, record.last_stamp_ns, record.frames,
@@ -235,7 +235,7 @@ class VideoStream:
         if inputs.tokens:
             record = StepRecord(-1, 0, 0, 0, 0, 0, inputs.tokens, 0, 0, 0, inputs.next_position)
             self._watch(inputs, record)
-            self._remember(record)
+            self._remember(record, inputs)
 
     def _watch(self, inputs: TokenInputs, record: StepRecord) -> None:
         place = StepPlace(record.tokens, record.frames, record.first_ordinal, self._next_position, record.next_position,
@@ -244,18 +244,10 @@ class VideoStream:
         self.detailed.begin(place, self.shift, prefix=record.step < 0)
         self.backbone.forward(self.backbone.shifted(inputs, self.shift), self)
 
-    def _remember(self, record: StepRecord) -> None:
-        self.detailed.commit(record)
+    def _remember(self, record: StepRecord, inputs: TokenInputs) -> None:
+        self.detailed.commit(record, inputs)
         self.carried.commit()
         self._next_position = record.next_position
         self._next_ordinal += record.tokens
         self._frames += record.frames
         self.steps = record.step + 1
-
-    def _check(self, frame: np.ndarray, stamp_ns: int) -> None:
-        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise FrameError(f'frame must be uint8 [height, width, 3] RGB, got {frame.dtype} {list(frame.shape)}')
-        if stamp_ns <= 0:
-            raise FrameError(f'header stamp must be positive, got {stamp_ns} ns: the camera driver must set it')
-        if stamp_ns == self._time.last_ns:
-            raise FrameError(f'header stamp {stamp_ns} ns is that of the previous frame: the camera sends one frame twice')

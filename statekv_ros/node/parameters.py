@@ -12,6 +12,7 @@ from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from statekv_ros.errors import ParameterError, StateKVError
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
+from statekv_ros.memory.positions import POSITIONS
 
 LARGE = 2**31 - 1
 _NAME_REMEDY = 'camera names are letters, digits and "_", beginning with a letter'
@@ -40,7 +41,7 @@ class Spec:
     def descriptor(self) -> ParameterDescriptor:
         """As ROS shows it (`ros2 param describe`)."""
         descriptor = ParameterDescriptor(name=self.name, description=self.description, read_only=not self.runtime,
-                                         additional_constraints=f'one of {", ".join(self.choices)}' if self.choices else '')
+                                         additional_constraints=f'one of {self._listed()}' if self.choices else '')
         if self.low is not None and isinstance(self.default, int):
             descriptor.integer_range = [IntegerRange(from_value=int(self.low), to_value=int(self.high), step=0)]
         elif self.low is not None:
@@ -71,13 +72,16 @@ class Spec:
                 bounds += f' and at most {self.high:g}'
             raise ParameterError(f'{self.name} must be {bounds}, got {value} {where}')
         if self.choices and value not in self.choices:
-            raise ParameterError(f'{self.name} must be one of {", ".join(self.choices)}, got {value!r} {where}')
+            raise ParameterError(f'{self.name} must be one of {self._listed()}, got {value!r} {where}')
         if self.check is not None:
             try:
                 self.check(value)
             except StateKVError as error:
                 raise ParameterError(f'{error} {where}') from error
         return value
+
+    def _listed(self) -> str:
+        return ', '.join(choice or '""' for choice in self.choices)
 
 
 def _check_cameras(names: list[str]) -> None:
@@ -114,11 +118,13 @@ NODE = (
          choices=('statekv', 'window', 'full', 'none')),
     Spec('budget', 4096, 'B of statekv: tokens carried per layer and KV head', low=1, high=LARGE),
     Spec('window_frames', 16, 'frames that the policy window carries', low=1, high=LARGE),
+    Spec('positions', '', 'positions for the model once the stream outgrows its trained context; empty: lazy_shift, native for '
+         'full', choices=('', *POSITIONS)),
     Spec('chunk_tokens', 4096, 'the detailed cache grows by this many tokens at a time', low=64, high=LARGE),
     Spec('max_detailed_mb', 0, 'bound on each camera\'s detailed cache in MB (10^6 bytes); past it the oldest chunk is '
          'forgotten; 0: no bound', low=0, high=LARGE),
-    Spec('answer_policy', 'all', 'what a question may read unless it says so itself: all, state or last(n)', runtime=True,
-         check=parse_answer_policy),
+    Spec('answer_policy', 'all', 'what a question may read unless it says so itself: all, retrieve(k), state or last(n)',
+         runtime=True, check=parse_answer_policy),
     Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=65536, runtime=True),
     Spec('answer_timeout_s', 30.0, 'time limit of a question that gives none, in seconds', low=0.0, high=86400.0, above=True,
          runtime=True),

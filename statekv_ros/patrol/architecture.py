@@ -1,4 +1,4 @@
-"""The patrol model: a real Qwen3-VL of about 2.5 million parameters."""
+"""The patrol model: a real Qwen3-VL of about 2.8 million parameters."""
 import math
 
 import torch
@@ -9,8 +9,8 @@ MAX_POSITION = 4096        # what training reaches with its random gaps and offs
 
 
 def make_model(tokenizer: PreTrainedTokenizerBase, seed: int, layers: int = 5, hidden: int = 192, q_heads: int = 6,
-               kv_heads: int = 2, head_dim: int = 32, mlp: int = 448, vision_depth: int = 2, vision_hidden: int = 96,
-               vision_heads: int = 3) -> Qwen3VLForConditionalGeneration:
+               kv_heads: int = 2, head_dim: int = 32, mlp: int = 448, vision_depth: int = 2, vision_hidden: int = 128,
+               vision_heads: int = 4) -> Qwen3VLForConditionalGeneration:
     """A model with fresh weights: fp32, tied embeddings, one DeepStack level.
 
     seed: of the random weights, which are scaled to the widths (the library's 0.02 is small for narrow layers).

@@ -22,7 +22,7 @@ def forward(model: Qwen3VLForConditionalGeneration, batch: Batch, pixels: torch.
     rows, tokens, width = hidden.shape
     deep: list[torch.Tensor] = []
     if pixels is not None:
-        visual, deep = _see(model.model.visual, pixels)
+        visual, deep = see(model.model.visual, pixels)
         hidden = hidden.view(-1, width).index_copy(0, batch.visual, visual.reshape(-1, width)).view(rows, tokens, width)
     cosine, sine = _rotation(text, batch.positions, hidden.dtype)
     groups = _groups(batch, hidden.dtype)
@@ -38,7 +38,7 @@ def forward(model: Qwen3VLForConditionalGeneration, batch: Batch, pixels: torch.
     return _norm(hidden, text.norm), notes
 
 
-def _see(tower: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def see(tower: torch.nn.Module, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Visual tokens [steps, 4, hidden] and DeepStack features of as many, all steps at once."""
     steps, patches, _ = pixels.shape
     embed = tower.patch_embed.proj

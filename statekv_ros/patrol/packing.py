@@ -14,7 +14,7 @@ from statekv_ros.backbones.mrope import grid_positions, text_positions
 from statekv_ros.patrol import captions
 from statekv_ros.patrol.pictures import PictureBank
 from statekv_ros.patrol.questions import KINDS, PERCEPTION, Question, answer_at, ask, pick_step
-from statekv_ros.patrol.world import COLOURS, SHAPES, Patrol, View, make_patrol
+from statekv_ros.patrol.world import COLOURS, SHAPES, Patrol, View, make_patrol, words_in_view
 
 CLIP_STEPS = 8                    # of a caption: 16 frames
 QUESTION_TOKENS, CAPTION_TOKENS = 16, 44
@@ -178,11 +178,9 @@ class Packer:
     def _notes(self, patrol: Patrol, index: int, seconds: list[int]) -> list[int]:
         step = patrol.steps[index]
         objects = patrol.objects(index)
-        colour = shape = before_colour = before_shape = 'nothing'
+        colour, shape = words_in_view(step)
+        before_colour = before_shape = 'nothing'
         again, count = IGNORED, IGNORED
-        if step.view != View.EMPTY:
-            colour = COLOURS[step.colour]
-            shape = 'door' if step.view == View.DOOR else SHAPES[step.shape]
         if step.view == View.OBJECT:
             again = self.encode(answer_at(patrol, Question('again'), index))[0]
             count = self.encode(str(min(99, sum(o.shape == step.shape for o in objects))))[0]

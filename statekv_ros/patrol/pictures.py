@@ -2,7 +2,8 @@
 import numpy as np
 import torch
 
-from statekv_ros.backbones.pixels import HALF, PixelSpec, patchify
+from statekv_ros.backbones.patches import patchify
+from statekv_ros.backbones.pixels import HALF, PixelSpec
 from statekv_ros.patrol.architecture import MERGE, PATCH
 from statekv_ros.patrol.render import MODEL_SIZE, render
 from statekv_ros.patrol.world import COLOURS, SHAPES, Step, View
@@ -16,7 +17,8 @@ class PictureBank:
     """Renders `each` pictures of every object and door, and 8 times as many of the empty corridor.
 
     Attributes:
-        patches: uint8 [pictures, 16 patches, 3 x 2 x 16 x 16], in the order of `backbones.pixels.patchify`.
+        steps: what each picture shows.
+        patches: uint8 [pictures, 16 patches, 3 x 2 x 16 x 16], in the order of `backbones.patches.patchify`.
     """
 
     def __init__(self, seed: int, each: int):
@@ -26,6 +28,7 @@ class PictureBank:
         things += [Step(View.DOOR, 0, colour, 0, 0) for colour in range(len(COLOURS))]
         shown = [step for step in things for _ in range(each)]
         self._empty = len(shown)
+        self.steps = shown
         shown += [Step(View.EMPTY, 0, 0, -1, 0)] * (8 * each)
         self.patches = np.stack([self._patches(render(step, random, squeeze=random.uniform(_NARROWEST, 1.05)))
                                  for step in shown])
@@ -36,6 +39,10 @@ class PictureBank:
             return self._empty + int(random.integers(8 * self._each))
         thing = step.shape * len(COLOURS) if step.view == View.OBJECT else len(SHAPES) * len(COLOURS)
         return (thing + step.colour) * self._each + int(random.integers(self._each))
+
+    def draw(self, count: int, random: np.random.Generator) -> np.ndarray:
+        """Indices of `count` pictures, each thing equally often, the empty corridor as often as 8 things."""
+        return random.integers(0, len(self.steps), count)
 
     def pixels(self, pictures: np.ndarray) -> torch.Tensor:
         """Normalised patches of pictures, fp32 [pictures, 16, 1536]."""
@@ -57,4 +64,4 @@ class PictureBank:
     @staticmethod
     def _patches(frames: np.ndarray) -> np.ndarray:
         # patchify normalises to -1..1; the bank keeps bytes, an eighth of the size.
-        return np.round((patchify(list(frames), _SPEC) + 1) * 127.5).astype(np.uint8)
+        return np.round((patchify(torch.from_numpy(frames), _SPEC).numpy() + 1) * 127.5).astype(np.uint8)

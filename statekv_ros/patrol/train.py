@@ -1,7 +1,8 @@
 """Train the patrol model from scratch: `statekv-train-patrol FOLDER`.
 
-bf16 weights with fp32 masters; Muon for the matrices of the layers, AdamW for the rest; loss on the answers, and on notes that
-the middle of the network must be able to tell at the end of every step. Batch n depends on the seed, n and the scores so far
+First the vision tower learns to name what a picture shows, which takes minutes and would take hours behind a language model.
+Then all of it learns to answer: loss on the answers, and on notes that the middle of the network must be able to tell at the end
+of every step. bf16 weights with fp32 masters; Muon for the matrices of the layers, AdamW for the rest. Batch n depends on the seed, n and the scores so far
 alone, so a run that was killed goes on as if it had not been.
 """
 import argparse
@@ -19,14 +20,17 @@ from tqdm import tqdm
 
 from statekv_ros.patrol.architecture import make_model
 from statekv_ros.patrol.curriculum import KindScores, stage_at
-from statekv_ros.patrol.forward import forward
+from statekv_ros.patrol.forward import forward, see
 from statekv_ros.patrol.packing import IGNORED, NOTES, QUESTION_TOKENS, Batch, Packer
 from statekv_ros.patrol.pictures import PictureBank
 from statekv_ros.patrol.questions import KINDS
 from statekv_ros.patrol.render import MODEL_SIZE
 from statekv_ros.patrol.tokenizer import make_tokenizer
+from statekv_ros.patrol.world import words_in_view
 
 LEARNING_RATE, WARM_UP_STEPS, DECAY_FROM = 2e-3, 100, .55
+VISION_RATE = .3                  # of the learning rate, for the vision tower once it has learned to look
+LOOK_ROWS = 256                   # pictures in a batch of the first part
 NOTES_LAYER, NOTES_WEIGHT = 3, .5
 CAPTION_BATCHES = .07             # share of batches about captions instead of videos
 STATE_FILE = 'training.pt'
@@ -37,15 +41,19 @@ class Trainer:
 
     Args:
         folder: where `save` keeps the run's state, and where an earlier one goes on from.
+        look_steps: batches of pictures alone, at the beginning.
+        steps: batches of videos after them.
+        pictures: renders of each object and door.
     """
 
-    def __init__(self, folder: Path, seed: int, steps: int, pictures: int):
-        self.folder, self.seed, self.steps = folder, seed, steps
+    def __init__(self, folder: Path, seed: int, look_steps: int, steps: int, pictures: int):
+        self.folder, self.seed, self.look_steps, self.steps = folder, seed, look_steps, look_steps + steps
         self.tokenizer = make_tokenizer()
         self.model = make_model(self.tokenizer, seed)
         torch.manual_seed(seed + 1)
         width = self.model.config.text_config.hidden_size
         self.model.notes = torch.nn.Linear(width, NOTES * width, bias=False)
+        self.model.names = torch.nn.Linear(width, 2 * width, bias=False)
         self.master = {name: weight.detach().clone().requires_grad_() for name, weight in self.model.named_parameters()}
         self.model.to(torch.bfloat16).train()
         self.weights = dict(self.model.named_parameters())
@@ -62,9 +70,9 @@ class Trainer:
             while self.step < until:
                 batch, pixels = coming.result()
                 coming = pool.submit(self._batch, self.step + 1, self.scores.weights())
-                loss = self._learn(batch, pixels)
+                loss = self._look(batch, pixels) if self.step < self.look_steps else self._learn(batch, pixels)
                 self.step += 1
-                self.videos += len(batch.ids)
+                self.videos += 0 if isinstance(batch, np.ndarray) else len(batch.ids)
                 self.seconds += time.time() - begun
                 begun = time.time()
                 bar.update()
@@ -100,26 +108,45 @@ class Trainer:
         self.step, self.videos, self.seconds, self.losses = (state[key] for key in ('step', 'videos', 'seconds', 'losses'))
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
-        matrices = {name for name, weight in self.master.items()
-                    if weight.ndim == 2 and ('.layers.' in name or '.blocks.' in name)}
-        decayed = [weight for name, weight in self.master.items() if name not in matrices and weight.ndim >= 2]
-        plain = [weight for weight in self.master.values() if weight.ndim < 2]
-        return [torch.optim.AdamW([dict(params=decayed, weight_decay=.02), dict(params=plain, weight_decay=0.)],
-                                  lr=LEARNING_RATE, betas=(.9, .98), fused=True),
-                torch.optim.Muon([self.master[name] for name in sorted(matrices)], lr=LEARNING_RATE, weight_decay=.02,
-                                 adjust_lr_fn='match_rms_adamw')]
+        muon, adamw = [], []
+        for name, weight in self.master.items():
+            group = dict(params=[weight], weight_decay=.02 if weight.ndim >= 2 else 0., vision='.visual.' in name)
+            is_matrix = weight.ndim == 2 and ('.layers.' in name or '.blocks.' in name)
+            (muon if is_matrix else adamw).append(group)
+        return [torch.optim.AdamW(adamw, lr=LEARNING_RATE, betas=(.9, .98), fused=True),
+                torch.optim.Muon(muon, lr=LEARNING_RATE, adjust_lr_fn='match_rms_adamw')]
 
-    def _batch(self, step: int, weights: np.ndarray) -> tuple[Batch, torch.Tensor | None]:
+    def _batch(self, step: int, weights: np.ndarray) -> tuple[Batch | np.ndarray, torch.Tensor | None]:
+        """Batch `step` and its pixels; of the first part, the pictures' numbers instead."""
         random = np.random.default_rng([self.seed, step])
-        stage = stage_at(step / self.steps)
+        if step < self.look_steps:
+            pictures = self.packer.bank.draw(LOOK_ROWS, random)
+            return pictures, self.packer.bank.varied_pixels(pictures, random, torch.bfloat16)
+        stage = stage_at(self._done(step))
         length = int(random.choice(stage.steps))
         if random.random() < CAPTION_BATCHES:
             return self.packer.caption_batch(stage.rows, length, stage.questions, random, weights), None
         batch = self.packer.video_batch(stage.rows, length, stage.questions, 1, random, weights)
         return batch, self.packer.bank.varied_pixels(batch.pictures, random, torch.bfloat16)
 
+    def _done(self, step: int) -> float:
+        """Share of the videos' part that is over."""
+        return (step - self.look_steps) / (self.steps - self.look_steps)
+
+    def _look(self, pictures: np.ndarray, pixels: torch.Tensor) -> float:
+        """Name what pictures show, from the visual tokens and the DeepStack features alone."""
+        visual, deep = see(self.model.model.visual, pixels)
+        embedding = self.model.model.language_model.embed_tokens.weight
+        words = [self.packer.encode(word)[0] for picture in pictures for word in words_in_view(self.packer.bank.steps[picture])]
+        loss = sum(F.cross_entropy(F.linear(self.model.names(seen.mean(dim=1)).view(2 * len(pictures), -1), embedding).float(),
+                                   torch.tensor(words)) for seen in (visual, visual + deep[0])) / 2
+        loss.backward()
+        done = self.step / self.look_steps
+        self._update(min(1., (self.step + 1) / WARM_UP_STEPS, (1 - done) / .4), vision=1.)
+        return loss.item()
+
     def _learn(self, batch: Batch, pixels: torch.Tensor | None) -> float:
-        done = self.step / self.steps
+        done = self._done(self.step)
         hidden, ends = forward(self.model, batch, pixels, NOTES_LAYER)
         embedding = self.model.model.language_model.embed_tokens.weight
         told = batch.labels != IGNORED
@@ -131,20 +158,20 @@ class Trainer:
             noted = self.model.notes(ends).view(len(ends), NOTES, -1)[asked]
             objective = loss + NOTES_WEIGHT * F.cross_entropy(F.linear(noted, embedding).float(), batch.notes[asked])
         objective.backward()
-        self._update(min(1., (self.step + 1) / WARM_UP_STEPS)
-                     * (1. if done < DECAY_FROM else max(.02, (1 - done) / (1 - DECAY_FROM))))
+        self._update(min(1., (self.step - self.look_steps + 1) / WARM_UP_STEPS)
+                     * (1. if done < DECAY_FROM else max(.02, (1 - done) / (1 - DECAY_FROM))), VISION_RATE)
         self._score(batch, told, logits.argmax(-1) == target)
         return loss.item()
 
     @torch.no_grad()
-    def _update(self, rate: float) -> None:
+    def _update(self, rate: float, vision: float) -> None:
         for name, weight in self.weights.items():
             self.master[name].grad = None if weight.grad is None else weight.grad.float()
             weight.grad = None
         torch.nn.utils.clip_grad_norm_(list(self.master.values()), 1.)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group['lr'] = LEARNING_RATE * rate
+                group['lr'] = LEARNING_RATE * rate * (vision if group['vision'] else 1.)
             optimizer.step()
         for name, weight in self.weights.items():
             weight.copy_(self.master[name])
@@ -171,11 +198,11 @@ class Trainer:
 
 def export(trainer: Trainer, folder: Path) -> None:
     """Write the checkpoint in Transformers' format: bf16 safetensors, config, tokenizer, and the frame size it was made for."""
-    notes = trainer.model._modules.pop('notes')
+    heads = {name: trainer.model._modules.pop(name) for name in ('notes', 'names')}      # only for training
     try:
         trainer.model.save_pretrained(folder)
     finally:
-        trainer.model.notes = notes
+        trainer.model._modules.update(heads)
     trainer.tokenizer.save_pretrained(folder)
     # One size for square and for 4:3 cameras; see PictureBank.
     (folder / 'statekv.json').write_text(json.dumps(
@@ -189,20 +216,21 @@ def main(argv: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('folder', type=Path, help='of the run: its state, its log and, in model/, the checkpoint')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--steps', type=int, default=9000, help='batches in all; the curriculum is a share of them')
-    parser.add_argument('--pictures', type=int, default=400, help='renders of each object and door')
+    parser.add_argument('--look-steps', type=int, default=1500, help='batches of pictures alone, before the videos')
+    parser.add_argument('--steps', type=int, default=4000, help='batches of videos; the curriculum is a share of them')
+    parser.add_argument('--pictures', type=int, default=500, help='renders of each object and door')
     parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0: all. Take 1 when others use this machine')
     args = parser.parse_args(argv)
     if args.threads:
         torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
     try:
-        trainer = Trainer(args.folder, args.seed, args.steps, args.pictures)
+        trainer = Trainer(args.folder, args.seed, args.look_steps, args.steps, args.pictures)
     except ValueError as error:
         print(f'statekv-train-patrol: {error}', file=sys.stderr)
         return 2
     try:
-        trainer.run(args.steps)
+        trainer.run(trainer.steps)
     except KeyboardInterrupt:
         trainer.save()
         print(f'stopped at step {trainer.step}; the same command goes on from there', file=sys.stderr)

@@ -103,8 +103,13 @@ def name_of(shape: int, colour: int) -> str:
     return f'{COLOURS[colour]} {SHAPES[shape]}'
 
 
+def words_in_view(step: Step) -> tuple[str, str]:
+    """Colour and thing in view, ('red', 'ball') or ('red', 'door'); ('nothing', 'nothing') on an empty corridor."""
+    if step.view == View.EMPTY:
+        return 'nothing', 'nothing'
+    return COLOURS[step.colour], SHAPES[step.shape] if step.view == View.OBJECT else 'door'
+
+
 def name_in_view(step: Step) -> str:
     """'nothing', 'red ball' or 'red door'."""
-    if step.view == View.EMPTY:
-        return 'nothing'
-    return name_of(step.shape, step.colour) if step.view == View.OBJECT else f'{COLOURS[step.colour]} door'
+    return 'nothing' if step.view == View.EMPTY else ' '.join(words_in_view(step))

@@ -1,0 +1,82 @@
+"""Everything that only a GPU can say, in one go: the tests that need one, the kernel and two whole steps; results as files."""
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+import statekv_ros
+from statekv_ros.bench.hardware import device_name, parse_device, versions
+from statekv_ros.errors import ParameterError
+
+TESTS = ('test_scored_attention.py', 'test_state_update.py', 'test_sync_free.py')
+MODELS = ('InternVL3-8B', 'Qwen3-VL-8B')
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--out', required=True, metavar='FOLDER', help='where to write the results; must not exist yet')
+    parser.add_argument('--models', nargs='+', default=MODELS, metavar='MODEL',
+                        help='published models whose whole step to measure; default: %(default)s')
+    parser.add_argument('--device', default='cuda', help='default: %(default)s')
+    parser.add_argument('--minutes', type=float, default=10.0, help='what has not begun by then is left out; default: %(default)s')
+
+
+def run(args: argparse.Namespace) -> dict:
+    """Run each part as a process of its own, so that none takes the others down.
+
+    Writes into FOLDER: tests.txt, kernel.json, step-<model>.json, .png and .profile.txt, and summary.json.
+
+    Returns:
+        {'benchmark', 'device', 'versions', 'parts': [{name, exit_code (None: left out), seconds, output}], 'failed': names of
+        parts that failed or were left out}.
+
+    Raises:
+        ParameterError: no such device, or the folder is there already.
+    """
+    device, out = parse_device(args.device, 'and a smaller benchmark: statekv-bench step'), Path(args.out)
+    if device.type == 'cpu':
+        raise ParameterError('this is what only a GPU can say: on a CPU take statekv-bench step')
+    try:
+        out.mkdir(parents=True)
+    except FileExistsError:
+        raise ParameterError(f'--out {args.out} is there already: name a new folder, so that no result is lost') from None
+    deadline, parts = time.monotonic() + 60 * args.minutes, []
+    for name, command, output in commands(args.models, args.device, out):
+        parts.append(_run(name, command, output, deadline, Console(stderr=True, quiet=args.json)))
+    result = {'benchmark': 'gpu', 'device': device_name(device), 'versions': versions(), 'parts': parts,
+              'failed': [part['name'] for part in parts if part['exit_code'] != 0]}
+    (out / 'summary.json').write_text(json.dumps(result, indent=1))
+    return result
+
+
+def commands(models: list[str], device: str, out: Path) -> list[tuple[str, list[str], Path]]:
+    """Name, command and file for its output of each part; JSON files get its last line alone."""
+    bench = [sys.executable, '-m', 'statekv_ros.bench.cli']
+    parts = []
+    tests = Path(statekv_ros.__file__).parents[1] / 'test'
+    if tests.is_dir():  # a wheel brings none
+        files = [str(tests / name) for name in TESTS]
+        parts.append(('tests', [sys.executable, '-m', 'pytest', '-ra', '-k', 'cuda or gpu', *files], out / 'tests.txt'))
+    parts.append(('kernel', [*bench, 'kernel', '--device', device, '--json'], out / 'kernel.json'))
+    for model in models:
+        base = out / f'step-{model}'
+        parts.append((f'step {model}', [*bench, 'step', '--random-weights', '--model', model, '--device', device, '--json',
+                                        '--plot', f'{base}.png', '--profile', f'{base}.profile.txt'], Path(f'{base}.json')))
+    return parts
+
+
+def _run(name: str, command: list[str], output: Path, deadline: float, console: Console) -> dict:
+    begun = time.monotonic()
+    if begun >= deadline:
+        console.print(f'[red]left out[/] {name}: no time left (--minutes)')
+        return {'name': name, 'exit_code': None, 'seconds': 0.0, 'output': ''}
+    console.print(f'running {name}')
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if output.suffix == '.txt' else None, text=True)
+    lines = done.stdout.splitlines(keepends=True)
+    output.write_text(''.join(lines[-1:] if output.suffix == '.json' else lines))
+    seconds = round(time.monotonic() - begun, 1)
+    console.print(f'{"[red]failed[/]" if done.returncode else "done"} {name} in {seconds} s: {output}')
+    return {'name': name, 'exit_code': done.returncode, 'seconds': seconds, 'output': output.name}

@@ -1,0 +1,135 @@
+"""In a frame step the host never waits for the device: it queues work whose shapes it knows and goes on.
+
+On a machine without a GPU the model lies on torch's meta device, where tensors have shapes and no data: whatever would have to
+read a value back fails. A GPU, where there is one, is asked itself.
+"""
+from contextlib import contextmanager
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from conftest import SECOND
+from family_libraries import LIBRARIES
+from statekv_ros.backbones import FAMILIES as ADAPTERS
+from statekv_ros.backbones import load_backbone
+from statekv_ros.backbones.checkpoint import load_checkpoint
+from statekv_ros.backbones.tiny import write_tiny_checkpoint
+from statekv_ros.memory import VideoStream
+
+FAMILIES = list(LIBRARIES)
+BUDGET = 40
+META = torch.device('meta')
+
+
+class Waits(Exception):
+    """The host would wait for the device, or for a copy from memory that is not pinned."""
+
+
+class NoTensorFromPython(TorchFunctionMode):
+    """Values of Python reach a device through a copy that the host waits for."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        device = (kwargs or {}).get('device')
+        if function in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor) and device not in (None, 'cpu'):
+            if torch.device(device) == META:
+                raise Waits(f'{function.__name__}(..., device={device})')
+        return function(*args, **kwargs or {})
+
+
+class NoWaiting(TorchDispatchMode):
+    """Operations on meta tensors, as a GPU would run them.
+
+    Attributes:
+        uploads: copies from the host to the device, all of them asked for without waiting.
+    """
+    uploads = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        with self:  # under torch.inference_mode operations come here whole: look at what they are made of
+            if (parts := function.decompose(*args, **kwargs)) is not NotImplemented:
+                return parts
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
+        devices = {tensor.device for tensor in tensors if tensor.ndim}
+        aten = torch.ops.aten
+        if function is aten._to_copy.default and kwargs.get('device', META) != tensors[0].device:
+            if tensors[0].device == META or not kwargs.get('non_blocking'):
+                raise Waits(f'copy from {tensors[0].device} to {kwargs["device"]}')
+            self.uploads += 1
+        elif len(devices) > 1:
+            raise Waits(f'{function} on {devices}')
+        elif devices == {META}:
+            indices = [leaf for leaf in tree_leaves(args[1:]) if torch.is_tensor(leaf)] if 'index' in str(function) else []
+            if any(index.dtype in (torch.bool, torch.uint8) for index in indices):
+                raise Waits(f'{function} by a mask')
+            if function in (aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default,
+                            aten.unique_consecutive.default, aten._unique2.default):
+                raise Waits(str(function))
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def no_waiting():
+    with NoTensorFromPython(), NoWaiting() as mode:
+        yield mode
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    base = tmp_path_factory.mktemp('sync')
+    return {family: write_tiny_checkpoint(base / family, family=family) for family in FAMILIES}
+
+
+def full_stream(backbone, frames, policy: str = f'statekv({BUDGET})') -> VideoStream:
+    """A stream whose state is full, with no frame waiting and room in its detailed cache."""
+    stream = VideoStream(backbone, policy)
+    for index in range(8):
+        stream.step(frames[index], (index + 1) * SECOND // 2)
+    assert len(stream.pending) == 0
+    return stream
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('policy', [f'statekv({BUDGET})', 'window(4)', 'full', 'none'])
+def test_a_step_never_waits_and_sends_three_tensors(family, policy, folders, frames):
+    checkpoint = load_checkpoint(str(folders[family]), 'cpu', 'float32')
+    checkpoint = replace(checkpoint, model=checkpoint.model.to(META))
+    backbone = ADAPTERS[checkpoint.model.config.model_type](checkpoint, 448 * 448, 64 * 64, '', 0)
+    stream = full_stream(backbone, frames, policy)
+    before = stream.steps
+    with no_waiting() as mode:
+        for index in range(8, 8 + backbone.frames_per_step):
+            report = stream.step(frames[index], (index + 1) * SECOND // 2)
+    assert stream.steps == before + 1 and mode.uploads == 3, 'frames, token ids and positions'
+    assert not policy.startswith('statekv') or report.state_tokens == BUDGET
+
+
+@pytest.mark.parametrize('wait', [
+    lambda x: x.sum().item(), lambda x: x.tolist(), lambda x: bool((x > 0).all()), lambda x: x[x > 0], lambda x: x.cpu(),
+    lambda x: x.nonzero(), lambda x: x.masked_select(x > 0), lambda x: torch.where(x > 0), lambda x: x + torch.ones(3),
+    lambda x: torch.tensor([1.0], device=META), lambda x: torch.ones(3).to(META), lambda x: x.copy_(torch.ones(3)),
+    lambda x: x.__setitem__(x > 0, torch.ones(3, device=META)), lambda x: x.new_tensor([1.0], device=META)])
+def test_whatever_waits_is_caught(wait):
+    """Else the test above would prove nothing."""
+    x = torch.ones(3, device=META)
+    with no_waiting(), pytest.raises((Waits, RuntimeError, NotImplementedError)):
+        wait(x)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_step_never_waits_on_a_gpu(family, folders, frames):
+    stream = full_stream(load_backbone(str(folders[family]), device='cuda'), frames)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    try:  # the event at its end, by which a step's time is read, is no such wait: work goes on behind it
+        for index in range(8, 8 + stream.backbone.frames_per_step):
+            stream.step(frames[index], (index + 1) * SECOND // 2)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert np.isfinite(stream.carried.copy()[0].float().cpu().numpy()).all()
