@@ -180,7 +180,9 @@ def test_header_stamps_that_go_back_and_sources_that_are_not_there_are_refused(t
 def test_policies():
     assert parse_policies(['full', 'statekv( 64 ) x last(4)', 'statekv(64)']) == [
         Policy('full', ('all',)), Policy('statekv(64)', ('last(4)', 'all'))]
-    for wrong in (['full', 'full x all'], [], ['full x'], ['statekv'], ['full x all x all']):
+    assert parse_policies(['rlivs( norecurrence )', 'rlivs', 'none x retrieve(2)']) == [
+        Policy('rlivs(norecurrence)', ('captions',)), Policy('rlivs', ('captions',)), Policy('none', ('retrieve(2)',))]
+    for wrong in (['full', 'full x all'], [], ['full x'], ['statekv'], ['full x all x all'], ['rlivs x all'], ['rlivs(2)']):
         with pytest.raises(PolicyError):
             parse_policies(wrong)
 
@@ -225,6 +227,15 @@ def test_a_question_is_asked_after_the_last_frame_that_is_not_later(backbone, ba
             expected.append((policy, answer.text, answer.context_tokens, answer.evidence[0].first_stamp_ns - SECOND))
     assert expected == [(answer['answer_policy'], answer['answer'], answer['context_tokens'],
                          round(answer['evidence'][0][0] * SECOND)) for answer in result['answers']]
+
+
+def test_rlivs_is_a_job_like_any_other(backbone, bag):
+    video = Video(str(bag), (Question('is the door open?', 'door', 'recall', ('yes',), 3.75, (0, 6), ((0, 6),)),))
+    job = Job(('x',), (video,), Policy('rlivs', ('captions',)))
+    first = run_job(backbone, job, max_tokens=4)
+    assert but_for_times(first) == but_for_times(run_job(backbone, job, max_tokens=4))
+    assert (first['frames'], first['steps'], first['step_flops']) == (2 * STEPS, 1, []), 'one clip; captions are not counted'
+    assert first['answers'][0]['answer_policy'] == 'captions' and first['answers'][0]['evidence_hit'] is True
 
 
 def test_a_bag_a_patrol_and_a_lower_rate(bag):

@@ -1,22 +1,21 @@
 """statekv-eval --online: a bag through real DDS into a real node gives the answers of the offline run."""
 import os
-from functools import partial
 
 import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 
-import rclpy  # noqa: E402
+import rclpy
 
-from live import new_domain  # noqa: E402
-from statekv_ros.errors import EvaluationError  # noqa: E402
-from statekv_ros.evaluation.cli import _prepare_ros  # noqa: E402
-from statekv_ros.evaluation.footage import PatrolFootage  # noqa: E402
-from statekv_ros.evaluation.online import online, require_bag  # noqa: E402
-from statekv_ros.evaluation.plan import Job, Policy, Settings  # noqa: E402
-from statekv_ros.evaluation.run import run_job  # noqa: E402
-from statekv_ros.evaluation.schema import Question, Video  # noqa: E402
-from statekv_ros.replay.bag_writer import BagOptions, write_bag  # noqa: E402
+from live import new_domain
+from statekv_ros.errors import EvaluationError
+from statekv_ros.evaluation.footage import PatrolFootage
+from statekv_ros.evaluation.online import online, require_bag
+from statekv_ros.evaluation.plan import Job, Policy, Settings
+from statekv_ros.evaluation.run import run_job
+from statekv_ros.evaluation.schema import Question, Video
+from statekv_ros.replay.bag_writer import BagOptions, write_bag
+from statekv_ros.transport import use_shipped_profile
 
 STEPS = 4
 
@@ -25,7 +24,8 @@ STEPS = 4
 def ros(monkeypatch):
     monkeypatch.setenv('ROS_DOMAIN_ID', str(new_domain()))
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
-    _prepare_ros()
+    monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    use_shipped_profile()
     rclpy.init(args=[], domain_id=int(os.environ['ROS_DOMAIN_ID']))
     yield
     rclpy.try_shutdown()
@@ -39,7 +39,7 @@ def test_online_sees_and_says_what_offline_does(ros, backbone, tiny_model_dir, t
     job = Job(('x',), (Video(str(tmp_path / 'bag'), asked),), Policy('statekv(24)', ('all', 'last(2)')))
     settings = Settings(tiny_model_dir, mode='online', rate=2.0, max_tokens=4)
     (live,), = online(settings, {'x': backbone.size(64, 64)}, tmp_path / 'logs', [job])
-    offline, = run_job(backbone, job, max_tokens=4)
+    offline = run_job(backbone, job, max_tokens=4)
     assert live['mode'] == 'online' and live.keys() >= offline.keys()
     assert (live['frames'] + live['dropped'] + live['lost'], live['rejected']) == (2 * STEPS, 0)
     assert [answer['result'] for answer in live['answers']] == ['succeeded'] * 4

@@ -6,7 +6,8 @@ def step_flops(size: ModelSize, tokens: int, carried: int, scored: bool) -> int:
     """Operations of the text model for one frame step; a multiplication and its addition are two.
 
     Counted per layer, for T `tokens` and S `carried` ones:
-        projections: 4 T hidden q_width for queries and output, 4 T hidden kv_width for keys and values (widths: heads x head_dim);
+        projections: 4 T hidden q_width for queries and output, 4 T hidden kv_width for keys and values, where a width is
+            heads x head_dim;
         feed forward: 6 T hidden mlp (three matrices);
         attention: 4 q_width for each pair of a query and a key that it sees, half for the scores and half for the sum of
             values; there are T S + T (T + 1) / 2 pairs, since a frame's tokens see all of the state and each other causally;

@@ -1,4 +1,4 @@
-"""What an evaluation watches: frames with header stamps, from a bag, a video file, a folder of images, or a patrol made on the fly.
+"""What an evaluation watches: frames with header stamps, from a bag, a video, a folder of images, or a patrol made on the fly.
 
 Frames are sampled as the live node does it, and images that the node would refuse for their stamp are left out.
 """
@@ -104,7 +104,7 @@ class BagFootage(Footage):
     def _images(self) -> Iterator[tuple[int, Decoded]]:
         for image in iterate_images(self.info, self.topics):
             decoder = decode_compressed if image.type.endswith('CompressedImage') else decode_image
-            yield image.stamp_ns, lambda image=image: decoder(image.message())
+            yield image.stamp_ns, lambda image=image, decoder=decoder: decoder(image.message())
 
 
 class FileFootage(Footage):

@@ -49,7 +49,7 @@ class Video:
     questions: tuple[Question, ...]
     topic: str = ''
     rate_hz: float | None = None
-    folder: Path = field(default=Path(), compare=False)
+    folder: Path = Path()
     place: str = field(default='', compare=False)
 
     def as_dict(self) -> dict:
