@@ -264,7 +264,8 @@ def test_every_import_is_a_declared_dependency():
     manifest = ElementTree.parse(ROOT / 'package.xml').getroot()
     ros = {element.text for tag in ('depend', 'exec_depend') for element in manifest.iter(tag)}
     python = {canonicalize_name(wanted.name) for wanted in requirements(
-        PYPROJECT['project']['dependencies'], *(PYPROJECT['project']['optional-dependencies'][extra] for extra in ('demo', 'bench')))}
+        PYPROJECT['project']['dependencies'],
+        *(PYPROJECT['project']['optional-dependencies'][extra] for extra in ('demo', 'bench')))}
     distributions = packages_distributions()
     undeclared = {name: distributions.get(name, []) for name in imported_packages(('statekv_ros', 'kernels', 'launch'))
                   if name not in ros and python.isdisjoint(map(canonicalize_name, distributions.get(name, [])))}

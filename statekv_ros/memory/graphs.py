@@ -27,8 +27,8 @@ class StepGraphs:
     """Runs steps in place of the backbone: replays what is recorded, else runs eagerly and records what comes twice in a row.
 
     A shape is the frames' size and the number of tokens: a step's text grows by a token as it counts frames or seconds. Each
-    recording is replayed once on the frame it was recorded with and compared with the eager step. When that differs, or nothing
-    can be recorded, one warning says why, and the stream stays eager for good.
+    recording is replayed once on the frame it was recorded with and compared with the eager step. When that differs, or
+    nothing can be recorded, one warning says why, and the stream stays eager for good.
 
     Attributes:
         replays: steps that were replayed.

@@ -81,8 +81,8 @@ class CompressedState:
                 self._frame_tokens)
 
     def frame(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Keys and values [layers, kv_heads, tokens, head_dim] of the step that was begun, and the importance of state and step
-        [layers, kv_heads, state + tokens], where they lie."""
+        """Keys and values [layers, kv_heads, tokens, head_dim] of the step that was begun, and the importance of state and
+        step [layers, kv_heads, state + tokens], where they lie."""
         live = self.tokens + self._frame_tokens
         return self._key[:, :, self.tokens:live], self._value[:, :, self.tokens:live], self._importance[:, :, :live]
 
