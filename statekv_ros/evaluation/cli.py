@@ -56,6 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--max-tokens', type=int, default=64, help='of an answer; default: %(default)s')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:<n>')
     parser.add_argument('--dtype', default='auto', help='auto, float32, bfloat16 or float16')
+    parser.add_argument('--lockstep', type=int, default=1, metavar='N', help='watch N videos of one shape at once, offline: '
+                        'much faster for small models, but steps are not timed; default: %(default)s')
     parser.add_argument('--threads', type=int, default=1, help='CPU threads of each process; default: %(default)s')
     parser.add_argument('--json', action='store_true', help='print the report as one JSON object')
     return parser
@@ -64,12 +66,14 @@ def _parser() -> argparse.ArgumentParser:
 def _evaluate(args: argparse.Namespace) -> dict:
     """Check everything, then work, then report."""
     settings = Settings(args.model, args.device, args.dtype, 'online' if args.online else 'offline', args.rate,
-                        args.max_tokens, args.threads)
+                        args.max_tokens, args.threads, args.lockstep)
     policies = parse_policies(args.policies)
     videos, extents = _check_questions(args.inputs)
-    jobs = make_jobs(videos, policies)
+    jobs = make_jobs(videos, policies, settings.lockstep)
     if args.ray:
         check_ray()
+    if args.online and settings.lockstep > 1:
+        raise EvaluationError(f'--lockstep {settings.lockstep} is for offline runs: a live node watches in its own time')
     if args.online:
         _prepare_ros()
         from statekv_ros.evaluation.online import require_bag
@@ -77,8 +81,7 @@ def _evaluate(args: argparse.Namespace) -> dict:
             require_bag(job)
     read_plan(args.out)     # not someone else's folder, before the model is loaded
     worker = Worker(settings)
-    # A video's jobs follow each other.
-    sizes = {job.names[0]: size for job, size in zip(jobs, _sizes(worker, jobs, [e for e in extents for _ in policies]))}
+    sizes = _sizes(worker, jobs, dict(zip(videos, extents)))
     plan = describe(settings, videos, policies, [extent.frames for extent in extents])
     folder = RunFolder(args.out, plan)
     if args.ray or args.online:
@@ -109,16 +112,18 @@ def _check_questions(files: Sequence[Path]) -> tuple[list[Video], list[Extent]]:
     return videos, extents
 
 
-def _sizes(worker: Worker, jobs: Sequence[Job], extents: Sequence[Extent]) -> list[ModelSize]:
-    """The model's size for each job's frames. Raises StateKVError when it cannot watch them, or cannot run a policy."""
+def _sizes(worker: Worker, jobs: Sequence[Job], extents: dict[Video, Extent]) -> dict[str, ModelSize]:
+    """The model's size for each job's frames, by the name of its first result. Raises StateKVError when the model cannot watch
+    them, or cannot run a policy."""
     for policy in dict.fromkeys(job.policy for job in jobs):
         make_memory(worker.backbone, policy)
-    sizes = []
-    for job, extent in zip(jobs, extents, strict=True):
+    sizes = {}
+    for job in jobs:
+        video = job.videos[0]
         try:
-            sizes.append(worker.backbone.size(extent.height, extent.width))
+            sizes[job.names[0]] = worker.backbone.size(extents[video].height, extents[video].width)
         except FrameError as error:
-            raise EvaluationError(f'{job.videos[0].place}: {error}') from error
+            raise EvaluationError(f'{video.place}: {error}') from error
     return sizes
 
 

@@ -29,7 +29,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Job:
-    """Videos to watch under one policy, together (today always one), and the name of each one's result."""
+    """Videos to watch under one policy, several of them in lockstep, and the name of each one's result."""
     names: tuple[str, ...]
     videos: tuple[Video, ...]
     policy: Policy
@@ -44,6 +44,7 @@ class Settings:
         mode: 'offline' or 'online'; rate: bag seconds per second, online.
         max_tokens: of an answer.
         threads: of the CPU, per process; not part of the digest.
+        lockstep: videos that are watched at once.
     """
     model: str
     device: str = 'auto'
@@ -52,9 +53,10 @@ class Settings:
     rate: float = 1.0
     max_tokens: int = 64
     threads: int = 1
+    lockstep: int = 1
 
     def __post_init__(self):
-        for name in ('rate', 'max_tokens', 'threads'):
+        for name in ('rate', 'max_tokens', 'threads', 'lockstep'):
             if not 0 < getattr(self, name) < float('inf'):
                 raise ParameterError(f'--{name.replace("_", "-")} must be a positive number, got {getattr(self, name)}')
 
@@ -76,16 +78,18 @@ def parse_policies(texts: Sequence[str]) -> list[Policy]:
     return [Policy(prefill, tuple(answers)) for prefill, answers in found.items()]
 
 
-def make_jobs(videos: Sequence[Video], policies: Sequence[Policy]) -> list[Job]:
-    """One job for each video and policy; a video's jobs follow each other."""
-    taken: set[str] = set()
+def make_jobs(videos: Sequence[Video], policies: Sequence[Policy], lockstep: int = 1) -> list[Job]:
+    """One job for each policy and `lockstep` videos that follow each other; the jobs of the same videos follow each other.
+
+    Captions differ in length from video to video, so those of rlivs are watched one by one.
+    """
     jobs = []
-    for number, video in enumerate(videos):
+    for first in range(0, len(videos), lockstep):
+        group = range(first, min(first + lockstep, len(videos)))
         for policy in policies:
-            name = f'{number:04d}-{_slug(Path(video.source).name)}-{_slug(policy.prefill)}'
-            name = next(n for n in (name, *(f'{name}-{i}' for i in range(2, 10**6))) if n not in taken)
-            taken.add(name)
-            jobs.append(Job((name,), (video,), policy))
+            for rows in ([row] for row in group) if policy.is_rlivs else (group,):
+                names = (f'{row:04d}-{_slug(Path(videos[row].source).name)[:60]}-{_slug(policy.prefill)}' for row in rows)
+                jobs.append(Job(tuple(names), tuple(videos[row] for row in rows), policy))
     return jobs
 
 
@@ -100,12 +104,12 @@ def describe(settings: Settings, videos: Sequence[Video], policies: Sequence[Pol
     """
     plan = {'model': settings.model, 'model_digest': model_digest(settings.model), 'mode': settings.mode,
             'rate': settings.rate if settings.mode == 'online' else None, 'device': settings.device, 'dtype': settings.dtype,
-            'max_tokens': settings.max_tokens,
+            'max_tokens': settings.max_tokens, 'lockstep': settings.lockstep,
             'policies': [{'prefill': policy.prefill, 'answers': list(policy.answers)} for policy in policies],
             'videos': [video.as_dict() | {'frames': n} for video, n in zip(videos, frames, strict=True)]}
     told = {name: value for name, value in plan.items() if name != 'model'}     # a model may move
     return {'digest': hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest(), **plan,
-            'jobs': [name for job in make_jobs(videos, policies) for name in job.names]}
+            'jobs': [name for job in make_jobs(videos, policies, settings.lockstep) for name in job.names]}
 
 
 def model_digest(model: str) -> str:

@@ -8,6 +8,7 @@ import transformers
 from tqdm import tqdm
 
 from statekv_ros.errors import EvaluationError
+from statekv_ros.evaluation.lockstep_run import Group, run_together
 from statekv_ros.evaluation.plan import Job, Settings
 from statekv_ros.evaluation.run import run_job
 from statekv_ros.evaluation.store import RunFolder
@@ -25,10 +26,20 @@ class Worker:
         transformers.utils.logging.disable_progress_bar()   # ours counts jobs
         self.backbone = load_backbone(settings.model, settings.device, settings.dtype)
         self._max_tokens = settings.max_tokens
+        self._group: Group | None = None
 
     def run(self, job: Job) -> list[dict]:
-        """See `run.run_job`."""
-        return run_job(self.backbone, job, self._max_tokens)
+        """The results of a job, one for each of its videos.
+
+        Raises:
+            EvaluationError: a source or a question turned out bad on the way, or its videos cannot be watched together.
+        """
+        if len(job.videos) == 1:
+            return [run_job(self.backbone, job, self._max_tokens)]
+        if self._group is None or self._group.videos != job.videos:
+            self._group = None      # one at a time: its frames take memory
+            self._group = Group(self.backbone, job.videos)
+        return run_together(self._group, job, self._max_tokens)
 
 
 def run_all(jobs: Sequence[Job], folder: RunFolder, results: Callable[[Sequence[Job]], Results]) -> None:

@@ -13,18 +13,16 @@ from statekv_ros.memory import AnswerResult, StepReport, VideoStream, parse_pref
 _NS = 10**9
 
 
-def run_job(backbone: Backbone, job: Job, max_tokens: int) -> list[dict]:
-    """Watch a job's videos under its policy and ask their questions, greedily; one result for each video.
+def run_job(backbone: Backbone, job: Job, max_tokens: int) -> dict:
+    """Watch a job's one video under its policy and ask its questions, greedily.
 
     A result is plain JSON. All of it but the fields that end in `_ms` is the same in every run.
 
     Raises:
-        EvaluationError: a source or a question turned out bad on the way, or there are several videos.
+        EvaluationError: a source or a question turned out bad on the way.
     """
-    if len(job.videos) != 1:
-        raise EvaluationError(f'job {", ".join(job.names)} has {len(job.videos)} videos, but they are watched one by one')
     try:
-        return [_Watching(backbone, job.names[0], job.videos[0], job.policy, max_tokens).result()]
+        return _Watching(backbone, job.names[0], job.videos[0], job.policy, max_tokens).result()
     except StateKVError as error:
         raise EvaluationError(f'{job.names[0]}: {error}') from error
 

@@ -59,7 +59,10 @@ class StepPlace:
 
 @dataclass(frozen=True)
 class PositionPolicy:
-    """Attributes:
+    """Which positions there are, and when the past is re-indexed to stay within them.
+
+    Attributes:
+        kind: one of POSITIONS.
         limit: no frame step is given a position at or past it.
         end: no question or answer is given a position at or past it; the room between is theirs.
     """

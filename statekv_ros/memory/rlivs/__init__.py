@@ -1,4 +1,4 @@
-"""rLiVS (arXiv 2510.17364, NeurIPS 2025) behind the face of a stream: clips are told in words, and the words are the memory.
+"""rLiVS (arXiv 2510.17364, NeurIPS 2025) behind the face of a stream: clips are told in words, the words are the memory.
 
 Written from the paper's description alone. Its authors state that a patent on the method is pending.
 """

@@ -1,4 +1,4 @@
-"""One camera's memory in words: each clip becomes a caption, told with a few visual tokens of the clips before it in view."""
+"""One camera's memory in words: each clip becomes a caption, told with a few visual tokens of earlier clips in view."""
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from statekv_ros.backbones.base import TokenInputs
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import QuestionError
 from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.records import AnswerResult, StepReport
-from statekv_ros.memory.rlivs.captioner import Captioner
+from statekv_ros.memory.rlivs.captioner import Captioner, Kept
 from statekv_ros.memory.rlivs.long_term import Caption, make_caption
 from statekv_ros.memory.rlivs.options import Options, pick_layers
 from statekv_ros.memory.rlivs.text_answer import answer_from_captions
@@ -74,7 +73,7 @@ class CaptionMemory:
             preprocess_ms: time already spent on this frame (decoding), added to the report's.
 
         Returns:
-            The clip's report, or None while it fills. A frame of another size, or a stamp that goes back, ends the clip before.
+            The clip's report, or None while it fills. A frame of another size or a stamp that goes back ends the clip before.
 
         Raises:
             FrameError: not an image, or a stamp that is not positive or the same as the last one.
@@ -121,7 +120,7 @@ class CaptionMemory:
             span: oldest and newest header stamp in ns of clips that it may read about; None is unbounded.
 
         Raises:
-            QuestionError: empty or too long a question, nothing seen yet, no clip in the span, or a value out of its range.
+            QuestionError: empty or too long a question, nothing seen yet, no clip in the span, a value out of its range.
             Interrupted: `cancelled` said so.
         """
         begun = time.perf_counter()
@@ -164,7 +163,7 @@ class CaptionMemory:
     @property
     def state_tokens(self) -> int:
         """Visual tokens that the next clip will see of past ones."""
-        return sum(inputs.tokens for inputs in self.selected)
+        return sum(kept.tokens for kept in self.selected)
 
     @property
     def detailed_tokens(self) -> int:
@@ -178,7 +177,7 @@ class CaptionMemory:
 
     def _clear(self) -> None:
         self.captions: deque[Caption] = deque()
-        self.selected: deque[TokenInputs] = deque(maxlen=self.options.fifo_clips)
+        self.selected: deque[Kept] = deque(maxlen=self.options.fifo_clips)
         self._clip = PendingFrames()
         self._time = StreamTime()
         self.steps = self.forgotten_frames = self._told_frames = 0

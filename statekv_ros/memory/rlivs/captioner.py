@@ -14,17 +14,33 @@ from statekv_ros.memory.snapshot import PendingFrames
 
 
 @dataclass(frozen=True)
+class Kept:
+    """Visual tokens kept of one clip, in time order.
+
+    Attributes:
+        inputs: as the model is given them: embeddings, positions, DeepStack rows.
+        native: whether they are given their own places in the clip, or consecutive positions.
+    """
+    inputs: TokenInputs
+    native: bool
+
+    @property
+    def tokens(self) -> int:
+        return self.inputs.tokens
+
+
+@dataclass(frozen=True)
 class ToldClip:
     """What one clip comes to.
 
     Attributes:
         text: its caption.
-        selected: the visual tokens kept, in time order, as the model is given them (embeddings, positions, DeepStack rows).
+        selected: the visual tokens that its caption looked at most.
         tokens: of the clip's steps, text included; kept or not.
         vision_ms, prefill_ms, select_ms: vision tower; language model, caption included; choice of tokens.
     """
     text: str
-    selected: TokenInputs
+    selected: Kept
     tokens: int
     vision_ms: float
     prefill_ms: float
@@ -35,10 +51,10 @@ class Captioner:
     """Tells clips; carries nothing from one to the next.
 
     Positions: a clip is read as if the video began with the oldest of the past clips: prefix, past clips, this one. So
-    positions are bounded for ever, while their own would leave the trained context in an endless stream. What a kept token
-    stands for there is `Options.positions`: `native`, its own place in its own clip, whose other tokens leave gaps, so that
-    distances in time and in the picture stay true; `contiguous`, one after another as in a concatenated input, which is the
-    paper's case and needs far fewer positions. '' is native where a full FIFO fits the trained context, else contiguous.
+    positions are bounded for ever, while their own would leave the trained context in an endless stream. Where a kept token
+    stands there is `Options.positions`: `native`, its own place in its own clip, whose other tokens leave gaps, so that
+    distances in time and in the picture stay true; `contiguous`, one after another as in any concatenated input, which needs
+    far fewer positions. '' is native where a full FIFO fits the trained context, else contiguous.
     Timestamps in a step's text stay true either way.
     """
 
@@ -48,7 +64,7 @@ class Captioner:
         self._request = backbone.tokenize_question(options.caption_prompt)
 
     @torch.inference_mode()
-    def tell(self, clip: PendingFrames, first_frame: int, past: Sequence[TokenInputs]) -> ToldClip:
+    def tell(self, clip: PendingFrames, first_frame: int, past: Sequence[Kept]) -> ToldClip:
         """Caption a clip.
 
         Args:
@@ -63,7 +79,8 @@ class Captioner:
         prefix, placed = backbone.prefix(), []
         position = prefix.next_position
         for kept in past:
-            placed.append(backbone.shifted(kept, kept.start - position))
+            placed.append(backbone.shifted(kept.inputs, kept.inputs.start - position) if kept.native
+                          else backbone.in_line(kept.inputs, position))
             position = placed[-1].next_position
         steps = self._encode(clip, first_frame, position)
         keep = max(1, round(self._options.keep * sum(step.visual_tokens for step in steps)))
@@ -84,11 +101,10 @@ class Captioner:
         # Sums where the paper has means, over as many tokens, heads and layers for each: the order is the same.
         importance = telling.attention[torch.cat(visual)]
         best = importance.argsort(descending=True, stable=True)[:keep].sort().values
-        selected = self._pick(steps, best)
-        selected = (replace(selected, start=position, next_position=steps[-1].next_position) if native
-                    else backbone.in_line(selected, position))
+        inputs = replace(self._pick(steps, best), start=position, next_position=steps[-1].next_position)
         clock.mark()
-        return ToldClip(backbone.decode(token_ids).strip(), selected, sum(step.tokens for step in steps), *clock.phases_ms())
+        return ToldClip(backbone.decode(token_ids).strip(), Kept(inputs, native), sum(step.tokens for step in steps),
+                        *clock.phases_ms())
 
     def _encode(self, clip: PendingFrames, first_frame: int, position: int) -> list[TokenInputs]:
         steps, size = [], self._backbone.frames_per_step

@@ -17,7 +17,7 @@ class Caption:
     """One clip in words.
 
     Attributes:
-        frames: camera frames of the clip; first_stamp_ns, last_stamp_ns: header stamps of its first and last, in nanoseconds.
+        frames: camera frames of the clip; first_stamp_ns, last_stamp_ns: header stamps of its first and last, in ns.
         token_ids: the words as they are read to answer, at most as many as a caption may have.
         embedding: mean of their token embeddings, scaled to length 1, [hidden] fp32; zeros for no words.
     """

@@ -33,7 +33,8 @@ class Options:
                 remedy = '; to carry nothing, set recurrent=False' if name == 'fifo_clips' else ''
                 raise PolicyError(f'{name} must be a positive number of {unit}, got {value!r}{remedy}')
         if not 0 < self.keep <= 1:
-            raise PolicyError(f'keep must be a share of a clip\'s visual tokens above 0 and up to 1, as 1/16, got {self.keep!r}')
+            raise PolicyError('keep must be a share of a clip\'s visual tokens above 0 and up to 1, as 1/16, got '
+                              f'{self.keep!r}')
         if not 0 <= self.mmr_lambda <= 1:
             raise PolicyError('mmr_lambda must be between 0 (captions unlike each other) and 1 (captions like the question), '
                               f'got {self.mmr_lambda!r}')

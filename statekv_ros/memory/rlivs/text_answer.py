@@ -60,11 +60,13 @@ def answer_from_captions(backbone: Family, captions: Sequence[Caption], question
         evidence=_evidence(chosen, [telling.attention[a:b].double().sum().item() for a, b in spans], evidence),
         question_tokens=len(words) + len(after), answer_tokens=len(told), context_tokens=len(context) - len(before),
         prefill_ms=prefill_ms, first_token_ms=first_token_ms,
-        decode_ms=(time.perf_counter() - begun) * 1e3 - prefill_ms, prefill_policy=options.policy, answer_policy='captions')
+        decode_ms=(time.perf_counter() - begun) * 1e3 - prefill_ms, prefill_policy=options.policy,
+        answer_policy='captions')
 
 
 def _evidence(captions: Sequence[Caption], mass: list[float], limit: int) -> tuple[Evidence, ...]:
     """Clips whose captions were attended to most, greatest share first; separators, chat text and question left out."""
     total = sum(mass)
     best = sorted(range(len(mass)), key=lambda i: -mass[i])[:max(0, limit)]
-    return tuple(Evidence(captions[i].first_stamp_ns, captions[i].last_stamp_ns, mass[i] / total) for i in best if mass[i] > 0)
+    return tuple(Evidence(captions[i].first_stamp_ns, captions[i].last_stamp_ns, mass[i] / total)
+                 for i in best if mass[i] > 0)

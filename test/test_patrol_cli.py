@@ -1,0 +1,76 @@
+"""statekv-patrol: bags and questions that belong together, and whose answers are true."""
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from statekv_ros.evaluation.footage import PatrolFootage, check_video, open_footage
+from statekv_ros.evaluation.schema import load_questions
+from statekv_ros.patrol.cli import main, make_patrols
+from statekv_ros.patrol.questions import KINDS, Question, answer_at
+from statekv_ros.patrol.world import COLOURS, SHAPES, make_patrol
+from statekv_ros.replay.bag_reader import read_images
+
+SECOND = 10**9
+STEPS, SEED = 24, 7
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp('patrols') / 'made'
+    assert main(['make', str(out), '--videos', '2', '--steps', str(STEPS), '--seed', str(SEED), '--size', '48x32']) == 0
+    return out
+
+
+def test_bags_have_the_size_and_the_stamps_asked_for(folder):
+    assert sorted(entry.name for entry in folder.iterdir()) == [f'patrol_{SEED}', f'patrol_{SEED + 1}', 'questions.yaml']
+    images = list(read_images(folder / f'patrol_{SEED}'))
+    assert [image.stamp_ns for image in images] == [SECOND + index * SECOND // 2 for index in range(2 * STEPS)]
+    message = images[0].message()
+    assert (message.width, message.height) == (48, 32)
+
+
+def test_questions_fit_their_bags_and_their_answers_hold_through_the_window_and_no_longer(folder):
+    videos = load_questions(folder / 'questions.yaml')
+    named = {Question(kind, thing).text: Question(kind, thing) for kind in KINDS for thing in
+             [(shape, colour) for shape in range(len(SHAPES)) for colour in range(-1, len(COLOURS))]}
+    for number, video in enumerate(videos):
+        extent, mistakes = check_video(video)
+        assert not mistakes and extent.frames == 2 * STEPS and extent.duration_s == STEPS
+        patrol = make_patrol(STEPS, np.random.default_rng(SEED + number))
+        assert {'now', 'here'} <= {asked.kind for asked in video.questions} <= set(KINDS)
+        for asked in video.questions:
+            question, step = named[asked.text], int(asked.ask_at)
+            first, end = map(int, asked.valid)
+            answers = [answer_at(patrol, question, step) for step in range(first, end)]
+            assert answers == [asked.accepted[0]] * (end - first) and first <= step < end
+            assert first == 0 or answer_at(patrol, question, first - 1) != asked.accepted[0]
+            assert end == STEPS or answer_at(patrol, question, end) != asked.accepted[0]
+            assert asked.kind in ('now', 'again') or step == STEPS - 1
+            assert 0 < asked.chance <= .5
+
+
+def test_sources_made_on_the_fly_are_the_same_videos(folder, tmp_path):
+    make_patrols(tmp_path / 'virtual', 2, STEPS, SEED, (48, 32), bags=False)
+    assert [entry.name for entry in (tmp_path / 'virtual').iterdir()] == ['questions.yaml']
+    bags, virtual = (load_questions(path / 'questions.yaml') for path in (folder, tmp_path / 'virtual'))
+    for bag, video in zip(bags, virtual, strict=True):
+        assert bag.questions == video.questions
+        assert isinstance(open_footage(video), PatrolFootage)
+        pairs = zip(open_footage(bag).frames(), open_footage(video).frames(), strict=True)
+        assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in pairs)
+
+
+@pytest.mark.parametrize('arguments, told', [
+    (['--videos', '0'], 'videos must be at least 1, got 0'), (['--steps', '0'], 'steps must be at least 1, got 0'),
+    (['--seed', '-1'], 'seed must be at least 0, got -1'), (['--size', '0x9'], 'width must be at least 1, got 0')])
+def test_bad_numbers_make_nothing(tmp_path, capsys, arguments, told):
+    assert main(['make', str(tmp_path / 'made'), *arguments]) == 2
+    assert told in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_an_existing_folder_is_left_alone(folder, capsys):
+    before = (folder / 'questions.yaml').read_bytes()
+    assert main(['make', str(folder)]) == 2
+    assert 'exists: choose another folder' in capsys.readouterr().err
+    assert (folder / 'questions.yaml').read_bytes() == before
