@@ -33,8 +33,8 @@ def test_statekv_stays_flat_while_full_attention_grows():
 
 def test_a_whole_step_of_a_published_model_is_measured_on_a_cpu_when_it_is_cut(tmp_path, capsys):
     figure, profile = tmp_path / 'step.png', tmp_path / 'profile.txt'
-    arguments = ('step --random-weights --model Qwen3-VL-2B --layers 1 --frames 16 64 --budget 256 2048 --rounds 1 --size 128x128 '
-                 f'--device cpu --dtype fp32 --json --plot {figure} --profile {profile}')
+    arguments = ('step --random-weights --model Qwen3-VL-2B --layers 1 --frames 16 64 --budget 256 2048 --rounds 1 '
+                 f'--size 128x128 --device cpu --dtype fp32 --json --plot {figure} --profile {profile}')
     assert cli.main(arguments.split()) == 0
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert (result['model'], result['layers'], result['dtype'], result['random_weights']) == ('Qwen3-VL-2B', 1, 'fp32', True)
@@ -88,7 +88,8 @@ def test_the_gpu_run_goes_on_when_a_part_fails_and_writes_what_each_said(tmp_pat
     def say(text: str, code: int) -> list[str]:
         return [sys.executable, '-c', f'print("noise"); print({text!r}); raise SystemExit({code})']
 
-    parts = [('tests', say('1 failed', 1), tmp_path / 'out/tests.txt'), ('kernel', say('{"a": 1}', 0), tmp_path / 'out/kernel.json')]
+    parts = [('tests', say('1 failed', 1), tmp_path / 'out/tests.txt'),
+             ('kernel', say('{"a": 1}', 0), tmp_path / 'out/kernel.json')]
     monkeypatch.setattr(gpu, 'parse_device', lambda name, hint: torch.device('cuda'))
     monkeypatch.setattr(gpu, 'device_name', lambda device: 'some GPU')
     monkeypatch.setattr(gpu, 'commands', lambda *args: parts)

@@ -152,7 +152,7 @@ def test_statistics_are_their_definitions(backbone, frames):
     assert found['steps'] == 6 and found['budgets'][10**6]['captured'] is None
     stream, noted = VideoStream(backbone, 'statekv(unlimited)'), []
     commit = stream.carried.commit
-    stream.carried.commit = lambda: (noted.append(stream.carried.importance().clone()), commit())
+    stream.carried.commit = lambda: (noted.append(stream.carried.frame()[2].clone()), commit())
     for stamp, picture in Clip(frames[:12]).frames():
         stream.step(picture, stamp)
     captured, recalled, before = [], [], None

@@ -8,3 +8,10 @@ def to_device(host: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == 'cuda':
         host = host.pin_memory()
     return host.to(device, non_blocking=True)
+
+
+def copy_to_device(host: torch.Tensor, target: torch.Tensor) -> None:
+    """As `to_device`, into a tensor that is there already."""
+    if target.device.type == 'cuda':
+        host = host.pin_memory()
+    target.copy_(host, non_blocking=True)

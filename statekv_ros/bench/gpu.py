@@ -12,7 +12,7 @@ import statekv_ros
 from statekv_ros.bench.hardware import device_name, parse_device, versions
 from statekv_ros.errors import ParameterError
 
-TESTS = ('test_scored_attention.py', 'test_state_update.py', 'test_sync_free.py')
+TESTS = ('test_scored_attention.py', 'test_state_update.py', 'test_sync_free.py', 'test_graphs.py')
 MODELS = ('InternVL3-8B', 'Qwen3-VL-8B')
 
 
@@ -21,7 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--models', nargs='+', default=MODELS, metavar='MODEL',
                         help='published models whose whole step to measure; default: %(default)s')
     parser.add_argument('--device', default='cuda', help='default: %(default)s')
-    parser.add_argument('--minutes', type=float, default=10.0, help='what has not begun by then is left out; default: %(default)s')
+    parser.add_argument('--minutes', type=float, default=10.0,
+                        help='what has not begun by then is left out; default: %(default)s')
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -74,7 +75,8 @@ def _run(name: str, command: list[str], output: Path, deadline: float, console: 
         console.print(f'[red]left out[/] {name}: no time left (--minutes)')
         return {'name': name, 'exit_code': None, 'seconds': 0.0, 'output': ''}
     console.print(f'running {name}')
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if output.suffix == '.txt' else None, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if output.suffix == '.txt' else None,
+                          text=True)
     lines = done.stdout.splitlines(keepends=True)
     output.write_text(''.join(lines[-1:] if output.suffix == '.json' else lines))
     seconds = round(time.monotonic() - begun, 1)

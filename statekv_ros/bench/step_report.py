@@ -49,6 +49,6 @@ def print_table(result: dict) -> None:
     for left in result['left_out']:
         console.print(f'left out: {left["policy"]} at frame {left["frame"]}: {left["reason"]}')
     console.print('State and cache are filled with noise to their size at the frame. Milliseconds, medians of '
-                  f'{result["rounds"]} measured in turn: vision tower, text model, selection; host: until all was queued; floor: '
-                  f'at {result["matmul_tflops"]} TFLOP/s of matmul and {result["copy_gb_per_s"]} GB/s of copy, measured in this '
-                  'run.')
+                  f'{result["rounds"]} measured in turn: vision tower, text model, selection; host: until all was queued; '
+                  f'floor: at {result["matmul_tflops"]} TFLOP/s of matmul and {result["copy_gb_per_s"]} GB/s of copy, measured '
+                  'in this run.')

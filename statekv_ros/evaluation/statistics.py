@@ -114,7 +114,7 @@ def _watch_all(backbone: Backbone, source: Source, scores: _Scores) -> int:
     commit = stream.carried.commit
 
     def commit_and_note() -> None:
-        scores.note(stream.carried.importance().cpu())
+        scores.note(stream.carried.frame()[2].cpu())
         commit()
 
     stream.carried.commit = commit_and_note

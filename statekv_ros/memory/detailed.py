@@ -87,6 +87,12 @@ class DetailedCache:
         self._open.key[layer, :, self._open.used:end] = self._backbone.rotate(key[0], self._turn) if self._turn else key[0]
         self._open.value[layer, :, self._open.used:end] = value[0]
 
+    def write_all(self, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Keys and values [layers, kv_heads, tokens, head_dim] of the step that was begun, instead of `write` for each layer."""
+        end = self._open.used + key.shape[2]
+        self._open.key[:, :, self._open.used:end] = self._backbone.rotate(key, self._turn) if self._turn else key
+        self._open.value[:, :, self._open.used:end] = value
+
     def commit(self, record: StepRecord, inputs: TokenInputs) -> None:
         """Make the step that was begun part of the memory; `inputs` at their true positions."""
         chunk = self._open

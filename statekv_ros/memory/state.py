@@ -8,6 +8,7 @@ from statekv_ros.memory.positions import PositionPolicy, StepPlace
 from statekv_ros.memory.slot_positions import SlotPositions
 
 _FIRST_CAPACITY = 256
+_SLOT_GROUP = 16
 
 
 class CompressedState:
@@ -71,10 +72,19 @@ class CompressedState:
         if self._places:
             self._places.keep(self.kept())
 
-    def importance(self) -> torch.Tensor:
-        """What the newest step noted for each key of [state ; frame], [layers, kv_heads, keys] fp32; between its last `attend`
-        and `commit`. A view."""
-        return self._importance[..., :self.tokens + self._frame_tokens]
+    def place(self) -> tuple | None:
+        """Where the step that was begun is computed; None when that will not be so again: the state is filling up, or each
+        step turns a copy of its keys."""
+        if self.tokens < self.budget or self._turns:
+            return None
+        return (self._key.data_ptr(), self._value.data_ptr(), self._importance.data_ptr(), self._key.shape[2],
+                self._frame_tokens)
+
+    def frame(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Keys and values [layers, kv_heads, tokens, head_dim] of the step that was begun, and the importance of state and
+        step [layers, kv_heads, state + tokens], where they lie."""
+        live = self.tokens + self._frame_tokens
+        return self._key[:, :, self.tokens:live], self._value[:, :, self.tokens:live], self._importance[:, :, :live]
 
     def kept(self) -> torch.Tensor:
         """Ordinals of the carried tokens, [layers, kv_heads, tokens] int64, in no particular order."""
@@ -107,7 +117,8 @@ class CompressedState:
         return self._rotate(self._key[layer, :, :self.tokens], self._places.turn[layer, :, :self.tokens])
 
     def _allocate(self, capacity: int) -> None:
-        layout, old = self.layout, self.tokens
+        # Whole groups of slots, so that every layer's begin where kernels like to read.
+        layout, old, capacity = self.layout, self.tokens, -(-capacity // _SLOT_GROUP) * _SLOT_GROUP
         key, value = layout.empty(capacity), layout.empty(capacity)
         ordinal = torch.empty(layout.layers, layout.kv_heads, capacity, dtype=torch.int64, device=layout.device)
         if old:

@@ -10,6 +10,7 @@ from statekv_ros.memory.answering import Answering
 from statekv_ros.memory.carried import make_carried
 from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.detailed import DetailedCache
+from statekv_ros.memory.graphs import make_graphs
 from statekv_ros.memory.policies import AnswerPolicy, PrefillPolicy, parse_answer_policy, parse_prefill_policy
 from statekv_ros.memory.positions import StepPlace, parse_positions
 from statekv_ros.memory.records import AnswerResult, StepRecord, StepReport
@@ -26,18 +27,20 @@ class VideoStream:
         positions: which positions the model is given as the stream grows.
         frames: camera frames that the memory holds, a waiting half step included, forgotten ones not.
         steps: frame steps so far.
+        graphs: frame steps as recorded graphs; None where all run eagerly.
     """
 
     def __init__(self, backbone: Backbone, prefill_policy: str | PrefillPolicy = 'statekv(4096)',
                  answer_policy: str | AnswerPolicy = 'all', chunk_tokens: int = 4096, max_detailed_bytes: int = 0,
-                 cancelled: Callable[[], bool] = lambda: False, positions: str = ''):
+                 cancelled: Callable[[], bool] = lambda: False, positions: str = '', cuda_graph: str = 'auto'):
         """
         Args:
             positions: `native`, `contiguous`, `lazy_shift`, or '' for the default; see the module `positions`.
             chunk_tokens: the detailed cache grows by this many tokens at a time.
             max_detailed_bytes: past this many bytes the oldest chunk of the detailed cache is forgotten; 0: never.
             cancelled: looked at once per layer; when true, the step or slice in progress ends with `Interrupted` and
-                leaves the memory as it was, without the frames of that step.
+                leaves the memory as it was, without the frames of that step. A step replayed as a graph looks once.
+            cuda_graph: `auto`: on a GPU, frame steps are replayed as CUDA graphs once the state is full; `off`: never.
 
         Raises:
             PolicyError, ParameterError: a policy or a size that cannot work.
@@ -49,6 +52,7 @@ class VideoStream:
         self.cancelled = cancelled
         self._chunk_tokens, self._max_detailed_bytes = chunk_tokens, max_detailed_bytes
         self.generation = 0
+        self.graphs = make_graphs(cuda_graph, backbone, self.prefill_policy.kind)
         self._clear()
 
     def step(self, frame: np.ndarray, stamp_ns: int, preprocess_ms: float = 0.0) -> StepReport | None:
@@ -87,7 +91,7 @@ class VideoStream:
         if self._next_position == 0:
             self._remember_prefix()
         clock = PhaseClock(self.backbone.device)
-        inputs = self.backbone.encode(pending.frames, pending.seconds, self._next_position, self._frames)
+        inputs = (self.graphs or self.backbone).encode(pending.frames, pending.seconds, self._next_position, self._frames)
         clock.mark()
         record = StepRecord(self.steps, pending.segment, pending.stamps_ns[0], pending.stamps_ns[-1], len(pending),
                             self._next_ordinal, inputs.tokens, inputs.visual_start, inputs.visual_tokens,
@@ -222,6 +226,8 @@ class VideoStream:
         return self.carried.attend(layer, query, key, value, scale)
 
     def _clear(self) -> None:
+        if self.graphs is not None:
+            self.graphs.clear()
         self.carried = make_carried(self.backbone, self.prefill_policy, self.positions)
         self.detailed = DetailedCache(self.backbone, self._chunk_tokens, self._max_detailed_bytes, self.positions)
         self._pending = PendingFrames()
@@ -242,7 +248,7 @@ class VideoStream:
                           inputs.start, self.backbone.starts(inputs), lambda: self.backbone.largest_shift(inputs))
         self.carried.begin(place)
         self.detailed.begin(place, self.shift, prefix=record.step < 0)
-        self.backbone.forward(self.backbone.shifted(inputs, self.shift), self)
+        (self.graphs or self.backbone).forward(self.backbone.shifted(inputs, self.shift), self)
 
     def _remember(self, record: StepRecord, inputs: TokenInputs) -> None:
         self.detailed.commit(record, inputs)

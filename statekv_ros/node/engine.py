@@ -78,7 +78,7 @@ class Engine:
 
     @property
     def stopping(self) -> bool:
-        """Whether work in progress should end; streams look at it once per layer."""
+        """Whether work in progress should end; streams look at it once per layer, or per replayed step."""
         return self._stopping.is_set()
 
     def start(self) -> None:
@@ -161,6 +161,8 @@ class Engine:
         return admitted
 
     def _watch(self, camera: Camera) -> bool:
+        # A step is waited for before the next image is taken. To decode ahead while the GPU works would hide some milliseconds,
+        # but take an image a step older than it need be, and lay a failed step at the next one's door.
         arrival = camera.mailbox.take()
         if arrival is None:
             return False

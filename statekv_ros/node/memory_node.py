@@ -118,7 +118,7 @@ class MemoryNode(LifecycleNode):
         cameras, kinds = [], {}
         for name in get['cameras']:
             stream = VideoStream(backbone, policy, 'all', get['chunk_tokens'], get['max_detailed_mb'] * 10**6,
-                                 positions=get['positions'])
+                                 positions=get['positions'], cuda_graph=get['cuda_graph'])
             kinds[name] = message_type(get[f'{name}.topic'], get[f'{name}.transport'])
             cameras.append(Camera(name, stream, DECODERS[kinds[name]]))
         self._engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],

@@ -12,6 +12,7 @@ from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from statekv_ros.errors import ParameterError, StateKVError
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
+from statekv_ros.memory.graphs import CUDA_GRAPH
 from statekv_ros.memory.positions import POSITIONS
 
 LARGE = 2**31 - 1
@@ -120,6 +121,8 @@ NODE = (
     Spec('window_frames', 16, 'frames that the policy window carries', low=1, high=LARGE),
     Spec('positions', '', 'positions for the model once the stream outgrows its trained context; empty: lazy_shift, native for '
          'full', choices=('', *POSITIONS)),
+    Spec('cuda_graph', 'auto', 'auto: on a GPU, frame steps are replayed as CUDA graphs once the state is full',
+         choices=CUDA_GRAPH),
     Spec('chunk_tokens', 4096, 'the detailed cache grows by this many tokens at a time', low=64, high=LARGE),
     Spec('max_detailed_mb', 0, 'bound on each camera\'s detailed cache in MB (10^6 bytes); past it the oldest chunk is '
          'forgotten; 0: no bound', low=0, high=LARGE),

@@ -1,0 +1,129 @@
+"""A stream's frame steps as recorded graphs, once its state is full: same shapes, same places, no Python between kernels."""
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from statekv_ros.backbones.base import StagedStep, TokenInputs
+from statekv_ros.backbones.family import Family
+from statekv_ros.errors import Interrupted, ParameterError
+from statekv_ros.memory.recorded import CudaRecorder, RecordedStep, Recorder
+
+if TYPE_CHECKING:
+    from statekv_ros.memory.state import CompressedState
+    from statekv_ros.memory.stream import VideoStream
+
+CUDA_GRAPH = ('auto', 'off')
+# A recording may choose other kernels than the eager step; relative errors by norm that this explains.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+
+
+class StepGraphs:
+    """Runs steps in place of the backbone: replays what is recorded, else runs eagerly and records what comes twice in a row.
+
+    A shape is the frames' size and the number of tokens: a step's text grows by a token as it counts frames or seconds. Each
+    recording is replayed once on the frame it was recorded with and compared with the eager step. When that differs, or
+    nothing can be recorded, one warning says why, and the stream stays eager for good.
+
+    Attributes:
+        replays: steps that were replayed.
+        off: why the stream stays eager; '' while it does not.
+    """
+
+    def __init__(self, backbone: Family, record: Recorder, most: int = 4):
+        """most: recordings kept; the one that was not used for longest goes."""
+        self._backbone, self._recorder, self._most = backbone, record, most
+        self.replays = 0
+        self.off = ''
+        self.clear()
+
+    @property
+    def recorded(self) -> int:
+        """Recordings held."""
+        return len(self._recorded)
+
+    def clear(self) -> None:
+        """Forget all recordings."""
+        # By shape: where the state lay, and the recording.
+        self._recorded: OrderedDict[tuple, tuple[tuple, RecordedStep]] = OrderedDict()
+        self._step: StagedStep | None = None
+        self._shape = self._last_shape = ()
+
+    def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
+               first_frame: int = 0) -> TokenInputs:
+        """As `Backbone.encode`; the next step may overwrite the result."""
+        step = self._backbone.stage(frames, seconds, position, first_frame)
+        self._last_shape, self._shape = self._shape, (step.frames.shape, step.tokens, step.visual_start)
+        self._step = step
+        if self._shape in self._recorded:
+            return self._recorded[self._shape][1].encode(step)
+        return self._backbone.embed_step(step.on(self._backbone.device))
+
+    def forward(self, inputs: TokenInputs, stream: VideoStream) -> torch.Tensor:
+        """As `Backbone.forward` with the stream as its memory; `inputs` from `encode`, or other tokens (the prefix).
+
+        Raises:
+            Interrupted: `stream.cancelled` said so; a replayed step looks once, before it begins.
+        """
+        step, self._step = self._step, None
+        place = stream.carried.place() if step is not None and not self.off else None
+        recorded_place, recorded = self._recorded.get(self._shape, (None, None))
+        if place is None or place != recorded_place:
+            hidden = self._backbone.forward(inputs, stream)
+            if place is not None and (recorded or self._shape == self._last_shape):
+                self._record(step, inputs, stream.carried, hidden, place)
+            return hidden
+        if stream.cancelled():
+            raise Interrupted('the frame step was interrupted; the memory is as before it')
+        self._recorded.move_to_end(self._shape)
+        hidden = recorded.forward(inputs)
+        stream.detailed.write_all(*stream.carried.frame()[:2])
+        self.replays += 1
+        return hidden
+
+    def _record(self, step: StagedStep, inputs: TokenInputs, state: CompressedState, hidden: torch.Tensor,
+                place: tuple) -> None:
+        """Record a step that has just been run eagerly; whatever happens, the state stays as that left it."""
+        written = [hidden, *state.frame()]
+        right = [tensor.clone() for tensor in written]
+        try:
+            recorded = RecordedStep(self._backbone, self._recorder, step.on(self._backbone.device), state)
+            recorded.encode(step)
+            replayed = [recorded.forward(inputs), *state.frame()]
+            error = max(_relative_error(ours, eager) for ours, eager in zip(replayed, right))
+            if not error <= _TOLERANCE[hidden.dtype]:
+                raise ArithmeticError(f'a replayed step differs from the eager one by {error:.1e} of its norm')
+        except Exception as error:  # CUDA and the library raise many kinds; eager steps go on after any of them
+            self.clear()
+            self.off = f'{type(error).__name__}: {error}'
+            warnings.warn(f'frame steps are not replayed as CUDA graphs but run eagerly, which is slower: {self.off}',
+                          RuntimeWarning, stacklevel=2)
+        else:
+            self._recorded[self._shape] = place, recorded
+            if len(self._recorded) > self._most:
+                self._recorded.popitem(last=False)
+        for tensor, eager in zip(written, right):
+            tensor.copy_(eager)
+
+
+def make_graphs(cuda_graph: str, backbone, prefill_kind: str) -> StepGraphs | None:
+    """Graphs of a stream; None where its steps run eagerly: on a CPU, when switched off, with a policy that carries another
+    length from step to step, or over a backbone that is no single model.
+
+    Raises:
+        ParameterError: `cuda_graph` is unknown.
+    """
+    if cuda_graph not in CUDA_GRAPH:
+        raise ParameterError(f'cuda_graph must be {" or ".join(CUDA_GRAPH)}, got {cuda_graph!r}')
+    if cuda_graph == 'off' or backbone.device.type != 'cuda' or prefill_kind != 'statekv' or not isinstance(backbone, Family):
+        return None
+    return StepGraphs(backbone, CudaRecorder(backbone.device))
+
+
+def _relative_error(ours: torch.Tensor, right: torch.Tensor) -> float:
+    return float((ours.float() - right.float()).norm() / right.float().norm().clamp_min(1e-30))

@@ -1,0 +1,66 @@
+"""One frame step as recorded work on fixed memory: replayed by the device alone, without Python between its kernels."""
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+
+from statekv_ros.backbones.base import AttentionMemory, StagedStep, TokenInputs
+from statekv_ros.backbones.family import Family
+from statekv_ros.backbones.upload import copy_to_device
+
+Result = TypeVar('Result')
+# Records what a function does on the device; gives a way to do it again and the result, whose tensors each replay fills anew.
+Recorder = Callable[[Callable[[], Result]], tuple[Callable[[], None], Result]]
+
+
+class CudaRecorder:
+    """Records CUDA graphs that share one pool of memory: they are replayed one at a time, and nobody reads an older one's
+    result by then."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._pool = None
+
+    def __call__(self, function: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the GPU meanwhile; only this one's mistakes shall break the recording.
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, capture_error_mode='thread_local'):
+            result = function()
+        self._pool = graph.pool()
+        return graph.replay, result
+
+
+class RecordedStep:
+    """Vision tower and language model of steps of one shape.
+
+    Two recordings, so that the time of each can be told, and so that what the host decides between them (where the step
+    stands) stays with the host. What is selected afterwards is not recorded: it is queued while the device is busy here.
+    """
+
+    def __init__(self, backbone: Family, record: Recorder, step: StagedStep, memory: AttentionMemory):
+        """
+        Args:
+            step: one of the shape, on the device, that has been run before; it stays as it is.
+            memory: must attend in the same places at every replay.
+        """
+        self._step = replace(step, frames=step.frames.clone(), token_ids=step.token_ids.clone(),
+                             positions=step.positions.clone())
+        self._placed = step.positions.clone()
+        self._see, self._inputs = record(lambda: backbone.embed_step(self._step))
+        self._read, self._hidden = record(
+            lambda: backbone.forward(replace(self._inputs, positions=self._placed), memory))
+
+    def encode(self, step: StagedStep) -> TokenInputs:
+        """As `Backbone.encode`, of a step on the host; the next replay overwrites the result."""
+        copy_to_device(step.frames, self._step.frames)
+        copy_to_device(step.token_ids, self._step.token_ids)
+        copy_to_device(step.positions, self._step.positions)
+        self._see()
+        return replace(self._inputs, next_position=step.next_position, start=step.start)
+
+    def forward(self, inputs: TokenInputs) -> torch.Tensor:
+        """As `Backbone.forward`, of what `encode` returned, shifted or not; the next replay overwrites the result."""
+        self._placed.copy_(inputs.positions)
+        self._read()
+        return self._hidden
