@@ -241,3 +241,22 @@ def test_any_text_is_a_policy_or_a_policy_error(text):
             assert parse(str(parse(text))) == parse(text)
         except PolicyError as error:
             assert text in str(error) or repr(text) in str(error)
+
+
+def test_evidence_leaves_out_the_pass_that_only_ends_the_answer(backbone, frames, monkeypatch):
+    stream = stream_of(backbone, frames[:12])
+    before = stream.answer(QUESTION, max_tokens=3, evidence=99)
+    plain, calls = type(backbone).logits, []
+
+    def stop_at_the_fourth(self, hidden):
+        logits = plain(self, hidden)
+        calls.append(1)
+        if len(calls) == 4:
+            logits[..., next(iter(self.stop_token_ids))] = float('inf')
+        return logits
+
+    monkeypatch.setattr(type(backbone), 'logits', stop_at_the_fourth)
+    ended = stream.answer(QUESTION, max_tokens=9, evidence=99)
+    assert ended.finish_reason == 'stop' and ended.token_ids[:3] == before.token_ids and len(ended.token_ids) == 4
+    assert [e.first_stamp_ns for e in ended.evidence] == [e.first_stamp_ns for e in before.evidence]
+    assert [e.share for e in ended.evidence] == pytest.approx([e.share for e in before.evidence], abs=1e-5)

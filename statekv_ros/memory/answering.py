@@ -142,6 +142,9 @@ class Answering:
             self._first_token_ms = (time.perf_counter() - self._begun) * 1e3
         if token in self._backbone.stop_token_ids:
             self.finish_reason = 'stop'
+            if len(self.token_ids) > 1:
+                # Where a model looks to see that it has said all is not where it found it.
+                self._reading.take_back()
         elif len(self.token_ids) >= self._max_tokens or self._position >= self._end:
             self.finish_reason = 'length'
 

@@ -63,6 +63,7 @@ class Reading:
         self._step_tokens = 0
         self._tail_key, self._tail_value = self._layout.empty(0), self._layout.empty(0)
         self._tail_mass = torch.zeros(0, device=self._layout.device)
+        self._newest: list[tuple[torch.Tensor, torch.Tensor]] = []      # what the newest pass added to which masses
 
     @property
     def tokens(self) -> int:
@@ -75,6 +76,7 @@ class Reading:
 
     def begin(self, tokens: int) -> None:
         """Make room for `tokens` more tokens of the tail."""
+        self._newest.clear()
         self._step_tokens = tokens
         needed, held = self._tail_tokens + tokens, self._tail_tokens
         if needed > self._tail_key.shape[2]:
@@ -160,6 +162,12 @@ class Reading:
         best = [i for i in shares.argsort(descending=True, stable=True)[:limit].tolist() if shares[i] > 0]
         return tuple(Evidence(records[i].first_stamp_ns, records[i].last_stamp_ns, shares[i].item()) for i in best)
 
+    def take_back(self) -> None:
+        """Leave out of the evidence what the newest forward pass noted."""
+        for noted, mass in self._newest:
+            noted -= mass
+        self._newest.clear()
+
     def _read_in(self, layer: int, parts: list[Part]) -> None:
         self._parts[layer] = parts = [part for part in parts if part.tokens]
         turns = [part.turn for part in parts]
@@ -170,8 +178,7 @@ class Reading:
         """Bring each part's masses to the common maximum, and add them up over the heads."""
         masses = [(mass * torch.exp(part_top - top) / total).sum(dim=1) for mass, part_top in noted]
         for part, mass in zip(self._parts[layer], masses):
-            if part.mass.ndim == 1:
-                part.mass += mass.sum(dim=0)
-            else:
-                part.mass[layer] += mass
-        self._tail_mass[:masses[-1].shape[-1]] += masses[-1].sum(dim=0)
+            self._newest.append((part.mass, mass.sum(dim=0)) if part.mass.ndim == 1 else (part.mass[layer], mass))
+        self._newest.append((self._tail_mass[:masses[-1].shape[-1]], masses[-1].sum(dim=0)))
+        for noted_so_far, mass in self._newest[-len(masses):]:
+            noted_so_far += mass
