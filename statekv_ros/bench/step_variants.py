@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from statekv_ros.backbones.base import StagedStep
+from statekv_ros.backbones.base import StagedStep, TokenInputs
 from statekv_ros.backbones.family import Family
 from statekv_ros.bench.grown_cache import GrownCache
 from statekv_ros.memory import VideoStream
@@ -13,7 +13,9 @@ from statekv_ros.memory.capacity import available_memory, gigabytes
 from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.positions import StepPlace
 from statekv_ros.memory.recorded import CudaRecorder, RecordedStep
+from statekv_ros.memory.records import StepRecord
 
+_CHUNK_TOKENS = 1024
 _FOR_THE_CACHE = .6  # of what is free; the rest is for the steps' own memory
 
 
@@ -51,7 +53,8 @@ class Step:
 
     def statekv(self, budget: int, frame: int) -> Variant:
         """A step over the state as it would be: at most `budget` tokens, and full where this step would fill it."""
-        stream = VideoStream(self.backbone, f'statekv({budget})', chunk_tokens=1024, cuda_graph=self._cuda_graph)
+        stream = VideoStream(self.backbone, f'statekv({budget})', chunk_tokens=_CHUNK_TOKENS, cuda_graph=self._cuda_graph,
+                             max_detailed_bytes=2 * _CHUNK_TOKENS * self.backbone.kv_bytes_per_token)
         runner = stream.graphs or self.backbone
         carried = self.seen_tokens(frame)
         full = carried + self.staged(frame).tokens > budget
@@ -66,6 +69,7 @@ class Step:
             stream.detailed.begin(place, stream.shift)
             runner.forward(self.backbone.shifted(inputs, stream.shift), stream)
             clock.mark()
+            stream.detailed.commit(_record(inputs, carried), inputs)
             if full:  # else nothing is selected, and what was not committed leaves the state as it was
                 stream.carried.commit()
             clock.mark()
@@ -119,6 +123,11 @@ class Step:
 
 def _place(tokens: int, position: int, starts: torch.Tensor, next_position: int) -> StepPlace:
     return StepPlace(tokens, 1, position, position, next_position, position, starts, lambda: 0)
+
+
+def _record(inputs: TokenInputs, ordinal: int) -> StepRecord:
+    return StepRecord(0, 0, 1, 1, 1, ordinal, inputs.tokens, inputs.visual_start, inputs.visual_tokens, inputs.start,
+                      inputs.next_position)
 
 
 def _fill(stream: VideoStream, tokens: int) -> None:
