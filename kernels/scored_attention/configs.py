@@ -54,7 +54,7 @@ _WGMMA = {
 _TCGEN05 = {
     (32, 2): Config(Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
     (64, 2): Config(Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
-    (128, 2): Config(Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
+    (128, 2): Config(Tile(128, 64, 8, 3), Tile(64, 64, 8, 3)),
     (256, 2): Config(Tile(128, 32, 8, 2), Tile(64, 64, 4, 2)),
 }
 # Little shared memory per processor: one large program of pass 2 fits where two did above.
