@@ -33,6 +33,13 @@ def test_a_step_runs_at_true_widths(name):
     assert stream.answer('what?', max_tokens=1).answer_tokens == 1
 
 
+@pytest.mark.parametrize('name', ['Qwen3-VL-2B', 'InternVL3-1B', 'LLaVA-OneVision-0.5B'])
+def test_a_model_with_random_weights_has_the_checkpoints_parameters(name):
+    """Tied tables once, where the checkpoint ties them; on the meta device, where they take no memory."""
+    backbone = random_backbone(name, 'meta')
+    assert backbone.size(448, 448).weights_bytes == 2 * PUBLISHED[name].parameters()
+
+
 @pytest.mark.parametrize('name', BILLIONS)
 def test_the_table_has_as_many_parameters_as_the_hub_says(name):
     assert PUBLISHED[name].parameters() / 1e9 == pytest.approx(BILLIONS[name], rel=2e-3)

@@ -34,6 +34,7 @@ def random_backbone(name: str, device: str | torch.device = 'cpu', dtype: torch.
     try:
         with no_init_weights(), torch.device(device):
             model = AutoModelForImageTextToText.from_config(config, dtype=dtype).eval().requires_grad_(False)
+        model.tie_weights()  # building without initial values leaves that out
         _fill(model)
     except torch.OutOfMemoryError as error:
         raise ModelError(f'{name} in {dtype} does not fit into the memory of {device}: take a smaller model, or fewer '

@@ -19,13 +19,13 @@ class CudaRecorder:
     result by then."""
 
     def __init__(self, device: torch.device):
-        self._device = device
+        self._device, self._stream = device, torch.cuda.Stream(device)
         self._pool = None
 
     def __call__(self, function: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile; only this one's mistakes shall break the recording.
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, pool=self._pool, capture_error_mode='thread_local'):
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, self._pool, self._stream, 'thread_local'):
             result = function()
         self._pool = graph.pool()
         return graph.replay, result
