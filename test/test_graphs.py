@@ -135,7 +135,8 @@ def failing(function):
     raise RuntimeError('operation not permitted when stream is capturing')
 
 
-@pytest.mark.parametrize('record, reason', [(failing, 'not permitted when stream is capturing'), (Rerun(error=.1), 'differs')])
+@pytest.mark.parametrize('record, reason', [
+    (failing, 'not permitted when stream is capturing'), (Rerun(error=.1), 'differs'), (Rerun(error=torch.nan), 'differs')])
 def test_a_stream_that_cannot_be_recorded_says_so_once_and_stays_eager(record, reason, backbone, frames):
     ours, right = graphed(backbone, record), eager(backbone)
     with warnings.catch_warnings(record=True) as caught:

@@ -50,9 +50,10 @@ def mass_kernel(Q, K, LSE, MASS, scale_log2, queries, keys, kv_heads, q_batch, q
     all_from = tl.minimum(tl.cdiv(tl.maximum(first_key + KEYS - 1 - past, 0) * GROUP, ROWS) * ROWS, rows)
     Q += batch * q_batch + kv_head * GROUP * q_head
     LSE += head.to(tl.int64) * rows
+    MASS += batch * m_batch + kv_head * m_head
     mass = tl.zeros((KEYS,), tl.float32)
     mass = _receive(mass, k, key, Q, LSE, any_from, all_from, rows, past, q_head, q_row, scale_log2,
                     GROUP, HEAD_DIM, HEAD_BLOCK, ROWS, True, PRECISION, UPCAST)
     mass = _receive(mass, k, key, Q, LSE, all_from, rows, rows, past, q_head, q_row, scale_log2,
                     GROUP, HEAD_DIM, HEAD_BLOCK, ROWS, False, PRECISION, UPCAST)
-    tl.store(MASS + batch * m_batch + kv_head * m_head + key, mass, mask=key < keys)
+    tl.store(MASS + key, mass, mask=key < keys)

@@ -95,9 +95,11 @@ class StepGraphs:
             recorded = RecordedStep(self._backbone, self._recorder, step.on(self._backbone.device), state)
             recorded.encode(step)
             replayed = [recorded.forward(inputs), *state.frame()]
-            error = max(_relative_error(ours, eager) for ours, eager in zip(replayed, right))
-            if not error <= _TOLERANCE[hidden.dtype]:
-                raise ArithmeticError(f'a replayed step differs from the eager one by {error:.1e} of its norm')
+            errors = [_relative_error(ours, eager) for ours, eager in zip(replayed, right)]
+            if not all(error <= _TOLERANCE[hidden.dtype] for error in errors):  # NaN is no match either
+                raise ArithmeticError('a replayed step differs from the eager one by '
+                                      f'{", ".join(f"{error:.1e}" for error in errors)} of its norm (output, keys, values, '
+                                      'importance)')
         except Exception as error:  # CUDA and the library raise many kinds; eager steps go on after any of them
             self.clear()
             self.off = f'{type(error).__name__}: {error}'
