@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--hours', type=float, default=8.0)
     parser.add_argument('--cameras', type=int, default=1)
     parser.add_argument('--frame-size', default='640x480', metavar='WIDTHxHEIGHT', help='of the camera')
-    parser.add_argument('--max-frame-pixels', type=int, default=448 * 448, help='as the node\'s parameter')
+    parser.add_argument('--max-frame-pixels', type=int, default=0, help='as the node\'s parameter')
     parser.add_argument('--max-detailed-mb', type=int, default=0, help='as the node\'s parameter')
     parser.add_argument('--json', action='store_true', help='print one JSON object as the last line of output')
     args = parser.parse_args(argv)
@@ -49,6 +49,7 @@ def _plans(args: argparse.Namespace) -> list[Plan]:
 
 
 def _sizes(args: argparse.Namespace) -> list[ModelSize]:
+    from statekv_ros.backbones.checkpoint import FRAME_PIXELS
     from statekv_ros.backbones.published import PUBLISHED
     try:
         width, height = (int(side) for side in args.frame_size.split('x'))
@@ -56,7 +57,7 @@ def _sizes(args: argparse.Namespace) -> list[ModelSize]:
         raise ParameterError(f'--frame-size must be WIDTHxHEIGHT in pixels, got {args.frame_size!r}') from error
     rows = [row for name, row in PUBLISHED.items() if args.model in ('all', name, row.hub_id)]
     if rows:
-        return [row.size(height, width, args.max_frame_pixels) for row in rows]
+        return [row.size(height, width, args.max_frame_pixels or FRAME_PIXELS[1]) for row in rows]
     from statekv_ros.backbones import load_backbone
     return [load_backbone(args.model, max_frame_pixels=args.max_frame_pixels).size(height, width)]
 

@@ -64,3 +64,9 @@ def test_the_command_prints_every_published_model(capsys):
     for arguments, words in ((['--fps', '0'], '--fps'), (['--budget', '0'], 'budget'), (['--frame-size', 'big'], 'big'),
                              (['--model', '/nowhere'], '/nowhere')):
         assert command.main(arguments) == 2 and words in capsys.readouterr().err
+
+
+def test_the_plan_of_the_shipped_model_is_for_the_frames_that_it_advises(capsys):
+    assert command.main(['--model', 'patrol', '--budget', '72', '--json']) == 0
+    [plan] = json.loads(capsys.readouterr().out.splitlines()[-1]).values()
+    assert plan['step_tokens'] == 9
