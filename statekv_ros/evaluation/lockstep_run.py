@@ -55,7 +55,7 @@ class Group:
 def run_together(group: Group, job: Job, max_tokens: int) -> list[dict]:
     """A result for each video of the job; see `run.run_job`."""
     lockstep = group.lockstep
-    stream = VideoStream(lockstep, job.policy.prefill, chunk_tokens=_CHUNK_TOKENS)
+    stream = VideoStream(lockstep, job.policy.prefill, chunk_tokens=_CHUNK_TOKENS, cuda_graph='off')
     size = lockstep.inner.size(*group.size)
     waiting = sorted(((question.ask_at, row, number, question) for row, video in enumerate(group.videos)
                       for number, question in enumerate(video.questions)), key=lambda entry: entry[:3])
