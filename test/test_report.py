@@ -65,11 +65,14 @@ def test_shares_differences_percentiles_and_slopes():
                                                 'high': pytest.approx(.9544, abs=1e-3)}
     assert share([])['right'] is None
     paired = difference([True, True, False, False], [True, False, False, False])
-    half = 1.96 * math.sqrt(3 / 16) / 2
-    assert paired == {'n': 4, 'difference': .25, 'low': pytest.approx(.25 - half, abs=1e-3),
-                      'high': pytest.approx(.25 + half, abs=1e-3)}
+    half = 1.96 * math.sqrt((3 / 6 - 1 / 36) / 6)       # one pair won: (1 + 1) / 6 against (0 + 1) / 6
+    assert paired == {'n': 4, 'difference': .25, 'low': pytest.approx(1 / 6 - half, abs=1e-3),
+                      'high': pytest.approx(1 / 6 + half, abs=1e-3)}
+    agreed = difference([True] * 24, [True] * 24)
+    assert agreed['difference'] == 0 and -.12 < agreed['low'] < -.05 and .05 < agreed['high'] < .12
     assert percentiles([1., 2., 3.], 50, 95) == {'p50': 2., 'p95': pytest.approx(2.9)} and percentiles([], 50) == {'p50': None}
     assert slope([[.002 * i for i in range(200)], [5 + .002 * i for i in range(200)]]) == pytest.approx(2.)
+    assert slope([[1.] * 100, [2.] * 1000]) == 0      # flat, whatever their levels and lengths
     assert slope([[1., 2.]]) is None
 
 

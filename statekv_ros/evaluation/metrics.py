@@ -28,14 +28,16 @@ def share(flags: Iterable[bool]) -> dict:
 
 
 def difference(ours: Sequence[bool], theirs: Sequence[bool]) -> dict:
-    """{'n', 'difference', 'low', 'high'} of two shares over the same questions, with a 95 % interval for paired samples."""
+    """{'n', 'difference', 'low', 'high'} of two shares over the same questions, with a 95 % interval for paired samples (Bonett
+    and Price 2012), which has a width even where all pairs agree."""
     n = len(ours)
     if n == 0:
         return {'n': 0, 'difference': None, 'low': -1., 'high': 1.}
-    change = np.array(ours, float) - np.array(theirs, float)
-    half = _Z * change.std() / math.sqrt(n)
-    return {'n': n, 'difference': float(change.mean()), 'low': max(-1., float(change.mean()) - half),
-            'high': min(1., float(change.mean()) + half)}
+    won = sum(a and not b for a, b in zip(ours, theirs))
+    lost = sum(b and not a for a, b in zip(ours, theirs))
+    p, q = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = _Z * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    return {'n': n, 'difference': (won - lost) / n, 'low': max(-1., p - q - half), 'high': min(1., p - q + half)}
 
 
 def percentiles(values: Sequence[float], *wanted: int) -> dict[str, float | None]:
@@ -44,13 +46,15 @@ def percentiles(values: Sequence[float], *wanted: int) -> dict[str, float | None
 
 
 def slope(series: Iterable[Sequence[float]]) -> float | None:
-    """How much a value grows per 1000 steps: least squares over step number and value, all series together, each without its
-    first tenth, where a state still fills."""
-    points = [(number, value) for values in series for number, value in enumerate(values) if number >= len(values) // 10]
-    if len(points) < 3:
-        return None
-    steps, values = np.array(points, float).T
-    return float(np.polyfit(steps, values, 1)[0] * 1000)
+    """How much a value grows per 1000 steps: least squares over step number and value. Each series has a level of its own, so
+    that a slower video does not look like a growing cost, and is used without its first tenth, where a state still fills."""
+    rise = run = 0.
+    for values in series:
+        late = np.array(values[len(values) // 10:], float)
+        steps = np.arange(len(late)) - (len(late) - 1) / 2
+        rise += float((steps * late).sum())
+        run += float((steps * steps).sum())
+    return 1000 * rise / run if run > 1 else None
 
 
 def summarise(jobs: Sequence[dict]) -> dict:

@@ -52,8 +52,10 @@ def render(template: str, **values) -> str:
 def _page(report: dict) -> str:
     summary = report['summary']
     policies = summary['policies']
+    # Online, frames drop and answers come late: no contest with offline ones.
+    mode = min((p['mode'] for p in policies), default='')
     return render('report.html.j2', run=report['run'], summary=summary, policies=policies, reference=REFERENCE,
-                  best=max((p for p in policies if p['overall']['n']), key=lambda p: p['overall']['right'], default=None),
+                  best=max((p for p in policies if p['overall']['n'] and p['mode'] == mode), key=lambda p: p['overall']['right'], default=None),
                   figures=[figures.accuracy_against_cost(policies), figures.cost_over_frames(policies),
                            figures.accuracy_by_age(policies)])
 
