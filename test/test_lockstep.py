@@ -49,9 +49,9 @@ def test_lockstep_is_each_video_alone(family, videos, prefill):
     for policy in ('all', 'state', 'last(3)'):
         if policy == 'state' and prefill == 'none':
             continue
-        told = answer_together(together, questions, parse_answer_policy(policy), max_tokens=4)
-        assert told == [stream.answer(question, answer_policy=policy, max_tokens=4).text
-                        for stream, question in zip(alone, questions)]
+        told, tokens = answer_together(together, questions, parse_answer_policy(policy), max_tokens=4)
+        answers = [stream.answer(question, answer_policy=policy, max_tokens=4) for stream, question in zip(alone, questions)]
+        assert told == [answer.text for answer in answers] and {answer.context_tokens for answer in answers} == {tokens}
 
 
 @pytest.mark.parametrize('prefill', ['full', 'statekv(7)'])

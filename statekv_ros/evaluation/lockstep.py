@@ -108,8 +108,9 @@ class _Folded:
 
 @torch.inference_mode()
 def answer_together(stream: VideoStream, questions: Sequence[str], answer_policy: AnswerPolicy,
-                    max_tokens: int = 8) -> list[str]:
-    """The most likely answer to each video's question, from what was seen until now; leaves no trace.
+                    max_tokens: int = 8) -> tuple[list[str], int]:
+    """The most likely answer to each video's question, from what was seen until now, and how many tokens of its memory each
+    could read; leaves no trace.
 
     Args:
         stream: of a `Lockstep`, with no frame waiting for its partner.
@@ -146,7 +147,7 @@ def answer_together(stream: VideoStream, questions: Sequence[str], answer_policy
                 told[row].append(asked[row][0])
         if not running:
             break
-    return [lockstep.decode(ids) for ids in told]
+    return [lockstep.decode(ids) for ids in told], reading.tokens
 
 
 def video_of(stream: VideoStream, row: int) -> VideoStream:

@@ -86,27 +86,38 @@ def run_together(group: Group, job: Job, max_tokens: int) -> list[dict]:
              'frames': len(group.frames), 'steps': len(reports), 'step_ms': [],
              'step_tokens': [report.step_tokens for report in reports], 'step_flops': flops,
              'state_tokens': last.state_tokens, 'detailed_bytes': last.detailed_bytes // len(group.videos), 'dropped': 0,
-             'answers': sorted(answers[row], key=lambda answer: (answer['question'], answer['answer_policy']))}
+             'answers': sorted(answers[row], key=lambda answer: answer['question'])}
             for row, (name, video) in enumerate(zip(job.names, group.videos))]
 
 
 def _ask(stream: VideoStream, due: list[tuple[int, int, Question]], policy: str, max_tokens: int, first_ns: int):
     """Yield (row, number, question, text, evidence or None, context tokens) of every question that is due."""
     lockstep: Lockstep = stream.backbone
-    kind, tokens = parse_answer_policy(policy), stream.detailed_tokens
-    alike = defaultdict(list)
-    for row, number, question in due:
-        # A video asks one question of a length at a time; equal kinds are most often equally long.
-        alike[len(lockstep.tokenize_question(question.text)), question.kind].append((row, number, question))
-    for asked in alike.values():
-        rows = {row: (row, number, question) for row, number, question in asked}
-        together = len(rows) == len(asked) >= _WORTH_IT * lockstep.videos
-        if kind.kind != 'retrieve' and (together or kind.kind == 'state') and len(rows) == len(asked):
-            texts = [rows[row][2].text if row in rows else asked[0][2].text for row in range(lockstep.videos)]
-            told = answer_together(stream, texts, kind, max_tokens)
-            for row, number, question in asked:
+    kind = parse_answer_policy(policy)
+    for asked in _rounds(lockstep, due):
+        if kind.kind == 'state' or kind.kind != 'retrieve' and len(asked) >= _WORTH_IT * lockstep.videos:
+            filler = next(iter(asked.values()))[1].text        # a video that asks nothing now needs as many tokens
+            texts = [asked[row][1].text if row in asked else filler for row in range(lockstep.videos)]
+            told, tokens = answer_together(stream, texts, kind, max_tokens)
+            for row, (number, question) in asked.items():
                 yield row, number, question, told[row], None, tokens
             continue
-        for row, number, question in asked:
+        for row, (number, question) in asked.items():
             answer = video_of(stream, row).answer(question.text, answer_policy=policy, max_tokens=max_tokens)
             yield row, number, question, answer.text, spans_s(answer, first_ns), answer.context_tokens
+
+
+def _rounds(lockstep: Lockstep, due: list[tuple[int, int, Question]]) -> list[dict[int, tuple[int, Question]]]:
+    """Row -> (number, question) of questions that can be asked together: equally long, and one for each video."""
+    rounds: list[dict[int, tuple[int, Question]]] = []
+    open_rounds = defaultdict(list)
+    for row, number, question in due:
+        # Equal kinds are most often equally long, and kept apart from others they fill a round.
+        alike = open_rounds[len(lockstep.tokenize_question(question.text)), question.kind]
+        free = next((asked for asked in alike if row not in asked), None)
+        if free is None:
+            free = {}
+            alike.append(free)
+            rounds.append(free)
+        free[row] = number, question
+    return rounds
