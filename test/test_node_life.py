@@ -12,7 +12,7 @@ from rosgraph_msgs.msg import Clock
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from live import SECOND, Graph, NodeProcess, image, memory_node, new_domain
+from live import SECOND, Graph, image, memory_node, new_domain
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.node.messages import to_stamp
 from statekv_ros.node.parameters import NODE, camera_specs

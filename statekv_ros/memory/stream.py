@@ -11,14 +11,15 @@ from statekv_ros.memory.carried import make_carried
 from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.detailed import DetailedCache
 from statekv_ros.memory.graphs import make_graphs
+from statekv_ros.memory.intake import FrameIntake
 from statekv_ros.memory.policies import AnswerPolicy, PrefillPolicy, parse_answer_policy, parse_prefill_policy
 from statekv_ros.memory.positions import StepPlace, parse_positions
 from statekv_ros.memory.records import AnswerResult, StepRecord, StepReport
 from statekv_ros.memory.snapshot import PendingFrames, take_snapshot
-from statekv_ros.memory.stamps import StreamTime, check_frame
+from statekv_ros.memory.stamps import StreamTime
 
 
-class VideoStream:
+class VideoStream(FrameIntake):
     """Frames of one camera through one backbone; many streams may share the backbone. Not for several threads at once.
 
     Attributes:
@@ -71,16 +72,7 @@ class VideoStream:
             FrameError: not an image, or a stamp that is not positive or the same as the last one.
             Interrupted: `cancelled` said so.
         """
-        check_frame(frame, stamp_ns, self._time.last_ns)
-        clock = PhaseClock(torch.device('cpu'))
-        prepared = self.backbone.prepare(frame)
-        clock.mark()
-        report = None
-        if self._pending and (self._pending.frames[0].shape != prepared.shape or self._time.goes_back(stamp_ns)):
-            report = self.flush()
-        self._pending.add(prepared, stamp_ns, self._time.advance(stamp_ns), preprocess_ms + clock.phases_ms()[0])
-        self._pending.segment = self._time.segment
-        return report if len(self._pending) < self.backbone.frames_per_step else self.flush()
+        return self._take(frame, stamp_ns, preprocess_ms, self.backbone.frames_per_step)
 
     @torch.inference_mode()
     def flush(self) -> StepReport | None:

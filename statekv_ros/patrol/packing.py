@@ -109,7 +109,7 @@ class Packer:
 
     def _video(self, patrol: Patrol, random: np.random.Generator, vary: bool) -> '_Context':
         steps = len(patrol.steps)
-        start, gaps, shift = 0, np.zeros(steps, np.int64), 0
+        start, gaps = 0, np.zeros(steps, np.int64)
         if vary:
             start = int(random.integers(0, 100 - min(steps, 99)) if random.random() < .7 else random.integers(100, 9000))
             if random.random() < .5:

@@ -49,7 +49,7 @@ def answer_at(patrol: Patrol, question: Question, step: int, seconds: list[int] 
 
     seconds: whole second that each step shows; the step's number when None.
     """
-    kind, (shape, colour) = question.kind, question.thing
+    kind, shape = question.kind, question.thing[0]
     now = patrol.steps[step]
     if kind == 'now':
         return name_in_view(now)

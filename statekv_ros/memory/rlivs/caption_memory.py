@@ -4,21 +4,21 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import QuestionError
 from statekv_ros.memory.clock import PhaseClock
+from statekv_ros.memory.intake import FrameIntake
 from statekv_ros.memory.records import AnswerResult, StepReport
 from statekv_ros.memory.rlivs.captioner import Captioner, Kept
 from statekv_ros.memory.rlivs.long_term import Caption, make_caption
 from statekv_ros.memory.rlivs.options import Options, pick_layers
 from statekv_ros.memory.rlivs.text_answer import answer_from_captions
 from statekv_ros.memory.snapshot import PendingFrames
-from statekv_ros.memory.stamps import StreamTime, check_frame
+from statekv_ros.memory.stamps import StreamTime
 
 
-class CaptionMemory:
+class CaptionMemory(FrameIntake):
     """rLiVS (arXiv 2510.17364) with the face of `VideoStream`; not for several threads at once.
 
     Per clip the model is asked for a caption, with the visual tokens kept of past clips before the clip itself. The visual
@@ -80,22 +80,13 @@ class CaptionMemory:
             PolicyError: a clip of such frames does not fit the model's trained context.
             Interrupted: `cancelled` said so.
         """
-        check_frame(frame, stamp_ns, self._time.last_ns)
-        clock = PhaseClock(torch.device('cpu'))
-        prepared = self.backbone.prepare(frame)
-        clock.mark()
-        report = None
-        if self._clip and (self._clip.frames[0].shape != prepared.shape or self._time.goes_back(stamp_ns)):
-            report = self.flush()
-        self._clip.add(prepared, stamp_ns, self._time.advance(stamp_ns), preprocess_ms + clock.phases_ms()[0])
-        self._clip.segment = self._time.segment
-        return report if len(self._clip) < self.options.clip_frames else self.flush()
+        return self._take(frame, stamp_ns, preprocess_ms, self.options.clip_frames)
 
     def flush(self) -> StepReport | None:
         """Tell the clip as far as it has come; None when no frame waits."""
-        if not self._clip:
+        if not self._pending:
             return None
-        clip, self._clip = self._clip, PendingFrames()
+        clip, self._pending = self._pending, PendingFrames()
         told = self._captioner.tell(clip, self._told_frames, self.selected)
         clock = PhaseClock(self.backbone.device)
         if self.options.recurrent:
@@ -146,14 +137,14 @@ class CaptionMemory:
     @property
     def frames(self) -> int:
         """Camera frames that the memory holds, those of a filling clip included, forgotten ones not."""
-        return self._told_frames - self.forgotten_frames + len(self._clip)
+        return self._told_frames - self.forgotten_frames + len(self._pending)
 
     @property
     def first_stamp_ns(self) -> int | None:
         """Header stamp of the oldest frame held; None before the first."""
         if self.captions:
             return self.captions[0].first_stamp_ns
-        return self._clip.stamps_ns[0] if self._clip else None
+        return self._pending.stamps_ns[0] if self._pending else None
 
     @property
     def last_stamp_ns(self) -> int | None:
@@ -178,7 +169,7 @@ class CaptionMemory:
     def _clear(self) -> None:
         self.captions: deque[Caption] = deque()
         self.selected: deque[Kept] = deque(maxlen=self.options.fifo_clips)
-        self._clip = PendingFrames()
+        self._pending = PendingFrames()
         self._time = StreamTime()
         self.steps = self.forgotten_frames = self._told_frames = 0
 
@@ -187,7 +178,7 @@ class CaptionMemory:
             return (begin is None or first_ns >= begin) and (end is None or last_ns <= end)
 
         captions = [caption for caption in self.captions if in_span(caption.first_stamp_ns, caption.last_stamp_ns)]
-        if self._clip and in_span(self._clip.stamps_ns[0], self._clip.stamps_ns[-1]):
-            told = self._captioner.tell(self._clip, self._told_frames, self.selected)
-            captions.append(make_caption(self.backbone, told.text, self._clip, self.options.max_caption_tokens))
+        if self._pending and in_span(self._pending.stamps_ns[0], self._pending.stamps_ns[-1]):
+            told = self._captioner.tell(self._pending, self._told_frames, self.selected)
+            captions.append(make_caption(self.backbone, told.text, self._pending, self.options.max_caption_tokens))
         return captions
