@@ -1,5 +1,6 @@
 """The node's life: models and parameters that cannot work, lifecycle transitions, signals, cameras that stop."""
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -51,6 +52,26 @@ def test_a_model_that_cannot_watch_leaves_the_node_unconfigured_with_the_reason(
 def test_parameters_that_cannot_work_leave_the_node_unconfigured_with_the_reasons(values, tiny_model_dir, tmp_path):
     assert_refused(tmp_path, *(words for _, words in values.values()), model=tiny_model_dir,
                    **{name: value for name, (value, _) in values.items()})
+
+
+def test_a_stopped_node_leaves_no_shared_memory_behind(tiny_model_dir, tmp_path):
+    with memory_node(tmp_path, tiny_model_dir) as (node, graph):
+        graph.wait_for_state('active')
+        mapped = Path(f'/proc/{node.process.pid}/maps').read_text()
+        segments = {Path(f'/dev/shm/{name}') for name in re.findall(r'/dev/shm/(fastdds_[0-9a-f]+)$', mapped, re.MULTILINE)}
+        if not any(segment.stat().st_size > 10**6 for segment in segments):
+            pytest.skip('no shared memory transport here')
+        code, _ = node.stop()
+        assert code == 0
+    assert not [segment for segment in segments if segment.exists()]
+
+
+def test_a_mistyped_parameter_is_named_and_the_node_runs_on(tiny_model_dir, tmp_path):
+    with memory_node(tmp_path, tiny_model_dir, buget='7', **{'lidar.frame_id': 'x'}) as (node, graph):
+        graph.wait_for_state('active')
+        assert 'parameter "buget" is not one of this node and has no effect: is "budget" meant?' in node.log
+        assert 'parameter "lidar.frame_id" is not one of this node and has no effect' in node.log
+        assert node.log.count('is not one of this node') == 2
 
 
 def assert_refused(folder: Path, *reasons: str, model: str, **parameters) -> None:
@@ -216,6 +237,7 @@ def test_the_node_runs_in_a_namespace_with_remapped_topics(tiny_model_dir, tmp_p
                    'the service in its namespace')
         graph.wait(lambda: graph.node.count_subscribers('/driver/image') == 1, 'the remapped subscription')
         assert graph.node.count_publishers('/robot1/statekv/timing') == 1
+        graph.wait(lambda: 'robot1/statekv: engine' in graph.health, 'a status that tells its node apart from others')
     finally:
         graph.close()
         process.send_signal(signal.SIGINT)

@@ -12,8 +12,8 @@ _LOST_SHARE = 0.05      # of the images that should have come
 
 
 def status(name: str, level: bytes, message: str, values: dict) -> DiagnosticStatus:
-    """A DiagnosticStatus of this node; values in any printable form."""
-    return DiagnosticStatus(level=level, name=f'statekv: {name}', hardware_id='statekv', message=message,
+    """A DiagnosticStatus; the node puts its own name before `name`. Values in any printable form."""
+    return DiagnosticStatus(level=level, name=name, hardware_id='statekv', message=message,
                             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()])
 
 

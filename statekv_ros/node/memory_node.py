@@ -42,6 +42,8 @@ class MemoryNode(LifecycleNode):
         super().__init__('statekv', **options)
         self._profile = profile
         self._settings = Parameters(self)
+        for sentence in self._settings.unknown:
+            self.get_logger().warning(sentence)
         self._reason = ''
         self._backbone: Backbone | None = None
         self._engine: Engine | None = None
@@ -235,6 +237,12 @@ class MemoryNode(LifecycleNode):
         if self.executor is not None:
             self.executor.wake()
 
+    def destroy_node(self) -> None:
+        """Take the node off the graph. rclpy's lifecycle state machine holds on to the DDS participant, whose 70 MB of shared memory
+        would then outlive the process; there is no public way to let go of it."""
+        super().destroy_node()
+        self._state_machine.destroy_when_not_in_use()
+
     def _diagnose(self) -> None:
         now = self.get_clock().now()
         array = DiagnosticArray()
@@ -246,6 +254,8 @@ class MemoryNode(LifecycleNode):
             array.status.append(self._diagnosis.engine('active' if self._active else 'inactive'))
             array.status += [self._diagnosis.camera(source, now.nanoseconds, self._settings['stale_after_s'], self._active)
                              for source in self._inputs]
+        for status in array.status:         # several nodes of one machine tell of themselves on this topic
+            status.name = f'{self.get_fully_qualified_name()[1:]}: {status.name}'
         self._diagnostics.publish(array)
 
     def _apply_rates(self, parameters: list[rclpy.Parameter]) -> None:

@@ -2,6 +2,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -168,6 +169,8 @@ class Parameters:
 
     Attributes:
         problems: one sentence per value that cannot work.
+        unknown: one sentence per given parameter that this node does not have. No reason to stop: a parameter file for every
+            node (`/**`) names those of others too.
     """
 
     def __init__(self, node):
@@ -182,6 +185,7 @@ class Parameters:
         if 0 < self['max_frame_pixels'] < self['min_frame_pixels']:
             self.problems.append(f'min_frame_pixels must be at most max_frame_pixels, got {self["min_frame_pixels"]} and '
                                  f'{self["max_frame_pixels"]}')
+        self.unknown = [self._about_unknown(name) for name in _given_names(node) if not node.has_parameter(name)]
         node.add_on_set_parameters_callback(self._verify)
 
     def __getitem__(self, name: str) -> Any:
@@ -205,6 +209,10 @@ class Parameters:
             self.problems.append(str(error))
         self._node.declare_parameter(spec.name, value, spec.descriptor(), ignore_override=True)
 
+    def _about_unknown(self, name: str) -> str:
+        close = get_close_matches(name, self._specs, n=1)
+        return f'parameter "{name}" is not one of this node and has no effect' + (f': is "{close[0]}" meant?' if close else '')
+
     def _verify(self, parameters: list[Parameter]) -> SetParametersResult:
         for parameter in parameters:
             spec = self._specs.get(parameter.name)
@@ -214,3 +222,8 @@ class Parameters:
             except ParameterError as error:
                 return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
+
+
+def _given_names(node) -> list[str]:
+    """Names given on the command line or in a parameter file; rclpy shows those that nobody declares only in private."""
+    return [name for name in getattr(node, '_parameter_overrides', {}) if not name.startswith('qos_overrides.')]
