@@ -40,8 +40,8 @@ def test_it_answers_about_videos_it_never_saw(patrol_backbone):
     scores = measure(patrol_backbone._model, packer, steps=32, per_kind=60, seed=7)
     right = {kind: scores[kind]['right'] for kind in KINDS}
     assert all(right[kind] > .9 for kind in PERCEPTION), right
-    assert all(right[kind] > scores[kind]['chance'] + .1 for kind in KINDS), (right, scores)
-    assert np.mean([*right.values()]) > .75, right
+    assert all(right[kind] > .75 for kind in KINDS), right
+    assert np.mean([*right.values()]) > .93, right
 
 
 def test_a_stream_at_camera_size_is_answered_under_a_small_budget(patrol_backbone):

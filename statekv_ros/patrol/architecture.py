@@ -8,8 +8,8 @@ PATCH, MERGE = 16, 2
 MAX_POSITION = 1024        # what training reaches often: 64 steps of 7 positions, and random gaps between them
 
 
-def make_model(tokenizer: PreTrainedTokenizerBase, seed: int, layers: int = 5, hidden: int = 192, q_heads: int = 6,
-               kv_heads: int = 2, head_dim: int = 32, mlp: int = 448, vision_depth: int = 2, vision_hidden: int = 128,
+def make_model(tokenizer: PreTrainedTokenizerBase, seed: int, layers: int = 5, hidden: int = 192, q_heads: int = 4,
+               kv_heads: int = 2, head_dim: int = 64, mlp: int = 448, vision_depth: int = 2, vision_hidden: int = 128,
                vision_heads: int = 4) -> Qwen3VLForConditionalGeneration:
     """A model with fresh weights: fp32, tied embeddings, one DeepStack level.
 
@@ -26,7 +26,7 @@ def make_model(tokenizer: PreTrainedTokenizerBase, seed: int, layers: int = 5, h
             num_attention_heads=q_heads, num_key_value_heads=kv_heads, head_dim=head_dim,
             max_position_embeddings=MAX_POSITION, bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id, tie_word_embeddings=True,
-            rope_parameters=dict(rope_type='default', rope_theta=1e4, mrope_interleaved=True,
+            rope_parameters=dict(rope_type='default', rope_theta=5e6, mrope_interleaved=True,
                                  mrope_section=[head_dim // 2 - 2 * axis, axis, axis])),
         vision_config=dict(
             depth=vision_depth, hidden_size=vision_hidden, intermediate_size=2 * vision_hidden, num_heads=vision_heads,

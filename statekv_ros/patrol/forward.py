@@ -6,6 +6,7 @@ from transformers import Qwen3VLForConditionalGeneration
 from statekv_ros.patrol.packing import CAPTION_TOKENS, GRID, QUESTION_TOKENS, Batch
 
 _HIDDEN = -1e4             # added to scores of tokens that may not be seen; fits bf16
+_BLOCK = 144               # query tokens at once in causal attention
 
 
 def forward(model: Qwen3VLForConditionalGeneration, batch: Batch, pixels: torch.Tensor | None,
@@ -14,8 +15,8 @@ def forward(model: Qwen3VLForConditionalGeneration, batch: Batch, pixels: torch.
 
     Args:
         pixels: normalised patches [steps, 16, 1536] in the model's dtype; None for a batch of captions.
-        notes_layer: when positive, also return the hidden states of the ends of the steps, [steps, hidden], behind this many
-            layers.
+        notes_layer: when positive, also return the hidden states of each step's last visual token, [steps, hidden], behind this
+            many layers.
     """
     text = model.model.language_model
     hidden = F.embedding(batch.ids, text.embed_tokens.weight)
@@ -34,7 +35,7 @@ def forward(model: Qwen3VLForConditionalGeneration, batch: Batch, pixels: torch.
         if index < len(deep):
             hidden = hidden.view(-1, width).index_add(0, batch.visual, deep[index].reshape(-1, width)).view(hidden.shape)
         if index + 1 == notes_layer:
-            notes = hidden.view(-1, width)[batch.steps_end]
+            notes = hidden.view(-1, width)[batch.noted]
     return _norm(hidden, text.norm), notes
 
 
@@ -117,8 +118,7 @@ def _attend(attention: torch.nn.Module, x: torch.Tensor, cosine: torch.Tensor, s
     query, key = _rotate(query, cosine, sine), _rotate(key, cosine, sine)
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    outputs = [F.scaled_dot_product_attention(query[:, :, :context], key[:, :, :context], value[:, :, :context],
-                                              is_causal=True, scale=attention.scaling)]
+    outputs = _attend_causally(*(part[:, :, :context] for part in (query, key, value)), attention.scaling)
     start = context
     for segments, length, mask in groups:
         end = start + segments * length
@@ -126,6 +126,23 @@ def _attend(attention: torch.nn.Module, x: torch.Tensor, cosine: torch.Tensor, s
                                         value[:, :, :context], mask, length, attention.scaling))
         start = end
     return attention.o_proj(torch.cat(outputs, dim=2).transpose(1, 2).reshape(rows, tokens, -1))
+
+
+def _attend_causally(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> list[torch.Tensor]:
+    """Causal attention of [rows, heads, tokens, head_dim] on itself, as pieces along the tokens.
+
+    Written out in blocks: on a CPU the fused attention's backward in bf16 costs two to three times as much.
+    """
+    query = query * scale
+    hidden = torch.full((_BLOCK, _BLOCK), _HIDDEN, dtype=query.dtype).triu(1)
+    pieces = []
+    for start in range(0, query.shape[2], _BLOCK):
+        part = query[:, :, start:start + _BLOCK]
+        length = part.shape[2]
+        scores = part @ key[:, :, :start + length].transpose(-1, -2)
+        scores[..., start:] += hidden[:length, :length]
+        pieces.append(scores.softmax(dim=-1) @ value[:, :, :start + length])
+    return pieces
 
 
 def _attend_segments(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, context_key: torch.Tensor,

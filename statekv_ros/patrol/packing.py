@@ -20,7 +20,7 @@ CLIP_STEPS = 8                    # of a caption: 16 frames
 QUESTION_TOKENS, CAPTION_TOKENS = 16, 44
 GRID = 2                          # visual tokens along one side of a step
 IGNORED = -100
-# Words that the hidden state behind each step must tell, while training: what is in view, where, before, again, how many.
+# Words that the last visual token of each step must tell, while training: what is in view, where, before, when, again, how many.
 NOTES = 9
 
 
@@ -35,7 +35,7 @@ class Batch:
         seen: [rows, questions + captions, 2] first and last + 1 context token that a segment sees besides the prefix.
         prefix_tokens: first tokens of the context, which every segment sees.
         pictures: [steps] index into the picture bank, row by row; visual: [steps x 4] where its tokens stand.
-        steps_end: [steps] last token of each step; notes: [steps, NOTES] token ids told there, IGNORED for none.
+        noted: [steps] last visual token of each step; notes: [steps, NOTES] token ids told there, IGNORED for none.
         kinds: [rows, questions] index into KINDS, -1 for a caption's place.
     """
     ids: torch.Tensor
@@ -48,7 +48,7 @@ class Batch:
     prefix_tokens: int
     pictures: np.ndarray
     visual: torch.Tensor
-    steps_end: torch.Tensor
+    noted: torch.Tensor
     notes: torch.Tensor
     kinds: torch.Tensor
 
@@ -214,11 +214,11 @@ class Packer:
                     kinds[row, number] = segment.kind
                 start += length
         offsets = np.arange(rows) * total
+        visual = torch.from_numpy(np.array([o + v for o, c in zip(offsets, contexts) for v in c.visual], np.int64))
         return Batch(
             *(torch.from_numpy(array) for array in (ids, positions, labels)), context_tokens, questions, captions,
             torch.from_numpy(seen), len(self._prefix), np.array([p for c in contexts for p in c.pictures], np.int64),
-            torch.from_numpy(np.array([o + v for o, c in zip(offsets, contexts) for v in c.visual], np.int64)),
-            torch.from_numpy(np.array([o + e - 1 for o, c in zip(offsets, contexts) for e in c.ends], np.int64)),
+            visual, visual[GRID**2 - 1::GRID**2],
             torch.from_numpy(np.array([n for c in contexts for n in c.notes], np.int64).reshape(-1, NOTES)),
             torch.from_numpy(kinds))
 

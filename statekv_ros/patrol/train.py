@@ -1,9 +1,9 @@
 """Train the patrol model from scratch: `statekv-train-patrol FOLDER`.
 
 First the vision tower learns to name what a picture shows, which takes minutes and would take hours behind a language model.
-Then all of it learns to answer: loss on the answers, and on notes that the middle of the network must be able to tell at the end
-of every step. bf16 weights with fp32 masters; Muon for the matrices of the layers, AdamW for the rest. Batch n depends on the seed, n and the scores so far
-alone, so a run that was killed goes on as if it had not been.
+Then all of it learns to answer: loss on the answers, and on notes that the middle of the network must be able to tell at the last
+visual token of every step. bf16 weights with fp32 masters; Muon for the matrices of the layers, AdamW for the rest. Batch n depends
+on the seed, n and the scores so far alone, so a run that was killed goes on as if it had not been.
 """
 import argparse
 import json
@@ -30,9 +30,10 @@ from statekv_ros.patrol.world import words_in_view
 
 LEARNING_RATE, WARM_UP_STEPS, DECAY_FROM = 2e-3, 100, .55
 VISION_RATE = .3                  # of the learning rate, for the vision tower once it has learned to look
+SHARPNESS_RATE = 3.               # of the learning rate, for the norms that say how sharply a query tells keys apart
 LOOK_ROWS = 256                   # pictures in a batch of the first part
 NOTES_LAYER, NOTES_WEIGHT = 3, .5
-CAPTION_BATCHES = .07             # share of batches about captions instead of videos
+CAPTION_BATCHES = .1              # share of batches about captions instead of videos
 STATE_FILE = 'training.pt'
 
 
@@ -59,6 +60,7 @@ class Trainer:
         self.weights = dict(self.model.named_parameters())
         self.optimizers = self._optimizers()
         self.scores, self.step, self.videos, self.seconds, self.losses = KindScores(), 0, 0, 0., []
+        self._drawn_by = self.scores.weights()        # of the next batch, which is made while the one before is learned from
         self._resume()
         self.packer = Packer(self.tokenizer, PictureBank(1000 + seed, pictures))
 
@@ -66,10 +68,11 @@ class Trainer:
         """Train until this step, with a progress bar and one line of scores every few minutes."""
         with ThreadPoolExecutor(1) as pool, tqdm(total=self.steps, initial=self.step, unit='batch', smoothing=.05,
                                                  mininterval=5) as bar:
-            coming, saved, begun = pool.submit(self._batch, self.step, self.scores.weights()), time.time(), time.time()
+            coming, saved, begun = pool.submit(self._batch, self.step, self._drawn_by), time.time(), time.time()
             while self.step < until:
                 batch, pixels = coming.result()
-                coming = pool.submit(self._batch, self.step + 1, self.scores.weights())
+                self._drawn_by = self.scores.weights()
+                coming = pool.submit(self._batch, self.step + 1, self._drawn_by)
                 loss = self._look(batch, pixels) if self.step < self.look_steps else self._learn(batch, pixels)
                 self.step += 1
                 self.videos += 0 if isinstance(batch, np.ndarray) else len(batch.ids)
@@ -85,7 +88,7 @@ class Trainer:
     def save(self) -> None:
         """Keep the run's state, whole or not at all."""
         state = dict(seed=self.seed, step=self.step, steps=self.steps, videos=self.videos, seconds=self.seconds,
-                     scores=self.scores.scores, losses=self.losses,
+                     scores=self.scores.scores, drawn_by=torch.from_numpy(self._drawn_by), losses=self.losses,
                      master={name: weight.detach() for name, weight in self.master.items()},
                      optimizers=[optimizer.state_dict() for optimizer in self.optimizers])
         file = self.folder / STATE_FILE
@@ -104,13 +107,14 @@ class Trainer:
             self.weights[name].data.copy_(weight)
         for optimizer, saved in zip(self.optimizers, state['optimizers']):
             optimizer.load_state_dict(saved)
-        self.scores = KindScores(state['scores'])
+        self.scores, self._drawn_by = KindScores(state['scores']), state['drawn_by'].numpy()
         self.step, self.videos, self.seconds, self.losses = (state[key] for key in ('step', 'videos', 'seconds', 'losses'))
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         muon, adamw = [], []
         for name, weight in self.master.items():
-            group = dict(params=[weight], weight_decay=.02 if weight.ndim >= 2 else 0., vision='.visual.' in name)
+            group = dict(params=[weight], weight_decay=.02 if weight.ndim >= 2 else 0., vision='.visual.' in name,
+                         scale=SHARPNESS_RATE if name.endswith(('q_norm.weight', 'k_norm.weight')) else 1.)
             is_matrix = weight.ndim == 2 and ('.layers.' in name or '.blocks.' in name)
             (muon if is_matrix else adamw).append(group)
         return [torch.optim.AdamW(adamw, lr=LEARNING_RATE, betas=(.9, .98), fused=True),
@@ -147,7 +151,7 @@ class Trainer:
 
     def _learn(self, batch: Batch, pixels: torch.Tensor | None) -> float:
         done = self._done(self.step)
-        hidden, ends = forward(self.model, batch, pixels, NOTES_LAYER)
+        hidden, noted = forward(self.model, batch, pixels, NOTES_LAYER)
         embedding = self.model.model.language_model.embed_tokens.weight
         told = batch.labels != IGNORED
         target = batch.labels[told]
@@ -155,8 +159,8 @@ class Trainer:
         loss = objective = F.cross_entropy(logits, target)
         if len(batch.notes):
             asked = batch.notes != IGNORED
-            noted = self.model.notes(ends).view(len(ends), NOTES, -1)[asked]
-            objective = loss + NOTES_WEIGHT * F.cross_entropy(F.linear(noted, embedding).float(), batch.notes[asked])
+            told_there = self.model.notes(noted).view(len(noted), NOTES, -1)[asked]
+            objective = loss + NOTES_WEIGHT * F.cross_entropy(F.linear(told_there, embedding).float(), batch.notes[asked])
         objective.backward()
         self._update(min(1., (self.step - self.look_steps + 1) / WARM_UP_STEPS)
                      * (1. if done < DECAY_FROM else max(.02, (1 - done) / (1 - DECAY_FROM))), VISION_RATE)
@@ -171,7 +175,7 @@ class Trainer:
         torch.nn.utils.clip_grad_norm_(list(self.master.values()), 1.)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group['lr'] = LEARNING_RATE * rate * (vision if group['vision'] else 1.)
+                group['lr'] = LEARNING_RATE * rate * group['scale'] * (vision if group['vision'] else 1.)
             optimizer.step()
         for name, weight in self.weights.items():
             weight.copy_(self.master[name])
