@@ -47,7 +47,7 @@ def right_share(stream: VideoStream, asked: list[list[tuple[Question, str]]]) ->
     return float(np.mean(right))
 
 
-def test_an_old_fact_stays_readable_where_native_positions_lose_it(backbone, patrols):
+def test_an_old_fact_stays_readable_four_times_past_the_trained_context(backbone, patrols):
     made, asked = patrols
     lockstep = Lockstep(backbone, VIDEOS)
     largest, fresh, old = {}, {}, {}
@@ -77,6 +77,6 @@ def test_an_old_fact_stays_readable_where_native_positions_lose_it(backbone, pat
     assert largest['native'] > 4 * backbone.max_position
     assert largest['lazy_shift'] < backbone.max_position and largest['contiguous'] < backbone.max_position
     print({'fresh': fresh, 'old': old})
+    # No claim for native: it depends on the model. One with a rope base of 1e4 fell from 78 to 47 % here, this one hardly falls.
     for positions in ('lazy_shift', 'contiguous'):
-        assert old[positions] > fresh['native'] - .15, (fresh, old)
-        assert old[positions] > old['native'] + .2, (fresh, old)
+        assert fresh[positions] > .7 and old[positions] > fresh['native'] - .15, (fresh, old)
