@@ -458,6 +458,22 @@ def test_what_cannot_fit_the_trained_context_is_refused_with_the_first_clip(back
         full.answer(QUESTION, max_tokens=20)
 
 
+def test_longer_timestamps_put_tokens_kept_in_line_instead_of_failing(backbone, frames, monkeypatch):
+    """A stream past 100 s: each timestamp is a token longer, and what fitted just so no longer does."""
+    read, forward = [], backbone.forward
+    monkeypatch.setattr(backbone, 'forward', lambda inputs, memory: read.append(inputs) or forward(inputs, memory))
+    memory = memory_of(backbone, frames, 8)
+    prefix, clip = backbone.prefix().next_position, memory.selected[0].inputs
+    request = len(backbone.tokenize_question(PROMPT)) + SMALL['max_caption_tokens']
+    monkeypatch.setattr(backbone, 'max_position', prefix + 4 * (clip.next_position - prefix) + request)
+    for index in range(8, 24):
+        read.clear()
+        memory.step(frames[index], stamp(index) + (100 * SECOND if index >= 12 else 0))
+        if index == 15:
+            assert torch.equal(read[1].positions, torch.arange(prefix, prefix + 6).expand(3, 1, -1))
+    assert len(memory.captions) == 6 and not any(kept.native for kept in memory.selected)
+
+
 def test_bad_frames_and_questions_are_named_and_cost_nothing(backbone, frames):
     with pytest.raises(QuestionError, match='nothing has been seen'):
         memory_of(backbone, frames, 0).answer(QUESTION)

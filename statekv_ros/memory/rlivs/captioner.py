@@ -54,7 +54,7 @@ class Captioner:
     positions are bounded for ever, while their own would leave the trained context in an endless stream. Where a kept token
     stands there is `Options.positions`: `native`, its own place in its own clip, whose other tokens leave gaps, so that
     distances in time and in the picture stay true; `contiguous`, one after another as in any concatenated input, which needs
-    far fewer positions. '' is native where a full FIFO fits the trained context, else contiguous.
+    far fewer positions. '' is native for as long as a full FIFO fits the trained context, then contiguous.
     Timestamps in a step's text stay true either way.
     """
 
@@ -76,15 +76,9 @@ class Captioner:
             Interrupted: `cancelled` said so.
         """
         backbone, clock = self._backbone, PhaseClock(self._backbone.device)
-        prefix, placed = backbone.prefix(), []
-        position = prefix.next_position
-        for kept in past:
-            placed.append(backbone.shifted(kept.inputs, kept.inputs.start - position) if kept.native
-                          else backbone.in_line(kept.inputs, position))
-            position = placed[-1].next_position
-        steps = self._encode(clip, first_frame, position)
-        keep = max(1, round(self._options.keep * sum(step.visual_tokens for step in steps)))
-        native = self._choose_positions(position, steps[-1].next_position, keep, len(past))
+        prefix = backbone.prefix()
+        native, placed, steps = self._lay_out(clip, first_frame, past, prefix.next_position)
+        keep = self._keep(steps)
         clock.mark()
         telling = Telling(backbone, self._cancelled, self._layers)
         if prefix.tokens:
@@ -101,10 +95,47 @@ class Captioner:
         # Sums where the paper has means, over as many tokens, heads and layers for each: the order is the same.
         importance = telling.attention[torch.cat(visual)]
         best = importance.argsort(descending=True, stable=True)[:keep].sort().values
-        inputs = replace(self._pick(steps, best), start=position, next_position=steps[-1].next_position)
+        inputs = replace(self._pick(steps, best), start=steps[0].start, next_position=steps[-1].next_position)
         clock.mark()
         return ToldClip(backbone.decode(token_ids).strip(), Kept(inputs, native), sum(step.tokens for step in steps),
                         *clock.phases_ms())
+
+    def _lay_out(self, clip: PendingFrames, first_frame: int, past: Sequence[Kept],
+                 position: int) -> tuple[bool, list[TokenInputs], list[TokenInputs]]:
+        """Whether tokens kept stay at their places in their clips; those of past clips and this clip's steps, from `position` on.
+
+        Looks ahead to a full FIFO, so that the first clip fails rather than a later one. Timestamps grow longer with the
+        stream: where their own places come not to fit, and were not asked for, all tokens kept go in line from that clip on.
+        """
+        options, most = self._options, self._backbone.max_position
+        kinds = {'native': ('native',), 'contiguous': ('contiguous',), '': ('native', 'contiguous')}[options.positions]
+        if len(kinds) > 1 and not all(kept.native for kept in past):
+            kinds = kinds[1:]
+        for kind in kinds:
+            placed, begin = self._place(past, kind == 'native', position)
+            steps = self._encode(clip, first_frame, begin)
+            end = steps[-1].next_position
+            missing = options.fifo_clips - len(past) if options.recurrent else 0
+            needed = (end + (end - begin if kind == 'native' else self._keep(steps)) * missing + len(self._request)
+                      + options.max_caption_tokens)
+            if needed <= most:
+                return kind == 'native', placed, steps
+        raise PolicyError(
+            f'clips of clip_frames={options.clip_frames} with keep={options.keep:g} of fifo_clips={options.fifo_clips} past '
+            f'clips need {needed} {kind} positions, but model {self._backbone.name!r} was trained for {most}: lower '
+            'one of them, or the size of frames')
+
+    def _place(self, past: Sequence[Kept], native: bool, position: int) -> tuple[list[TokenInputs], int]:
+        """The tokens kept of past clips from `position` on, and the position behind them."""
+        placed = []
+        for kept in past:
+            placed.append(self._backbone.shifted(kept.inputs, kept.inputs.start - position) if native
+                          else self._backbone.in_line(kept.inputs, position))
+            position = placed[-1].next_position
+        return placed, position
+
+    def _keep(self, steps: Sequence[TokenInputs]) -> int:
+        return max(1, round(self._options.keep * sum(step.visual_tokens for step in steps)))
 
     def _encode(self, clip: PendingFrames, first_frame: int, position: int) -> list[TokenInputs]:
         steps, size = [], self._backbone.frames_per_step
@@ -134,20 +165,3 @@ class Captioner:
             if len(of_step):
                 picked.append(self._backbone.pick(step, of_step))
         return self._backbone.joined(picked)
-
-    def _choose_positions(self, begin: int, end: int, keep: int, past_clips: int) -> bool:
-        """Whether the tokens kept of a clip at positions `begin` to `end` stay at their places in it.
-
-        Looks ahead to a full FIFO, so that the first clip fails rather than a later one.
-        """
-        options, most = self._options, self._backbone.max_position
-        missing = options.fifo_clips - past_clips if options.recurrent else 0
-        needed = {'native': (end - begin) * missing, 'contiguous': keep * missing}
-        needed = {name: end + more + len(self._request) + options.max_caption_tokens for name, more in needed.items()}
-        name = options.positions or ('native' if needed['native'] <= most else 'contiguous')
-        if needed[name] > most:
-            raise PolicyError(
-                f'clips of clip_frames={options.clip_frames} with keep={options.keep:g} of fifo_clips={options.fifo_clips} past '
-                f'clips need {needed[name]} {name} positions, but model {self._backbone.name!r} was trained for {most}: lower '
-                'one of them, or the size of frames')
-        return name == 'native'
