@@ -139,6 +139,7 @@ def test_every_sentence_of_the_world_survives_the_tokenizer():
 def small_batches():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curriculum, 'STAGES', (curriculum.Stage(1., 6, (3, 4), 6),))
+        patch.setattr(train, 'POLISH', curriculum.Stage(1., 5, (5,), 6, floor=.15, urgency=4.))
         yield
 
 
@@ -146,7 +147,7 @@ def small_batches():
 def trained_a_little(tmp_path_factory):
     """A run of three batches, two of pictures and one of videos, and its checkpoint."""
     folder = tmp_path_factory.mktemp('run')
-    trainer = train.Trainer(folder, 0, 2, 6, pictures=2)
+    trainer = train.Trainer(folder, 0, 2, 2, 2, pictures=2)
     trainer.run(3)
     train.export(trainer, folder / 'model')
     return trainer, folder
@@ -184,21 +185,21 @@ def test_cameras_of_common_shapes_are_seen_as_in_training(trained_a_little, size
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(trained_a_little, tmp_path):
     trainer, folder = trained_a_little
-    whole = train.Trainer(tmp_path, 0, 2, 6, pictures=2)
+    whole = train.Trainer(tmp_path, 0, 2, 2, 2, pictures=2)
     whole.run(5)
-    resumed = train.Trainer(folder, 0, 2, 6, pictures=2)
+    resumed = train.Trainer(folder, 0, 2, 2, 2, pictures=2)
     assert resumed.step == 3
     resumed.run(5)
     for name, weight in whole.master.items():
         torch.testing.assert_close(resumed.master[name], weight, atol=1e-6, rtol=1e-5)
     with pytest.raises(ValueError, match='seed 0, not 1'):
-        train.Trainer(folder, 1, 2, 6, pictures=2)
+        train.Trainer(folder, 1, 2, 2, 2, pictures=2)
 
 
 def test_training_learns(tmp_path, monkeypatch):
     monkeypatch.setattr(train, 'WARM_UP_STEPS', 10)
     monkeypatch.setattr(train, 'LOOK_ROWS', 32)
-    trainer = train.Trainer(tmp_path, 0, 60, 60, pictures=2)
+    trainer = train.Trainer(tmp_path, 0, 60, 60, 0, pictures=2)
     for first, learn in ((0, trainer._look), (60, trainer._learn)):
         batch, pixels = trainer._batch(first, np.ones(len(KINDS)))
         losses = []

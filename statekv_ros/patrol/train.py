@@ -2,8 +2,9 @@
 
 First the vision tower learns to name what a picture shows, which takes minutes and would take hours behind a language model.
 Then all of it learns to answer: loss on the answers, and on notes that the middle of the network must be able to tell at the last
-visual token of every step. bf16 weights with fp32 masters; Muon for the matrices of the layers, AdamW for the rest. Batch n depends
-on the seed, n and the scores so far alone, so a run that was killed goes on as if it had not been.
+visual token of every step. Last, the learning rate rises once more, for long videos and the kinds still answered wrongly. bf16
+weights with fp32 masters; Muon for the matrices of the layers, AdamW for the rest. Batch n depends on the seed, n and the scores so
+far alone, so a run that was killed goes on as if it had not been.
 """
 import argparse
 import json
@@ -19,7 +20,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from statekv_ros.patrol.architecture import make_model
-from statekv_ros.patrol.curriculum import KindScores, stage_at
+from statekv_ros.patrol.curriculum import POLISH, KindScores, Stage, stage_at
 from statekv_ros.patrol.forward import forward, see
 from statekv_ros.patrol.packing import IGNORED, NOTES, QUESTION_TOKENS, Batch, Packer
 from statekv_ros.patrol.pictures import PictureBank
@@ -29,6 +30,7 @@ from statekv_ros.patrol.tokenizer import make_tokenizer
 from statekv_ros.patrol.world import words_in_view
 
 LEARNING_RATE, WARM_UP_STEPS, DECAY_FROM = 2e-3, 100, .55
+POLISH_RATE = .5                  # of the learning rate, from which it falls to the end
 VISION_RATE = .3                  # of the learning rate, for the vision tower once it has learned to look
 SHARPNESS_RATE = 3.               # of the learning rate, for the norms that say how sharply a query tells keys apart
 LOOK_ROWS = 256                   # pictures in a batch of the first part
@@ -43,12 +45,14 @@ class Trainer:
     Args:
         folder: where `save` keeps the run's state, and where an earlier one goes on from.
         look_steps: batches of pictures alone, at the beginning.
-        steps: batches of videos after them.
+        steps: batches of videos after them, from short to long.
+        polish_steps: batches of long videos at the end.
         pictures: renders of each object and door.
     """
 
-    def __init__(self, folder: Path, seed: int, look_steps: int, steps: int, pictures: int):
-        self.folder, self.seed, self.look_steps, self.steps = folder, seed, look_steps, look_steps + steps
+    def __init__(self, folder: Path, seed: int, look_steps: int, steps: int, polish_steps: int, pictures: int):
+        self.folder, self.seed, self.look_steps, self.learn_steps = folder, seed, look_steps, look_steps + steps
+        self.steps = self.learn_steps + polish_steps
         self.tokenizer = make_tokenizer()
         self.model = make_model(self.tokenizer, seed)
         torch.manual_seed(seed + 1)
@@ -60,7 +64,7 @@ class Trainer:
         self.weights = dict(self.model.named_parameters())
         self.optimizers = self._optimizers()
         self.scores, self.step, self.videos, self.seconds, self.losses = KindScores(), 0, 0, 0., []
-        self._drawn_by = self.scores.weights()        # of the next batch, which is made while the one before is learned from
+        self._drawn_by = self.scores.weights(self._stage(0))        # of the next batch, which is made while the one before is learned from
         self._resume()
         self.packer = Packer(self.tokenizer, PictureBank(1000 + seed, pictures))
 
@@ -71,7 +75,7 @@ class Trainer:
             coming, saved, begun = pool.submit(self._batch, self.step, self._drawn_by), time.time(), time.time()
             while self.step < until:
                 batch, pixels = coming.result()
-                self._drawn_by = self.scores.weights()
+                self._drawn_by = self.scores.weights(self._stage(self.step + 1))
                 coming = pool.submit(self._batch, self.step + 1, self._drawn_by)
                 loss = self._look(batch, pixels) if self.step < self.look_steps else self._learn(batch, pixels)
                 self.step += 1
@@ -126,7 +130,7 @@ class Trainer:
         if step < self.look_steps:
             pictures = self.packer.bank.draw(LOOK_ROWS, random)
             return pictures, self.packer.bank.varied_pixels(pictures, random, torch.bfloat16)
-        stage = stage_at(self._done(step))
+        stage = self._stage(step)
         length = int(random.choice(stage.steps))
         if random.random() < CAPTION_BATCHES:
             return self.packer.caption_batch(stage.rows, length, stage.questions, random, weights), None
@@ -134,8 +138,19 @@ class Trainer:
         return batch, self.packer.bank.varied_pixels(batch.pictures, random, torch.bfloat16)
 
     def _done(self, step: int) -> float:
-        """Share of the videos' part that is over."""
-        return (step - self.look_steps) / (self.steps - self.look_steps)
+        """Share of the videos' part before the polish that is over."""
+        return (step - self.look_steps) / max(1, self.learn_steps - self.look_steps)
+
+    def _stage(self, step: int) -> Stage:
+        return POLISH if step >= self.learn_steps else stage_at(self._done(step))
+
+    def _rate(self) -> float:
+        """Of LEARNING_RATE, for the next batch of videos."""
+        if self.step >= self.learn_steps:
+            return POLISH_RATE * max(.02, (self.steps - self.step) / (self.steps - self.learn_steps))
+        done = self._done(self.step)
+        return (min(1., (self.step - self.look_steps + 1) / WARM_UP_STEPS)
+                * (1. if done < DECAY_FROM else max(.02, (1 - done) / (1 - DECAY_FROM))))
 
     def _look(self, pictures: np.ndarray, pixels: torch.Tensor) -> float:
         """Name what pictures show, from the visual tokens and the DeepStack features alone."""
@@ -150,7 +165,6 @@ class Trainer:
         return loss.item()
 
     def _learn(self, batch: Batch, pixels: torch.Tensor | None) -> float:
-        done = self._done(self.step)
         hidden, noted = forward(self.model, batch, pixels, NOTES_LAYER)
         embedding = self.model.model.language_model.embed_tokens.weight
         told = batch.labels != IGNORED
@@ -162,8 +176,7 @@ class Trainer:
             told_there = self.model.notes(noted).view(len(noted), NOTES, -1)[asked]
             objective = loss + NOTES_WEIGHT * F.cross_entropy(F.linear(told_there, embedding).float(), batch.notes[asked])
         objective.backward()
-        self._update(min(1., (self.step - self.look_steps + 1) / WARM_UP_STEPS)
-                     * (1. if done < DECAY_FROM else max(.02, (1 - done) / (1 - DECAY_FROM))), VISION_RATE)
+        self._update(self._rate(), VISION_RATE)
         self._score(batch, told, logits.argmax(-1) == target)
         return loss.item()
 
@@ -222,6 +235,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--look-steps', type=int, default=1000, help='batches of pictures alone, before the videos')
     parser.add_argument('--steps', type=int, default=2700, help='batches of videos; the curriculum is a share of them')
+    parser.add_argument('--polish-steps', type=int, default=2400, help='batches of long videos at the end')
     parser.add_argument('--pictures', type=int, default=500, help='renders of each object and door')
     parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0: all. Take 1 when others use this machine')
     args = parser.parse_args(argv)
@@ -229,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(args.threads)
     args.folder.mkdir(parents=True, exist_ok=True)
     try:
-        trainer = Trainer(args.folder, args.seed, args.look_steps, args.steps, args.pictures)
+        trainer = Trainer(args.folder, args.seed, args.look_steps, args.steps, args.polish_steps, args.pictures)
     except ValueError as error:
         print(f'statekv-train-patrol: {error}', file=sys.stderr)
         return 2
