@@ -1,135 +1,18 @@
-"""rLiVS: selection, retrieval and answers against plain definitions; bounded, private, the same every time."""
+"""rLiVS: captions, selection and the tokens kept, against plain definitions; bounded, private, the same every time."""
 import math
-from array import array
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
-from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from conftest import SECOND
+from rlivs_definition import (PROMPT, QUESTION, SMALL, TEXTS, backbone, contents, definitions, frames,  # noqa: F401
+                              memory_of, stamp, written)
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.errors import FrameError, Interrupted, PolicyError, QuestionError
 from statekv_ros.memory.rlivs import CaptionMemory, parse_rlivs
-from statekv_ros.memory.rlivs.long_term import Caption, make_caption, retrieve
 from statekv_ros.memory.rlivs.options import pick_layers
-from statekv_ros.memory.snapshot import PendingFrames
-from statekv_ros.patrol.video import patrol_frames
-from statekv_ros.patrol.world import make_patrol
-from statekv_ros.share import find_share
-
-QUESTION = 'is the door open?'
-PROMPT = 'describe what is happening.'
-SMALL = dict(clip_frames=4, keep=.25, fifo_clips=3, max_caption_tokens=5)  # clips of 2 steps of 4 visual tokens, 2 kept
-
-
-def stamp(index: int) -> int:
-    return (index + 1) * SECOND // 2
-
-
-def memory_of(backbone, frames, count: int, **options) -> CaptionMemory:
-    memory = CaptionMemory(backbone, **{**SMALL, **options})
-    for index in range(count):
-        memory.step(frames[index % len(frames)], stamp(index))
-    return memory
-
-
-def contents(memory: CaptionMemory) -> tuple:
-    return ([caption.text for caption in memory.captions],
-            [(kept.inputs.embeds.tolist(), kept.inputs.positions.tolist()) for kept in memory.selected])
-
-
-@pytest.fixture(scope='module')
-def backbone():
-    """The model that comes along: its captions have words, which a tiny random one's hardly have."""
-    return load_backbone('patrol', device='cpu', dtype='float32')
-
-
-@pytest.fixture(scope='module')
-def frames() -> list[np.ndarray]:
-    return [frame for _, frame in patrol_frames(make_patrol(16, np.random.default_rng(3)), 3, 64, 64)]
-
-
-@pytest.fixture(scope='module')
-def definitions(tiny_model_dir):
-    return {'tiny': Definition(tiny_model_dir, tiny_model_dir), 'patrol': Definition('patrol', find_share('models/patrol'))}
-
-
-class Definition:
-    """The method told again: whole forwards of the library's model, attention averaged entry by entry, plain lists."""
-
-    def __init__(self, model: str, folder):
-        self.backbone = load_backbone(model, device='cpu', dtype='float32')
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        # Eager attention tells every weight.
-        self.stock = Qwen3VLForConditionalGeneration.from_pretrained(folder, attn_implementation='eager',
-                                                                     dtype=torch.float32).eval()
-        self.language = self.stock.model.language_model
-
-    def ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False).input_ids
-
-    def forward(self, parts: list[tuple], **options):
-        """parts: (embeddings [tokens, hidden], positions [3, tokens], DeepStack levels or None), one behind the other."""
-        mask = torch.cat([torch.full((len(part[0]),), part[2] is not None) for part in parts])
-        levels = [torch.cat(level) for level in zip(*(part[2] for part in parts if part[2] is not None))]
-        return self.language(
-            inputs_embeds=torch.cat([part[0] for part in parts])[None], use_cache=False,
-            position_ids=torch.cat([part[1] for part in parts], dim=1)[:, None],
-            **dict(visual_pos_masks=mask[None], deepstack_visual_embeds=levels) if levels else {}, **options)
-
-    def text(self, ids: list[int], position: int) -> tuple:
-        line = torch.arange(position, position + len(ids))
-        return self.language.embed_tokens(torch.tensor(ids)), torch.stack([line] * 3), None
-
-    def greedy(self, parts: list[tuple], position: int, max_tokens: int) -> list[int]:
-        told: list[int] = []
-        while len(told) < max_tokens:
-            hidden = self.forward([*parts, *([self.text(told, position)] if told else [])]).last_hidden_state
-            token = int(self.stock.lm_head(hidden[0, -1]).argmax())
-            if token == self.tokenizer.eos_token_id:
-                break
-            told.append(token)
-        return told
-
-    def clip(self, frames, seconds, past: list[dict], positions: str, keep: float, layers, max_tokens: int):
-        """Caption's tokens, and what is kept: embedding, place from the clip's beginning and DeepStack rows of each visual
-        token, and the positions until the next clip. past: the same of past clips."""
-        prefix = self.ids('<|im_start|>user\n')
-        parts, position = [self.text(prefix, 0)], len(prefix)
-        for kept in past:
-            for number, (row, place, deep) in enumerate(kept['rows']):
-                at = position + (place if positions == 'native' else torch.full((3,), number))
-                parts.append((row[None], at[:, None], [level[None] for level in deep]))
-            position += kept['span'] if positions == 'native' else len(kept['rows'])
-        begin = position
-        visual, rows = [], []
-        for first in range(0, len(frames), 2):
-            step = self.backbone.encode([self.backbone.prepare(f) for f in frames[first:first + 2]],
-                                        seconds[first:first + 2], position)
-            before, seen = step.visual_start, step.visual_tokens
-            start = sum(len(part[0]) for part in parts)
-            deepstack = [level[0, before:before + seen] for level in step.extra['deepstack']]
-            for a, b, deep in ((0, before, None), (before, before + seen, deepstack), (before + seen, step.tokens, None)):
-                parts.append((step.embeds[0, a:b], step.positions[:, 0, a:b], deep))
-            visual += range(start + before, start + before + seen)
-            rows += [(step.embeds[0, before + i], step.positions[:, 0, before + i] - begin, [level[i] for level in deepstack])
-                     for i in range(seen)]
-            position = step.next_position
-        request = self.ids(f'{PROMPT}<|im_end|>\n<|im_start|>assistant\n')
-        parts.append(self.text(request, position))
-        told = self.greedy(parts, position + len(request), max_tokens)
-        first_told = sum(len(part[0]) for part in parts)
-        attention = self.forward([*parts, self.text(told, position + len(request))], output_attentions=True).attentions
-        importance = []
-        for j in visual:
-            weights = [attention[layer][0, head, first_told + i, j].item() for layer in layers
-                       for head in range(attention[layer].shape[1]) for i in range(len(told))]
-            importance.append(math.fsum(weights) / len(weights))
-        best = sorted(range(len(visual)), key=lambda j: -importance[j])[:max(1, round(keep * len(visual)))]
-        return told, {'rows': [rows[j] for j in sorted(best)], 'span': position - begin}
 
 
 @pytest.mark.parametrize('model, score_layers, layers', [
@@ -246,109 +129,6 @@ def test_without_recurrence_what_came_before_has_no_bearing(backbone, frames):
     black = [np.zeros_like(frames[0])] * 4
     assert told(frames[:4], False) == told(black, False)
     assert told(frames[:4], True) != told(black, True), 'else the test above would prove nothing'
-
-
-def captions_of(embeddings: np.ndarray, lengths: list[int]) -> list[Caption]:
-    return [Caption('', 1, i + 1, i + 1, array('i', [7] * length), torch.nn.functional.normalize(torch.tensor(row), dim=0))
-            for i, (row, length) in enumerate(zip(embeddings.astype(np.float32), lengths))]
-
-
-def mmr(captions: list[Caption], question, weight: float, room: int, separator: int) -> list[int]:
-    """Maximal marginal relevance by its definition, in Python numbers."""
-    def cosine(a, b):
-        return math.fsum(x * y for x, y in zip(a, b)) / math.hypot(*a) / math.hypot(*b)
-
-    vectors, chosen, used = [caption.embedding.tolist() for caption in captions], [], 0
-    while len(chosen) < len(captions):
-        value = {i: weight * cosine(vectors[i], question)
-                 - (1 - weight) * max((cosine(vectors[i], vectors[j]) for j in chosen), default=0)
-                 for i in range(len(captions)) if i not in chosen}
-        best = max(value, key=value.get)
-        used += len(captions[best].token_ids) + (separator if chosen else 0)
-        if used > room:
-            break
-        chosen.append(best)
-    return sorted(chosen)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 12), st.sampled_from([0., .3, .5, .7, 1.]), st.integers(5, 60),
-       st.integers(0, 2))
-def test_retrieval_equals_the_definition_of_mmr(seed, count, weight, room, separator):
-    random = np.random.default_rng(seed)
-    captions = captions_of(random.normal(size=(count, 6)), random.integers(0, 6, count).tolist())
-    question = torch.nn.functional.normalize(torch.from_numpy(random.normal(size=6).astype(np.float32)), dim=0)
-    found = [caption.first_stamp_ns - 1 for caption in retrieve(captions, question, weight, room, separator)]
-    total = sum(len(caption.token_ids) for caption in captions) + separator * (count - 1)
-    if weight == 0 and total > room:  # every caption is as good a first choice as any: the earliest
-        assert found[0] == 0 or found == []
-    assert found == (list(range(count)) if total <= room else mmr(captions, question.tolist(), weight, room, separator))
-
-
-def written(backbone, *texts: str, **options) -> CaptionMemory:
-    """A memory with given captions of clips of four frames."""
-    memory = CaptionMemory(backbone, **{**SMALL, 'max_caption_tokens': 40, **options})
-    for number, text in enumerate(texts):
-        clip = PendingFrames()
-        for index in range(4 * number, 4 * number + 4):
-            clip.add(np.zeros((64, 64, 3), np.uint8), stamp(index), index / 2, 0.)
-        memory.captions.append(make_caption(backbone, text, clip, 40))
-        memory._told_frames += 4
-    return memory
-
-
-TEXTS = ('3 red door , 5 green ball', 'a toolbox', 'nothing', 'the door is open')
-
-
-@pytest.mark.parametrize('model', ['tiny', 'patrol'])
-@torch.inference_mode()
-def test_an_answer_is_the_librarys_answer_to_the_captions_as_text(model, definitions):
-    definition = definitions[model]
-    pieces = [definition.ids(text) for text in ('<|im_start|>user\n', *(f' {text}' for text in TEXTS), ' .')]
-    ids = definition.ids(f'<|im_start|>user\n {" . ".join(TEXTS)} {QUESTION}<|im_end|>\n<|im_start|>assistant\n')
-    answer = written(definition.backbone, *TEXTS).answer(QUESTION, max_tokens=6, evidence=9)
-    told = definition.greedy([definition.text(ids, 0)], len(ids), 6)
-    assert list(answer.token_ids)[:len(told)] == told and answer.answer_tokens - len(told) == (answer.finish_reason == 'stop')
-    assert len(pieces[0]) + answer.context_tokens + answer.question_tokens == len(ids)
-    assert (answer.first_stamp_ns, answer.last_stamp_ns, answer.frames_covered) == (stamp(0), stamp(15), 16)
-    assert (answer.prefill_policy, answer.answer_policy) == ('rlivs', 'captions')
-
-    read = definition.text([*ids, *answer.token_ids[:-1]], 0)
-    attention = torch.stack(definition.forward([read], output_attentions=True).attentions)[:, 0]
-    mass, start = [], len(pieces[0])
-    for piece in pieces[1:-1]:  # of what was read where a token of the answer was told
-        mass.append(attention[:, :, len(ids) - 1:, start:start + len(piece)].sum().item())
-        start += len(piece) + len(pieces[-1])
-    best = sorted(range(4), key=lambda i: -mass[i])
-    assert [(e.first_stamp_ns, e.last_stamp_ns) for e in answer.evidence] == [(stamp(4 * i), stamp(4 * i + 3)) for i in best]
-    assert [e.share for e in answer.evidence] == pytest.approx([mass[i] / sum(mass) for i in best], abs=1e-5)
-
-
-def test_a_full_context_leaves_captions_out_and_says_so(backbone):
-    texts = [f'{i} red door , {i + 1} green ball' for i in range(20)]
-    answer = written(backbone, *texts, context_tokens=60).answer(QUESTION, max_tokens=2, evidence=99)
-    assert answer.context_tokens <= 60 and 0 < answer.frames_covered < 80
-    assert len(answer.evidence) == answer.frames_covered // 4
-
-
-def test_a_span_cuts_the_memory(backbone, frames):
-    memory = memory_of(backbone, frames, 18)
-    answer = memory.answer(QUESTION, max_tokens=2, span=(stamp(3), stamp(11)))
-    assert (answer.first_stamp_ns, answer.last_stamp_ns, answer.frames_covered) == (stamp(4), stamp(11), 8)
-    with pytest.raises(QuestionError, match='no clip between'):
-        memory.answer(QUESTION, span=(stamp(1), stamp(5)))
-
-
-def test_a_question_within_a_clip_sees_it_and_leaves_no_trace(backbone, frames):
-    quiet, asked = memory_of(backbone, frames, 21), memory_of(backbone, frames, 0)
-    for index in range(21):
-        asked.step(frames[index], stamp(index))
-        answer = asked.answer(QUESTION, max_tokens=3)
-        assert (answer.frames_covered, answer.last_stamp_ns) == (index + 1, stamp(index))
-    assert contents(quiet) == contents(asked) and quiet.frames == asked.frames == 21
-    assert quiet.flush().frames == 1 and quiet.flush() is None
-    assert quiet.answer(QUESTION, max_tokens=3).token_ids == answer.token_ids
-    assert contents(quiet) != contents(asked)
 
 
 def test_the_same_frames_give_the_same_memory_and_answer(backbone, frames):
