@@ -143,6 +143,11 @@ class Backbone(ABC):
             first_frame: number of the first of these frames in the stream, from 0; some families write it before the frame.
         """
 
+    def encode_each(self, videos: Sequence[Sequence[np.ndarray]], seconds: Sequence[float], position: int,
+                    first_frame: int = 0) -> list[TokenInputs]:
+        """As `encode`, for the same step of several videos with frames of one size."""
+        return [self.encode(frames, seconds, position, first_frame) for frames in videos]
+
     @abstractmethod
     def step_tokens(self, height: int, width: int) -> int:
         """Tokens of the stream's first step for camera frames of this size in pixels. Later steps may have a token or two

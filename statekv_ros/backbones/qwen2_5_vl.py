@@ -38,8 +38,9 @@ class Qwen2_5VL(QwenVL):
     def _step_text(self, number: int, seconds: Sequence[float]) -> tuple[str, str]:
         return '', ''
 
-    def _see(self, step: StagedStep) -> tuple[torch.Tensor, dict[str, Any]]:
-        return self._features(step).pooler_output, {}
+    def _seen(self, step: StagedStep, visual: torch.Tensor,
+              deepstack: Sequence[torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
+        return visual, {}
 
     def _indices(self, grid: torch.Tensor) -> dict[str, torch.Tensor]:
         vision = self._model.config.vision_config

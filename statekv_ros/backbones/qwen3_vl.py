@@ -42,11 +42,11 @@ class Qwen3VL(QwenVL):
     def _step_text(self, number: int, seconds: Sequence[float]) -> tuple[str, str]:
         return f'<{(seconds[0] + seconds[-1]) / 2:.1f} seconds><|vision_start|>', '<|vision_end|>'
 
-    def _see(self, step: StagedStep) -> tuple[torch.Tensor, dict[str, Any]]:
-        features = self._features(step)
+    def _seen(self, step: StagedStep, visual: torch.Tensor,
+              deepstack: Sequence[torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
         text_behind = step.tokens - step.visual_start - step.visual_tokens
-        return features.pooler_output, {'deepstack': [pad(level[None].to(self.dtype), (0, 0, step.visual_start, text_behind))
-                                                      for level in features.deepstack_features]}
+        return visual, {'deepstack': [pad(level[None].to(self.dtype), (0, 0, step.visual_start, text_behind))
+                                      for level in deepstack]}
 
     def _indices(self, grid: torch.Tensor) -> dict[str, torch.Tensor]:
         tower = self._model.model.visual

@@ -1,11 +1,13 @@
 """What the Qwen-VL families share: patches of two frames, frames of any size, M-RoPE."""
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
-from statekv_ros.backbones.base import StagedStep
+from statekv_ros.backbones.base import StagedStep, TokenInputs
 from statekv_ros.backbones.checkpoint import Checkpoint
 from statekv_ros.backbones.family import Family
 from statekv_ros.backbones.patches import patchify
@@ -31,30 +33,48 @@ class QwenVL(Family):
                            max_frame_pixels, **{**self.pixel_defaults, **checkpoint.pixel_statistics})
         super().__init__(checkpoint, pixels, model.model.language_model, model.lm_head, system_prompt, rope_length)
         self.frames_per_step = vision.temporal_patch_size
-        self._grids: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+        self._grids: dict[tuple[int, int, int], dict[str, torch.Tensor]] = {}
+
+    @torch.inference_mode()
+    def encode_each(self, videos: Sequence[Sequence[np.ndarray]], seconds: Sequence[float], position: int,
+                    first_frame: int = 0) -> list[TokenInputs]:
+        steps = [self.stage(frames, seconds, position, first_frame).on(self.device) for frames in videos]
+        return [self._among_text(step, *seen) for step, seen in zip(steps, self._see_each(steps))]
 
     def _visual_grid(self, height: int, width: int) -> tuple[int, int]:
         return height // self._pixels.factor, width // self._pixels.factor
 
     @abstractmethod
     def _indices(self, grid: torch.Tensor) -> dict[str, torch.Tensor]:
-        """What the vision tower gathers by, from the patches of a step, [[1, rows, columns]] on the host."""
+        """What the vision tower gathers by, from the patches of each step, [[1, rows, columns], ...] on the host."""
 
-    def _features(self, step: StagedStep) -> Any:
-        """Output of the vision tower for one step."""
-        height, width = (side // self._pixels.patch_size for side in step.frames.shape[1:3])
-        return self._model.model.visual(patchify(step.frames, self._pixels).to(self.dtype), **self._grid(height, width))
+    @abstractmethod
+    def _seen(self, step: StagedStep, visual: torch.Tensor,
+              deepstack: Sequence[torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
+        """What `_see` returns, from what the vision tower says about one step."""
 
-    def _grid(self, height: int, width: int) -> dict[str, torch.Tensor]:
+    def _see(self, step: StagedStep) -> tuple[torch.Tensor, dict[str, Any]]:
+        return self._see_each([step])[0]
+
+    def _see_each(self, steps: Sequence[StagedStep]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
+        """Steps with frames of one size through the vision tower at once: as images beside each other, which it keeps apart."""
+        height, width = (side // self._pixels.patch_size for side in steps[0].frames.shape[1:3])
+        patches = torch.cat([patchify(step.frames, self._pixels) for step in steps])
+        seen = self._model.model.visual(patches.to(self.dtype), **self._grid(len(steps), height, width))
+        levels = [level.chunk(len(steps)) for level in getattr(seen, 'deepstack_features', None) or ()]
+        return [self._seen(step, visual, [level[number] for level in levels])
+                for number, (step, visual) in enumerate(zip(steps, seen.pooler_output.chunk(len(steps))))]
+
+    def _grid(self, images: int, height: int, width: int) -> dict[str, torch.Tensor]:
         """The grid's arguments of the vision tower, which would otherwise work them out, and wait for the device, every time.
 
         The grid and the ends of sequences stay on the host, where the tower reads them; the rest is on the device. Never
         dropped, because recorded graphs read it where it lies; frames come in few sizes.
         """
-        if (height, width) not in self._grids:
-            grid = torch.tensor([[1, height, width]])
-            self._grids[height, width] = {
+        if (images, height, width) not in self._grids:
+            grid = torch.tensor([[1, height, width]] * images)
+            self._grids[images, height, width] = {
                 'grid_thw': grid, 'cu_seqlens': get_vision_cu_seqlens(grid),
                 'position_ids': to_device(get_vision_position_ids(grid, self._pixels.merge_size), self.device),
                 **self._indices(grid)}
-        return self._grids[height, width]
+        return self._grids[images, height, width]

@@ -43,9 +43,8 @@ class Lockstep(Backbone):
     def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
                first_frame: int = 0) -> TokenInputs:
         if (first_frame, position) not in self._seen:
-            parts = zip(*(np.split(frame, self.videos) for frame in frames))
-            self._seen[first_frame, position] = _together(
-                [self.inner.encode(part, seconds, position, first_frame) for part in parts])
+            parts = list(zip(*(np.split(frame, self.videos) for frame in frames)))
+            self._seen[first_frame, position] = _together(self.inner.encode_each(parts, seconds, position, first_frame))
         return self._seen[first_frame, position]
 
     def step_tokens(self, height: int, width: int) -> int:
