@@ -15,7 +15,7 @@ from statekv_ros.patrol.world import Patrol, View, make_patrol
 
 TOPIC = '/camera/image_raw'
 PATROL_STEPS = 40
-PATROL_KINDS = ('exist', 'first', 'last', 'when')     # asked at the end; 'now' in the middle
+PATROL_KINDS = ('where', 'first', 'last', 'when')     # asked at the end; 'now' in the middle
 _THUMBNAIL = 160, 120
 
 
