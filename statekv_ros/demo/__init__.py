@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> dict:
             StateKVClient() as client:
         watcher, answers = Watcher(client), []
         with console.status('starting the node ...'):
-            if not client.wait_until_ready(READY_S):
+            if not (watcher.wait(READY_S, lambda: node.poll() is None) and client.wait_until_ready(READY_S)):
                 raise StateKVError(f'the node was not ready in {READY_S:.0f} s; its log:\n{node_log.read_text()}')
         with process('-m', 'statekv_ros.replay.cli', 'play', str(bag), '--rate', str(show.rate), log=player_log) as player, \
                 Live(Text('waiting for the first frame ...'), console=console, refresh_per_second=8) as live:

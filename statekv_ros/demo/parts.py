@@ -5,6 +5,8 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.text import Text
@@ -30,6 +32,16 @@ class Watcher:
         self._client = client
         client.node.create_subscription(FrameTiming, '/statekv/timing', self.steps.append, QoSProfile(depth=100))
         client.node.create_subscription(DiagnosticArray, '/diagnostics', self._note_health, QoSProfile(depth=10))
+
+    def wait(self, seconds: float, runs: Callable[[], bool] = lambda: True) -> bool:
+        """Wait for the node's first diagnostics; False when they do not come in that time, or it no longer runs.
+
+        What was subscribed to before them comes by then too. Images sent earlier can be steps whose timing nobody receives.
+        """
+        end = time.monotonic() + seconds
+        while not self.health and time.monotonic() < end and runs():
+            self._client.spin_for(.1)
+        return bool(self.health)
 
     def watch(self, seconds: float) -> Text:
         """Receive messages for a while; a line on the newest step."""

@@ -108,6 +108,8 @@ class _LiveJob:
 
     def result(self, size: ModelSize) -> dict:
         """Play, ask, and say what came of it."""
+        if not self._watcher.wait(READY_S, self._node_runs):
+            raise EvaluationError(f'the node is not ready after {READY_S:.0f} s' if self._node_runs() else 'the node ended')
         player = threading.Thread(target=self._play, name='player', daemon=True)
         player.start()
         try:
