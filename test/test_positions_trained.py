@@ -77,6 +77,6 @@ def test_an_old_fact_stays_readable_four_times_past_the_trained_context(backbone
     assert largest['native'] > 4 * backbone.max_position
     assert largest['lazy_shift'] < backbone.max_position and largest['contiguous'] < backbone.max_position
     print({'fresh': fresh, 'old': old})
-    # No claim for native: it depends on the model. One with a rope base of 1e4 fell from 78 to 47 % here, this one hardly falls.
+    # No claim for native: it depends on the model. One with a rope base of 1e4 fell from 78 to 47 % here, this one from 94 to 89.
     for positions in ('lazy_shift', 'contiguous'):
-        assert fresh[positions] > .7 and old[positions] > fresh['native'] - .15, (fresh, old)
+        assert fresh[positions] > .7 and old[positions] > fresh[positions] - .15, (fresh, old)
