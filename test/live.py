@@ -17,7 +17,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 
 from statekv_ros.msg import Answer, FrameTiming
-from statekv_ros.node.messages import to_stamp
+from statekv_ros.node.messages import to_ns, to_stamp
 from statekv_ros.srv import Query, Reset
 from statekv_ros.transport import use_shipped_profile
 
@@ -83,7 +83,7 @@ class Graph:
         self.timings: list[FrameTiming] = []
         self.answers: list[Answer] = []
         self.health: dict[str, tuple[int, str, dict[str, str]]] = {}
-        self.health_count = 0
+        self.health_count = self.health_ns = 0     # /diagnostics so far, and the node's time on the newest
         self._publishers = {}
         self.node.create_subscription(FrameTiming, '/statekv/timing', self.timings.append, QoSProfile(depth=100))
         self.node.create_subscription(Answer, '/statekv/answer', self.answers.append, QoSProfile(depth=100))
@@ -168,6 +168,7 @@ class Graph:
 
     def _note(self, message: DiagnosticArray) -> None:
         self.health_count += 1
+        self.health_ns = to_ns(message.header.stamp)
         for status in message.status:
             level = status.level[0] if isinstance(status.level, bytes) else status.level
             self.health[status.name.removeprefix('statekv: ')] = (

@@ -208,17 +208,27 @@ def test_while_a_simulated_clock_stands_still_nothing_becomes_stale(tiny_model_d
     with memory_node(tmp_path, tiny_model_dir, cameras='[front]', use_sim_time='true', stale_after_s='0.5') as (node, graph):
         graph.wait_for_state('active')
         clock = graph.node.create_publisher(Clock, '/clock', 10)
-        graph.wait(lambda: clock.get_subscription_count() > 0, 'a subscriber of /clock')
-        clock.publish(Clock(clock=to_stamp(100 * SECOND)))
+
+        def show(seconds: int) -> None:
+            """Until the node's clock says so: one message could be lost, its subscription keeps none for later."""
+            def shown() -> bool:
+                clock.publish(Clock(clock=to_stamp(seconds * SECOND)))
+                return graph.health_ns == seconds * SECOND
+            graph.wait(shown, f'/clock at {seconds} s')
+
+        graph.publish(image(99 * SECOND))
+        graph.wait_for_camera('front', frames_in=1)
+        show(100)
+        assert graph.health['front'][0] == 0, 'an image before the clock began is not one of second 0'
         graph.publish(image(100 * SECOND))
-        graph.wait_for_camera('front', frames_held=1)
+        graph.wait_for_camera('front', frames_in=2)
         graph.spin(1.5)
         assert graph.fresh_health()['front'][0] == 0, graph.health['front']
-        clock.publish(Clock(clock=to_stamp(102 * SECOND)))
+        show(102)
         graph.wait(lambda: graph.health['front'][0] == 3, 'stale after the clock went on')
-        clock.publish(Clock(clock=to_stamp(10 * SECOND)))
+        show(10)
         graph.wait(lambda: graph.health['front'][0] == 0, 'silence counts anew after the clock went back')
-        clock.publish(Clock(clock=to_stamp(12 * SECOND)))
+        show(12)
         graph.wait(lambda: graph.health['front'][0] == 3, 'stale on the clock that went back')
 
 

@@ -47,8 +47,8 @@ class Diagnosis:
     def camera(self, source: CameraInput, now_ns: int, stale_after_s: float, active: bool) -> DiagnosticStatus:
         """A camera's health; levels rise with what is newest: silence, refused images, lost images, clock jumps."""
         camera, stream, counts = source.camera, source.camera.stream, source.counts()
-        if source.newest_ns is not None:  # a simulated clock may have gone back: silence then counts from now on
-            source.newest_ns = min(source.newest_ns, now_ns)
+        if source.newest_ns is not None:  # a simulated clock may have begun (it was 0) or gone back: silence counts from now on
+            source.newest_ns = min(source.newest_ns or now_ns, now_ns)
         silent_s = None if source.newest_ns is None else (now_ns - source.newest_ns) / 1e9
         level, message = OK, 'watching'
         new = self._new(camera.name, counts['frames_in'], counts['lost'], counts['rejected'], camera.failures,
