@@ -11,7 +11,8 @@ class Stage:
     """Until this share of training: batches of `rows` videos of one of these lengths in steps, with so many questions each.
 
     Attributes:
-        floor, urgency: how often a kind is asked that is hardly ever answered wrongly, and how much more often for its wrong answers.
+        floor: how often a kind is asked that is hardly ever answered wrongly.
+        urgency: how much more often for its share of wrong answers.
     """
     until: float
     rows: int

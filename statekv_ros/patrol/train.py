@@ -64,7 +64,8 @@ class Trainer:
         self.weights = dict(self.model.named_parameters())
         self.optimizers = self._optimizers()
         self.scores, self.step, self.videos, self.seconds, self.losses = KindScores(), 0, 0, 0., []
-        self._drawn_by = self.scores.weights(self._stage(0))        # of the next batch, which is made while the one before is learned from
+        # Of the next batch, which is made while the one before is learned from.
+        self._drawn_by = self.scores.weights(self._stage(0))
         self._resume()
         self.packer = Packer(self.tokenizer, PictureBank(1000 + seed, pictures))
 
