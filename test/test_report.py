@@ -13,6 +13,7 @@ from PIL import Image
 
 from conftest import SECOND
 from statekv_ros.errors import ParameterError
+from statekv_ros.evaluation.figures import cost_over_frames
 from statekv_ros.evaluation.metrics import difference, percentiles, share, slope, summarise, wilson
 from statekv_ros.evaluation.report import write_report
 from statekv_ros.evaluation.statistics import collect, write_statistics
@@ -99,6 +100,13 @@ def test_untimed_jobs_are_summarised_too(jobs):
             told['first_token_ms'] = None
     policy = summarise(jobs)['policies'][0]
     assert policy['step_ms'] == {'p50': None, 'p95': None, 'p99': None, 'slope': None} and policy['first_token_ms']['p50'] is None
+
+
+def test_costs_are_drawn_in_the_unit_that_most_policies_have(jobs):
+    assert 'ms per frame step' in cost_over_frames(summarise(jobs)['policies'])
+    for made in jobs[1:]:
+        made['step_ms'] = []
+    assert 'GFLOP per frame step' in cost_over_frames(summarise(jobs)['policies'])
 
 
 def test_a_report_has_a_page_a_table_and_numbers(jobs, tmp_path):
