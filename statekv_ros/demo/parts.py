@@ -33,7 +33,7 @@ class Watcher:
         client.node.create_subscription(FrameTiming, '/statekv/timing', self.steps.append, QoSProfile(depth=100))
         client.node.create_subscription(DiagnosticArray, '/diagnostics', self._note_health, QoSProfile(depth=10))
 
-    def wait(self, seconds: float, runs: Callable[[], bool] = lambda: True) -> bool:
+    def wait(self, seconds: float, runs: Callable[[], bool]) -> bool:
         """Wait for the node's first diagnostics; False when they do not come in that time, or it no longer runs.
 
         What was subscribed to before them comes by then too. Images sent earlier can be steps whose timing nobody receives.

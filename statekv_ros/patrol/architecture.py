@@ -1,4 +1,4 @@
-"""The patrol model: a real Qwen3-VL of about 2.8 million parameters."""
+"""The patrol model: a real Qwen3-VL of about 3.3 million parameters."""
 import math
 
 import torch
