@@ -20,17 +20,17 @@ def patchify(frames: torch.Tensor, spec: PixelSpec) -> torch.Tensor:
     """Cut frames into patches and normalise them.
 
     Args:
-        frames: uint8 [spec.temporal_patch_size, tall, wide, 3], as `prepare` resized them.
+        frames: uint8 [steps * spec.temporal_patch_size, tall, wide, 3], as `prepare` resized them, step after step.
 
     Returns:
         fp32 [patches, 3 * temporal * patch * patch], patches of one merged token next to each other.
     """
-    time, tall, wide, channels = frames.shape
-    patch, merge = spec.patch_size, spec.merge_size
-    grid = frames.reshape(time, tall // spec.factor, merge, patch, wide // spec.factor, merge, patch, channels)
-    # -> [rows, columns, merge row, merge column, channel, time, y, x]
-    order = grid.permute(1, 4, 2, 5, 7, 0, 3, 6)
-    return _normalise(order, spec, channel_axis=4).view(-1, channels * time * patch * patch)
+    _, tall, wide, channels = frames.shape
+    time, patch, merge = spec.temporal_patch_size, spec.patch_size, spec.merge_size
+    grid = frames.reshape(-1, time, tall // spec.factor, merge, patch, wide // spec.factor, merge, patch, channels)
+    # -> [step, rows, columns, merge row, merge column, channel, time, y, x]
+    order = grid.permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return _normalise(order, spec, channel_axis=5).view(-1, channels * time * patch * patch)
 
 
 def _normalise(values: torch.Tensor, spec: PixelSpec | SquareSpec, channel_axis: int) -> torch.Tensor:

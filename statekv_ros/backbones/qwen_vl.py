@@ -59,7 +59,8 @@ class QwenVL(Family):
     def _see_each(self, steps: Sequence[StagedStep]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
         """Steps with frames of one size through the vision tower at once: as images beside each other, which it keeps apart."""
         height, width = (side // self._pixels.patch_size for side in steps[0].frames.shape[1:3])
-        patches = torch.cat([patchify(step.frames, self._pixels) for step in steps])
+        # Bytes are put together, not the patches, which are four times as large.
+        patches = patchify(torch.cat([step.frames for step in steps]), self._pixels)
         seen = self._model.model.visual(patches.to(self.dtype), **self._grid(len(steps), height, width))
         levels = [level.chunk(len(steps)) for level in getattr(seen, 'deepstack_features', None) or ()]
         return [self._seen(step, visual, [level[number] for level in levels])
