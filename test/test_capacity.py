@@ -37,7 +37,7 @@ def test_internvl3_8b_by_hand():
 @pytest.mark.parametrize('policy', ['statekv(64)', 'window(8)', 'none'])
 def test_the_plan_covers_what_a_stream_really_holds(policy, backbone, frames):
     plan = make_plan(backbone.size(64, 64), parse_prefill_policy(policy), rate_hz=2.0)
-    stream = VideoStream(backbone, policy, chunk_tokens=64)
+    stream = VideoStream(backbone, policy)
     for index, frame in enumerate(frames):
         report = stream.step(frame, (index + 1) * 10**9 // 2)
     assert 0 <= report.step_tokens - plan.size.step_tokens <= 2, 'the text of later steps may be longer'

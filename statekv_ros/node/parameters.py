@@ -14,7 +14,7 @@ from rclpy.validate_full_topic_name import validate_full_topic_name
 from statekv_ros.errors import ParameterError, StateKVError
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
 from statekv_ros.memory.graphs import CUDA_GRAPH
-from statekv_ros.memory.positions import POSITIONS
+from statekv_ros.memory.carried.positions import POSITIONS
 
 LARGE = 2**31 - 1
 _NAME_REMEDY = 'camera names are letters, digits and "_", beginning with a letter'
