@@ -1,0 +1,1 @@
+"""Attention of an answer over chosen pages of its memory."""
