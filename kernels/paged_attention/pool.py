@@ -11,7 +11,7 @@ class PackedPool:
     Keys are as they were before RoPE, without the bias of the model's key projection: both are given back when they are read.
 
     Attributes:
-        key_codes, value_codes: [kv_heads, capacity, head_dim * bits / 8] uint8; of 4 bits, channel 2i is the low half of a byte.
+        key_codes, value_codes: [kv_heads, capacity, head_dim * bits / 8] uint8; with 4 bits, channel 2i is in the low half.
         key_scale, key_zero, value_scale, value_zero: [kv_heads, page_capacity, head_dim] fp16.
         bits: 4 or 8.
     """

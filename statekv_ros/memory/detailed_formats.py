@@ -1,8 +1,8 @@
 """How the pages of the detailed cache are stored: in the model's own dtype, or in 8 or 4 bits. A new format is one line below.
 
 Asymmetric minimum-to-maximum numbers per channel over the tokens of one page (as KIVI has keys, arXiv 2402.02750), for keys
-and values alike. Keys go in before RoPE, where a channel is alike from token to token, and without the bias of the key projection,
-which in Qwen2's first and last layers is hundreds of times what it is added to.
+and values alike. Keys go in before RoPE, where a channel is alike from token to token, and without the bias of the key
+projection, which in Qwen2's first and last layers is hundreds of times what it is added to.
 """
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -82,7 +82,7 @@ class Raw(Format):
 
 
 class Packed(Format):
-    """Whole numbers of `bits`: x = code * scale + zero, off by half a scale at most. Numbers beyond fp16's 65,504 are cut off."""
+    """Whole numbers of `bits`: x = code * scale + zero, off by half a scale at most. A number beyond fp16's 65,504 is cut."""
     rotated = False
 
     def __init__(self, name: str, bits: int):
