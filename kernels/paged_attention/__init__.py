@@ -40,8 +40,8 @@ def paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, value: 
     Returns:
         output [kv_heads, rows, head_dim] fp32, normalised within what was read (0 where nothing was); lse [kv_heads, rows]
         fp32, natural logarithm of the sum of exp(score * scale), -inf where nothing was read; page_lse
-        [kv_heads, rows, pages] fp32, the same of each page's noted rows, -inf where there are none ('triton': or where they
-        have less than 2**-126 of the row's greatest), or None.
+        [kv_heads, rows, pages] fp32, the same of each page's noted rows, or None; -inf where there are none, or where they
+        have less than 2**-126 of the row's greatest.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit each other, something needed is missing, a page is not in the pool,

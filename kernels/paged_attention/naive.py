@@ -79,16 +79,15 @@ def _attend(query: torch.Tensor, gathered: Gathered, scale: float,
     scores = torch.bmm(query.float() * scale, gathered.key.transpose(1, 2))
     if gathered.hidden is not None:
         scores.masked_fill_(gathered.hidden, float('-inf'))
-    page_lse = None
-    if gathered.counted is not None:
-        counted = scores.masked_fill(~gathered.counted, float('-inf'))
-        page_lse = counted.unflatten(-1, (pages, -1)).logsumexp(-1)
     top = scores.amax(dim=-1, keepdim=True)
     if gathered.hidden is not None:
         top.clamp_min_(-1e30)    # finite, so that a row of nothing has weights of 0 rather than NaN
     weights = scores.sub_(top).exp_()
     total = weights.sum(dim=-1, keepdim=True)
     lse = total.log().add_(top).squeeze(-1)
+    page_lse = None
+    if gathered.counted is not None:
+        page_lse = (weights * gathered.counted).view(*weights.shape[:2], pages, -1).sum(dim=-1).log_().add_(top)
     if gathered.hidden is not None:
         total.clamp_min_(1)      # changes nothing but 0: the greatest weight alone is 1
     return torch.bmm(weights, gathered.value).div_(total), lse, page_lse
