@@ -195,7 +195,8 @@ def test_what_is_overwritten_meanwhile_is_not_read_any_more(answer_policy, backb
             answering.advance(2)
     assert stream.detailed.overwritten > answering._seen.ordinal
     poisoned = stream.detailed.rows()
-    poisoned[0].fill_(float('nan'))
+    with torch.inference_mode():
+        poisoned[0].fill_(float('nan'))
     while not answering.advance(2):
         pass
     assert len(answering.token_ids) == 6 or answering.finish_reason == 'stop'

@@ -144,7 +144,7 @@ class Reading:
         if self._pages is not None and (choice := self._pages.choose(layer, rows)) is not None:
             pool_key, pool_value, visual = self._detailed.rows()
             output, lse, page_lse = paged_attention(
-                rows, pool_key[layer], pool_value[layer], choice.starts, choice.lengths, 1.0, moves=choice.moves,
+                query[0].reshape(rows.shape), pool_key[layer], pool_value[layer], choice.starts, choice.lengths, scale, moves=choice.moves,
                 noted=visual if noting else None, rope=None if choice.moves is None else self._backbone.rope)
             whole.add(output, lse)
         scores = rows @ self._tail_key[layer, :, :end].float().transpose(1, 2)
