@@ -6,7 +6,8 @@ import pytest
 
 from statekv_ros.evaluation.footage import PatrolFootage, check_video, open_footage
 from statekv_ros.evaluation.schema import load_questions
-from statekv_ros.patrol.cli import main, make_patrols
+from statekv_ros.patrol.cli import main
+from statekv_ros.patrol.make import make_patrols
 from statekv_ros.patrol.questions import KINDS, Question, answer_at
 from statekv_ros.patrol.world import COLOURS, SHAPES, make_patrol
 from statekv_ros.replay.bag_reader import read_images
