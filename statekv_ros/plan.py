@@ -78,17 +78,22 @@ def _values(plan: 'Plan') -> dict:
 
 
 def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
+    from statekv_ros.backbones.published import PUBLISHED
     from statekv_ros.memory.capacity import gigabytes
-    table = Table(title=f'{plans[0].policy}, {args.cameras} camera(s) of {args.frame_size}, {args.fps:g} frames/s each, '
-                        f'{args.hours:g} h; GB are 10^9 bytes')
-    for column in ('model', 'tokens / step', 'bytes / token', 'weights', 'state', 'workspace', 'detailed / hour', 'detailed',
-                   'total'):
-        table.add_column(column, justify='left' if column == 'model' else 'right')
+    short = {row.hub_id: name for name, row in PUBLISHED.items()}       # --model takes these too
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console.print(f'{plans[0].policy}, {args.cameras} camera(s) of {args.frame_size}, {args.fps:g} frames/s each, '
+                  f'{args.hours:g} h; GB are 10^9 bytes')
+    table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    table.add_column('model', overflow='fold')
+    for column in ('tokens\n/ step', 'bytes\n/ token', 'weights', 'state', 'work-\nspace', 'detailed\n/ hour', 'detailed', 'total'):
+        table.add_column(column, justify='right', overflow='fold')
     for plan in plans:
-        table.add_row(plan.size.name, str(plan.size.step_tokens), f'{plan.size.kv_bytes_per_token:,}', *map(gigabytes, (
+        size = plan.size
+        table.add_row(short.get(size.name, size.name), str(size.step_tokens), f'{size.kv_bytes_per_token:,}', *map(gigabytes, (
             plan.weights_bytes, plan.state_bytes, plan.workspace_bytes, plan.detailed_bytes_per_hour, plan.detailed_bytes,
             plan.total_bytes)))
-    Console(width=150).print(table)
+    console.print(table)
 
 
 if __name__ == '__main__':
