@@ -31,7 +31,7 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument('exit_when_done', default_value='false', description='true: stop the node too when the '
                               'bag has been played'),
         DeclareLaunchArgument('cameras', default_value='', description='names and topics, as in front=/front/image_raw;'
-                              ' empty: every topic of the bag with images that can be watched'),
+                              ' empty: every image topic of the bag'),
         OpaqueFunction(function=choose_cameras),
         IncludeLaunchDescription(PythonLaunchDescriptionSource(node),
                                  launch_arguments={'use_sim_time': 'true'}.items()),
@@ -40,7 +40,7 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def choose_cameras(context) -> list:
-    """Without an argument `cameras`, a camera for every image topic of the bag that can be watched. BagError when there is none."""
+    """Without an argument `cameras`, a camera for every topic of the bag that can be watched. BagError when there is none."""
     if LaunchConfiguration('cameras').perform(context):
         return []
     from statekv_ros.replay.bag_reader import bag_info, watchable_topics

@@ -86,7 +86,8 @@ def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
                   f'{args.hours:g} h; GB are 10^9 bytes')
     table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, collapse_padding=True)
     table.add_column('model', overflow='fold')
-    for column in ('tokens\n/ step', 'bytes\n/ token', 'weights', 'state', 'work-\nspace', 'detailed\n/ hour', 'detailed', 'total'):
+    for column in ('tokens\n/ step', 'bytes\n/ token', 'weights', 'state', 'work-\nspace', 'detailed\n/ hour', 'detailed',
+                   'total'):
         table.add_column(column, justify='right', overflow='fold')
     for plan in plans:
         size = plan.size

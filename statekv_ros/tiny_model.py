@@ -1,5 +1,5 @@
-"""Write a tiny checkpoint with random weights from a fixed seed: a real architecture and a real tokenizer, for tests, benchmarks
-and first steps. What such a model says means nothing."""
+"""Write a tiny checkpoint with random weights from a fixed seed: a real architecture and a real tokenizer, for tests,
+benchmarks and first steps. What such a model says means nothing."""
 import argparse
 import sys
 

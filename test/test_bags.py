@@ -123,7 +123,8 @@ def test_other_readers_find_a_complete_bag(bag):
 
 def test_jpeg_topic_is_compressed_as_ros_expects(tmp_path):
     assert main(['make', str(CLIP), str(tmp_path / 'bag'), '--encoding', 'jpeg', '--max-frames', '3']) == 0
-    assert choose_topics(bag_info(tmp_path / 'bag'), None) == {'/camera/image_raw/compressed': 'sensor_msgs/msg/CompressedImage'}
+    topics = choose_topics(bag_info(tmp_path / 'bag'), None)
+    assert topics == {'/camera/image_raw/compressed': 'sensor_msgs/msg/CompressedImage'}
     for image, expected in zip(read_images(tmp_path / 'bag'), clip_frames(3), strict=True):
         difference = np.abs(decode_compressed(image.message()).astype(int) - expected)
         assert difference.mean() < 4
@@ -276,10 +277,12 @@ def test_bad_source_options_are_refused(options, said):
 
 
 @pytest.mark.parametrize('arguments,said', [
-    ('--rate 1e-12', 'got 1e-12'), ('--rate 1e-320', 'got 1e-320'), ('--rate 1e300', 'got 1e+300'), ('--rate 1e-9', 'raise --rate'),
-    ('--start-stamp 2147483647.9', 'lower --start-stamp'), ('--start-stamp 1e400', 'start stamp'),
+    ('--rate 1e-12', 'got 1e-12'), ('--rate 1e-320', 'got 1e-320'), ('--rate 1e300', 'got 1e+300'),
+    ('--rate 1e-9', 'raise --rate'), ('--start-stamp 2147483647.9', 'lower --start-stamp'),
+    ('--start-stamp 1e400', 'start stamp'),
     ('--size 100000x100000', 'got 100000x100000'), ('--size 99999999999999999999x1', 'got 99999999999999999999x1'),
-    ('--topic /1a', "'/1a'"), ('--topic /a//b', "'/a//b'"), ('--topic /a-b', "'/a-b'"), (f'--topic /{"a" * 247}', '247 characters'),
+    ('--topic /1a', "'/1a'"), ('--topic /a//b', "'/a//b'"), ('--topic /a-b', "'/a-b'"),
+    (f'--topic /{"a" * 247}', '247 characters'),
     ('--frame-id a\udcffb', r"'a\udcffb'"), ('--frame-id a\0b', r"'a\x00b'")], ids=ascii)
 def test_numbers_and_names_that_no_bag_can_hold_are_one_clear_line_and_exit_code_2(tmp_path, capfd, arguments, said):
     pictures = image_folder(tmp_path / 'pictures', ['1.png', '2.png', '3.png', '4.png'])
@@ -434,7 +437,8 @@ def test_topics_of_depth_cannot_be_watched_and_the_reason_is_told(tmp_path):
 
 def test_an_image_whose_bytes_are_damaged_is_an_error_that_names_bag_topic_and_stamp(bag):
     image = next(read_images(bag))
-    for damaged in (image.cdr[:40], image.cdr[:12] + b'\xff\xff\xff\x7f' + image.cdr[16:], image.cdr[:16] + b'\xff' * 6 + image.cdr[22:]):
+    for damaged in (image.cdr[:40], image.cdr[:12] + b'\xff\xff\xff\x7f' + image.cdr[16:],
+                    image.cdr[:16] + b'\xff' * 6 + image.cdr[22:]):
         with pytest.raises(BagError, match=f'{bag} is damaged: .* on /camera/image_raw with header stamp 1.000000000 s'):
             dataclasses.replace(image, cdr=damaged).message()
 

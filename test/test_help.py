@@ -1,4 +1,4 @@
-"""`--help` of every command comes before the libraries that take seconds to import, and so does the word on a wrong argument."""
+"""`--help` of every command comes before the libraries that take seconds to import, so does a refusal."""
 import os
 import subprocess
 import sys
@@ -30,6 +30,17 @@ COMMANDS = [[name] for name in SCRIPTS if name != 'statekv-node'] + [
 def run(command: list[str], argument: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, '-c', RUN, *command, argument, SCRIPTS[command[0]]], capture_output=True, text=True,
                           timeout=60, env=os.environ | {'COLUMNS': '100'})
+
+
+def test_choices_that_benchmarks_offer_are_those_that_there_are():
+    from statekv_ros.bench import arguments, cli, hardware, kernel
+    from statekv_ros.kernels import scored_attention
+    from statekv_ros.memory import graphs
+    assert arguments.DTYPES == tuple(hardware.DTYPES)
+    assert arguments.CUDA_GRAPH == graphs.CUDA_GRAPH
+    assert arguments.IMPLEMENTATIONS == scored_attention.IMPLEMENTATIONS
+    assert arguments.KERNEL_MODELS == tuple(kernel.MODELS)
+    assert arguments.ADD.keys() == cli.BENCHMARKS.keys()
 
 
 @pytest.mark.parametrize('command', COMMANDS, ids=' '.join)

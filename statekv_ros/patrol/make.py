@@ -13,6 +13,7 @@ from statekv_ros.patrol.video import patrol_frames
 from statekv_ros.patrol.world import COLOURS, SHAPES, Patrol
 from statekv_ros.replay.bag_writer import write_bag
 from statekv_ros.replay.new_folder import new_folder
+from statekv_ros.replay.sources import check_size
 
 # Asked when both frames of a step were shown and the next step's were not: frames stand at 0.0 and 0.5 s of a step.
 _ASKED_AFTER_S = .75
@@ -34,10 +35,10 @@ def make_patrols(folder: Path, videos: int, steps: int, seed: int, size: tuple[i
     Raises:
         BagError: a number that is not positive, or something that is there already or cannot be written.
     """
-    for name, value, least in (('videos', videos, 1), ('steps', steps, 1), ('width', size[0], 1), ('height', size[1], 1),
-                               ('seed', seed, 0)):
+    for name, value, least in (('videos', videos, 1), ('steps', steps, 1), ('seed', seed, 0)):
         if value < least:
             raise BagError(f'{name} must be at least {least}, got {value}')
+    check_size(*size)
     if folder.exists():
         raise BagError(f'{folder} exists: choose another folder')
     entries = []

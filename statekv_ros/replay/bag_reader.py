@@ -36,8 +36,8 @@ class BagImage:
         try:
             return _typestore().deserialize_cdr(self.cdr, self.type)
         except Exception as error:  # rosbags raises whatever its parsers trip over
-            raise BagError(f'bag {self.bag} is damaged: the image on {self.topic} with header stamp {self.stamp_ns / 1e9:.9f} s '
-                           f'cannot be read ({_text(error)}): copy or record it again') from error
+            raise BagError(f'bag {self.bag} is damaged: the image on {self.topic} with header stamp {self.stamp_ns / 1e9:.9f} '
+                           f's cannot be read ({_text(error)}): copy or record it again') from error
 
     def frame(self) -> np.ndarray:
         """The picture, uint8 [height, width, 3] RGB. Raises BagError for damaged bytes, FrameError for what is no picture."""

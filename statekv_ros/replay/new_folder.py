@@ -40,7 +40,7 @@ def new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _workplace(out: Path) -> tuple[Path, int]:
-    """A folder beside `out`, and a descriptor that holds its lock, which the system lets go when the process ends, however it ends.
+    """A folder beside `out`, and a descriptor that holds its lock, which ends with the process, however that ends.
 
     Beside `out`, so that the move at the end cannot fail half way; in a folder of its own, so that the storage file, which is
     named after the bag, gets the right name at once.

@@ -19,6 +19,12 @@ IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.p
 os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
 
 
+def check_size(width: int, height: int) -> None:
+    """Raises BagError for pictures of no pixels, or of more than the node accepts."""
+    if not (width > 0 and height > 0 and width * height <= MAX_PIXELS):
+        raise BagError(f'size must be positive, WIDTHxHEIGHT, and at most {MAX_PIXELS} pixels in all, got {width}x{height}')
+
+
 @dataclass(frozen=True)
 class Source:
     """A video file or a folder of images, opened lazily by `frames`.
@@ -41,11 +47,8 @@ class Source:
             check_rate(self.rate_hz)
         if self.max_frames is not None and self.max_frames < 1:
             raise BagError(f'max frames must be at least 1, got {self.max_frames}')
-        if self.size is not None and min(self.size) < 1:
-            raise BagError(f'size must be positive, WIDTHxHEIGHT, got {self.size[0]}x{self.size[1]}')
-        if self.size is not None and self.size[0] * self.size[1] > MAX_PIXELS:
-            raise BagError(f'size must be at most {MAX_PIXELS} pixels in all, which is what the node accepts, got '
-                           f'{self.size[0]}x{self.size[1]}')
+        if self.size is not None:
+            check_size(*self.size)
 
     def frames(self) -> Iterator[tuple[int, np.ndarray]]:
         """(time since the start in ns, picture uint8 [height, width, 3] RGB). Raises BagError on unreadable input."""
