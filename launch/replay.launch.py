@@ -40,12 +40,14 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def choose_cameras(context) -> list:
-    """Without an argument `cameras`, a camera for every image topic of the bag. Raises BagError when there is none."""
+    """Without an argument `cameras`, a camera for every topic of the bag that can be watched. BagError when there is none."""
     if LaunchConfiguration('cameras').perform(context):
         return []
-    from statekv_ros.replay.bag_reader import image_topics
-    cameras = format_cameras(cameras_of_topics(image_topics(LaunchConfiguration('bag').perform(context))))
-    return [LogInfo(msg=f'cameras:={cameras}'), SetLaunchConfiguration('cameras', cameras)]
+    from statekv_ros.replay.bag_reader import bag_info, watchable_topics
+    watchable, refused = watchable_topics(bag_info(LaunchConfiguration('bag').perform(context)))
+    cameras = format_cameras(cameras_of_topics(watchable))
+    return [*(LogInfo(msg=f'{topic} is left out: {reason}') for topic, reason in refused.items()),
+            LogInfo(msg=f'cameras:={cameras}'), SetLaunchConfiguration('cameras', cameras)]
 
 
 def start_player(context) -> list:

@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from statekv_ros.backbones import load_backbone
-from statekv_ros.backbones.tiny import main, write_tiny_checkpoint
+from statekv_ros.backbones.tiny import write_tiny_checkpoint
+from statekv_ros.backbones.tiny.models import BUILDERS
 from statekv_ros.errors import ModelError
+from statekv_ros.tiny_model import FAMILIES, main
 
 
 @pytest.fixture
@@ -29,10 +31,14 @@ def test_the_script_writes_the_same_checkpoint_again(tiny_model_dir, tmp_path):
     assert (again / 'model.safetensors').read_bytes() == (Path(tiny_model_dir) / 'model.safetensors').read_bytes()
 
 
+def test_the_script_offers_every_family():
+    assert FAMILIES == tuple(sorted(BUILDERS))
+
+
 @pytest.mark.parametrize('family', ['qwen2_5_vl', 'internvl', 'llava_onevision', 'eagle2_5'])
 def test_the_script_writes_every_family(family, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('sys.argv', ['statekv-tiny-model', str(tmp_path / family), '--family', family, '--layers', '1'])
-    main()
+    assert main() == 0
     folder = capsys.readouterr().out.strip().splitlines()[-1]
     assert load_backbone(folder, device='cpu').layout.layers == 1
 

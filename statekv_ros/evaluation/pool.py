@@ -8,12 +8,12 @@ import transformers
 from tqdm import tqdm
 
 from statekv_ros.errors import EvaluationError
+from statekv_ros.evaluation import LOCAL_RAY
 from statekv_ros.evaluation.lockstep_run import Group, run_together
 from statekv_ros.evaluation.plan import Job, Settings
 from statekv_ros.evaluation.run import run_job
 from statekv_ros.evaluation.store import RunFolder
 
-LOCAL_RAY = 'local'
 Results = Iterable[list[dict]]
 
 

@@ -151,6 +151,10 @@ def _mean_series(series: list[list[float]]) -> list[float]:
 
 
 def _figure(found: dict, name: str, title: str, x: str, y: str, top: float | None = 1.02) -> str:
+    return figures.attempt(title, _draw, found, name, title, x, y, top)
+
+
+def _draw(found: dict, name: str, title: str, x: str, y: str, top: float | None) -> str:
     figure, axes = figures.new_axes(title, x, y)
     for index, (budget, values) in enumerate(found['budgets'].items()):
         if values[name]:
