@@ -15,6 +15,7 @@ from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.errors import QuestionError, StateKVError
 from statekv_ros.memory import PrefillPolicy, StepReport, VideoStream
 from statekv_ros.memory.capacity import available_memory, gigabytes, make_plan, require_fit
+from statekv_ros.memory.trial import demonstration_warning, try_out
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
 from statekv_ros.node.camera_input import DECODERS, CameraInput, message_type
@@ -115,6 +116,9 @@ class MemoryNode(LifecycleNode):
         self._backbone = backbone = load_backbone(
             get['model'], get['device'], get['dtype'], get['max_frame_pixels'], get['min_frame_pixels'], get['system_prompt'],
             get['rope_length'])
+        try_out(backbone)
+        if backbone.demonstration:
+            self.get_logger().warning(demonstration_warning(backbone))
         policy = get.prefill_policy()
         self._require_memory(backbone, policy)
         cameras, kinds = [], {}
@@ -130,7 +134,7 @@ class MemoryNode(LifecycleNode):
                         for camera in cameras]
         self._diagnosis = diagnostics.Diagnosis(self._engine, {
             'model': backbone.name, 'device': backbone.device, 'dtype': backbone.dtype, 'prefill_policy': policy,
-            'kv_bytes_per_token': backbone.kv_bytes_per_token})
+            'kv_bytes_per_token': backbone.kv_bytes_per_token, 'demonstration': demonstration_warning(backbone)})
         self._engine.start()
         topics = ', '.join(f'{source.camera.name} on {source.topic}' for source in self._inputs)
         self.get_logger().info(f'{policy} on {backbone.device} ({backbone.dtype}), {backbone.kv_bytes_per_token} bytes per '
