@@ -18,7 +18,7 @@ from statekv_ros.memory.capacity import available_memory, gigabytes, make_plan, 
 from statekv_ros.memory.trial import demonstration_warning, try_out
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
-from statekv_ros.node.camera_input import DECODERS, CameraInput, message_type
+from statekv_ros.node.camera_input import CameraInput, decoder, message_type
 from statekv_ros.node.engine import Camera, Engine
 from statekv_ros.node.parameters import Parameters
 from statekv_ros.node.questions import Outcome, Question
@@ -126,7 +126,7 @@ class MemoryNode(LifecycleNode):
             stream = VideoStream(backbone, policy, 'all', get['chunk_tokens'], get['max_detailed_mb'] * 10**6,
                                  positions=get['positions'], cuda_graph=get['cuda_graph'])
             kinds[name] = message_type(get[f'{name}.topic'], get[f'{name}.transport'])
-            cameras.append(Camera(name, stream, DECODERS[kinds[name]]))
+            cameras.append(Camera(name, stream, decoder(kinds[name], get['max_image_pixels'], backbone.frame_size)))
         self._engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],
                               self.get_logger().error)
         self._inputs = [CameraInput(self, camera, get[f'{camera.name}.topic'], kinds[camera.name],
