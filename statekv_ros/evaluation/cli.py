@@ -15,6 +15,7 @@ from statekv_ros.evaluation.pool import LOCAL_RAY, Worker, check_ray, in_process
 from statekv_ros.evaluation.run import make_memory
 from statekv_ros.evaluation.schema import Video, load_questions
 from statekv_ros.evaluation.store import RunFolder, read_plan
+from statekv_ros.memory.trial import demonstration_warning
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -81,6 +82,8 @@ def _evaluate(args: argparse.Namespace) -> dict:
             require_bag(job)
     read_plan(args.out)     # not someone else's folder, before the model is loaded
     worker = Worker(settings)
+    if warning := demonstration_warning(worker.backbone, 'set --model'):
+        print(f'statekv-eval: {warning}', file=sys.stderr)
     sizes = _sizes(worker, jobs, dict(zip(videos, extents)))
     plan = describe(settings, videos, policies, [extent.frames for extent in extents])
     folder = RunFolder(args.out, plan)

@@ -26,9 +26,9 @@ def try_out(backbone: Backbone) -> None:
         stream.answer('What is in view?', max_tokens=1)
 
 
-def demonstration_warning(backbone: Backbone) -> str:
-    """What a user must be told of a model that is a demonstration; empty for any other."""
+def demonstration_warning(backbone: Backbone, remedy: str = 'set the parameter "model"') -> str:
+    """What a user must be told of a model that is a demonstration; empty for any other. `remedy`: where to name another."""
     if not backbone.demonstration:
         return ''
     return (f'model {backbone.name!r} is a demonstration that knows {backbone.demonstration} only, and answers anything else '
-            'with nonsense: set the parameter "model" to a checkpoint that has seen the world')
+            f'with nonsense: {remedy} to a checkpoint that has seen the world')
