@@ -1,4 +1,4 @@
-"""The call that README.md shows, as it stands there, against a node with its defaults: the model that comes along, one camera."""
+"""The call that README.md shows, as it stands there, against a node with its defaults (the patrol model, one camera)."""
 import re
 import subprocess
 import sys
