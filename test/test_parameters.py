@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from statekv_ros.errors import ParameterError
+from statekv_ros.errors import FrameError, ParameterError
 
 rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
 
 from rclpy.lifecycle import TransitionCallbackReturn  # noqa: E402
 from rclpy.parameter import Parameter  # noqa: E402
 
+from live import image, jpeg  # noqa: E402
 from statekv_ros.node.memory_node import MemoryNode  # noqa: E402
 from statekv_ros.node.parameters import NODE, camera_specs  # noqa: E402
 from statekv_ros.transport import ProfileSource, TransportProfile  # noqa: E402
@@ -186,6 +187,15 @@ def test_whole_number_is_a_rate_too_and_cameras_follow_the_nodes_rate_unless_the
     assert node._settings.problems == []
     values = [node.get_parameter(f'{camera}.{what}').value for camera in ('front', 'rear') for what in ('rate_hz', 'reliability')]
     assert values == [5.0, 'reliable', 7.0, 'reliable']
+
+
+def test_the_bound_on_camera_images_reaches_the_decoder_of_either_message(start, tiny_model_dir):
+    node = start(*given(model=tiny_model_dir, device='cpu', cameras='[front, rear]', max_image_pixels='4095',
+                        **{'rear.topic': 'rear/compressed'}))
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    for camera, message in (('front', image(1)), ('rear', jpeg(1))):
+        with pytest.raises(FrameError, match='64 x 64 pixels, more than the 4095.*"max_image_pixels"'):
+            node._engine.cameras[camera].decode(message)
 
 
 # --- changes at run time ----------------------------------------------------------------------------------------------

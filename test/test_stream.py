@@ -252,7 +252,7 @@ def test_evidence_leaves_out_the_pass_that_only_ends_the_answer(backbone, frames
         logits = plain(self, hidden)
         calls.append(1)
         if len(calls) == 4:
-            logits[..., next(iter(self.stop_token_ids))] = float('inf')
+            logits[..., next(iter(self.stop_token_ids))] = 1e9
         return logits
 
     monkeypatch.setattr(type(backbone), 'logits', stop_at_the_fourth)

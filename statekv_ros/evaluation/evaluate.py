@@ -14,6 +14,7 @@ from statekv_ros.evaluation.pool import Worker, check_ray, in_process, on_ray, r
 from statekv_ros.evaluation.run import make_memory
 from statekv_ros.evaluation.schema import Video, load_questions
 from statekv_ros.evaluation.store import RunFolder, read_plan
+from statekv_ros.memory.trial import demonstration_warning
 
 
 def evaluate(args: argparse.Namespace) -> dict:
@@ -41,6 +42,8 @@ def evaluate(args: argparse.Namespace) -> dict:
             require_bag(job)
     read_plan(args.out)     # not someone else's folder, before the model is loaded
     worker = Worker(settings)
+    if warning := demonstration_warning(worker.backbone, 'set --model'):
+        print(f'statekv-eval: {warning}', file=sys.stderr)
     sizes = _sizes(worker, jobs, dict(zip(videos, extents)))
     plan = describe(settings, videos, policies, [extent.frames for extent in extents])
     folder = RunFolder(args.out, plan)

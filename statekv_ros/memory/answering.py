@@ -1,13 +1,14 @@
 """An answer in the making: the question's tokens and then the answer's own, decoded in slices over a snapshot."""
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
 import torch
 
 from statekv_ros.backbones.base import TokenInputs
-from statekv_ros.errors import QuestionError
+from statekv_ros.errors import ModelError, QuestionError
 from statekv_ros.memory.reading import Part, Reading
 from statekv_ros.memory.records import AnswerResult, StepRecord
 from statekv_ros.memory.retrieval import Retrieval
@@ -72,6 +73,7 @@ class Answering:
 
         Raises:
             QuestionError: the stream was reset meanwhile.
+            ModelError: what the model computes is not finite.
             Interrupted: the stream's `cancelled` said so.
         """
         if self.finish_reason:
@@ -115,7 +117,7 @@ class Answering:
             evidence=self._reading.evidence(self._records, self._evidence), question_tokens=self.question_tokens,
             answer_tokens=len(self.token_ids), context_tokens=self._reading.tokens, prefill_ms=self._prefill_ms,
             first_token_ms=self._first_token_ms, decode_ms=self._decode_ms, prefill_policy=snapshot.prefill_policy,
-            answer_policy=str(snapshot.policy))
+            answer_policy=str(snapshot.policy), demonstration_model=bool(self._backbone.demonstration))
 
     def _read_half_step(self) -> None:
         """Frames without a partner as a padded step in the private tail; the stream itself will see them with it."""
@@ -161,7 +163,11 @@ class Answering:
             torch.cuda.synchronize(self._backbone.device)
 
     def _pick(self, logits: torch.Tensor) -> int:
+        best, token = logits.max(dim=-1)
+        if not math.isfinite(best):     # NaN goes through max; the most likely of such tokens would mean nothing
+            raise ModelError(f'model {self._backbone.name!r} computes numbers that are not finite: set the parameter "dtype" '
+                             'to bfloat16 or float32, or copy the checkpoint again')
         if self._temperature == 0:
-            return int(logits.argmax())
+            return int(token)
         chances = torch.softmax(logits.float().cpu() / self._temperature, dim=-1)
         return int(torch.multinomial(chances, 1, generator=self._random))

@@ -1,6 +1,9 @@
 """One camera's way in: subscription, stamp checks and sampling. The callback only judges the stamp and fills the mailbox."""
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import numpy as np
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -9,14 +12,20 @@ from statekv_ros.node.engine import Camera
 from statekv_ros.node.messages import to_ns
 from statekv_ros.sampling import Sampler, Verdict
 
-DECODERS = {Image: decode_image, CompressedImage: decode_compressed}
-
 
 def message_type(topic: str, transport: str) -> type:
     """The image message of a topic; `transport` is auto, raw or compressed."""
     if transport == 'auto':
         transport = 'compressed' if topic.endswith('/compressed') else 'raw'
     return CompressedImage if transport == 'compressed' else Image
+
+
+def decoder(kind: type, max_pixels: int, frame_size: Callable[[int, int], tuple[int, int]]) -> Callable[[Any], np.ndarray]:
+    """From a camera's messages of this type to frames, uint8 [height, width, 3] RGB, or a FrameError; arguments as of
+    `images.decode_compressed`."""
+    if kind is Image:
+        return partial(decode_image, max_pixels=max_pixels)
+    return partial(decode_compressed, max_pixels=max_pixels, frame_size=frame_size)
 
 
 class CameraInput:

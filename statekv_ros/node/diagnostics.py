@@ -26,7 +26,8 @@ class Diagnosis:
     """Turns counters into statuses; notices what changed since the last time."""
 
     def __init__(self, engine: Engine, facts: dict):
-        """facts: what does not change while configured (model, device, policy)."""
+        """facts: what does not change while configured (model, device, policy); `demonstration`: a warning about the model, or
+        empty."""
         self._engine, self._facts = engine, facts
         self._step_ms: deque[float] = deque(maxlen=200)
         self._before: dict[str, tuple[int, ...]] = {}
@@ -40,7 +41,8 @@ class Diagnosis:
         step_ms = sorted(self._step_ms)
         percentiles = {f'step_ms_p{p}': round(step_ms[min(len(step_ms) - 1, len(step_ms) * p // 100)], 2)
                        for p in (50, 95)} if step_ms else {}
-        return status('engine', OK, f'{state}, {self._engine.steps} frame steps', {
+        told, warning = f'{state}, {self._engine.steps} frame steps', self._facts['demonstration']
+        return status('engine', WARN if warning else OK, f'{told}; {warning}' if warning else told, {
             'state': state, **self._facts, 'steps': self._engine.steps, **percentiles,
             'active_questions': len(self._engine.active)})
 

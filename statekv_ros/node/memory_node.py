@@ -15,9 +15,10 @@ from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.errors import QuestionError, StateKVError
 from statekv_ros.memory import PrefillPolicy, StepReport, VideoStream
 from statekv_ros.memory.capacity import available_memory, gigabytes, make_plan, require_fit
+from statekv_ros.memory.trial import demonstration_warning, try_out
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
-from statekv_ros.node.camera_input import DECODERS, CameraInput, message_type
+from statekv_ros.node.camera_input import CameraInput, decoder, message_type
 from statekv_ros.node.engine import Camera, Engine
 from statekv_ros.node.parameters import Parameters
 from statekv_ros.node.questions import Outcome, Question
@@ -115,6 +116,9 @@ class MemoryNode(LifecycleNode):
         self._backbone = backbone = load_backbone(
             get['model'], get['device'], get['dtype'], get['max_frame_pixels'], get['min_frame_pixels'], get['system_prompt'],
             get['rope_length'])
+        try_out(backbone)
+        if backbone.demonstration:
+            self.get_logger().warning(demonstration_warning(backbone))
         policy = get.prefill_policy()
         self._require_memory(backbone, policy)
         cameras, kinds = [], {}
@@ -122,7 +126,7 @@ class MemoryNode(LifecycleNode):
             stream = VideoStream(backbone, policy, 'all', get['chunk_tokens'], get['max_detailed_mb'] * 10**6,
                                  positions=get['positions'], cuda_graph=get['cuda_graph'])
             kinds[name] = message_type(get[f'{name}.topic'], get[f'{name}.transport'])
-            cameras.append(Camera(name, stream, DECODERS[kinds[name]]))
+            cameras.append(Camera(name, stream, decoder(kinds[name], get['max_image_pixels'], backbone.frame_size)))
         self._engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],
                               self.get_logger().error)
         self._inputs = [CameraInput(self, camera, get[f'{camera.name}.topic'], kinds[camera.name],
@@ -130,7 +134,7 @@ class MemoryNode(LifecycleNode):
                         for camera in cameras]
         self._diagnosis = diagnostics.Diagnosis(self._engine, {
             'model': backbone.name, 'device': backbone.device, 'dtype': backbone.dtype, 'prefill_policy': policy,
-            'kv_bytes_per_token': backbone.kv_bytes_per_token})
+            'kv_bytes_per_token': backbone.kv_bytes_per_token, 'demonstration': demonstration_warning(backbone)})
         self._engine.start()
         topics = ', '.join(f'{source.camera.name} on {source.topic}' for source in self._inputs)
         self.get_logger().info(f'{policy} on {backbone.device} ({backbone.dtype}), {backbone.kv_bytes_per_token} bytes per '

@@ -12,6 +12,7 @@ from rclpy.parameter import Parameter
 from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from statekv_ros.errors import ParameterError, StateKVError
+from statekv_ros.images import LARGEST_MAX_PIXELS, MAX_PIXELS
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
 from statekv_ros.memory.graphs import CUDA_GRAPH
 from statekv_ros.memory.positions import POSITIONS
@@ -71,7 +72,7 @@ class Spec:
         if self.low is not None and not (self.low <= value <= self.high and not (self.above and value == self.low)):
             bounds = f'{"above" if self.above else "at least"} {self.low:g}'
             if self.high < LARGE:
-                bounds += f' and at most {self.high:g}'
+                bounds += f' and at most {self.high:.10g}'
             raise ParameterError(f'{self.name} must be {bounds}, got {value} {where}')
         if self.choices and value not in self.choices:
             raise ParameterError(f'{self.name} must be one of {self._listed()}, got {value!r} {where}')
@@ -116,6 +117,8 @@ NODE = (
          'model advises, or 200704', low=0, high=LARGE),
     Spec('min_frame_pixels', 0, 'smallest height x width of a frame as the model sees it; 0: as the model advises, or 4096',
          low=0, high=LARGE),
+    Spec('max_image_pixels', MAX_PIXELS, 'camera images of a larger height x width are refused before they are decoded', low=1,
+         high=LARGEST_MAX_PIXELS),
     Spec('prefill_policy', 'statekv', 'what the past looks like to a new frame',
          choices=('statekv', 'window', 'full', 'none')),
     Spec('budget', 4096, 'B of statekv: tokens carried per layer and KV head', low=1, high=LARGE),

@@ -212,8 +212,11 @@ class Trainer:
                   + ' '.join(f'{kind} {100 * score:.0f}' for kind, score in scores.items()))
 
 
+KNOWS = 'made-up patrols of the package statekv_ros'
+
+
 def export(trainer: Trainer, folder: Path) -> None:
-    """Write the checkpoint in Transformers' format: bf16 safetensors, config, tokenizer, and the frame size it was made for."""
+    """Write the checkpoint in Transformers' format: bf16 safetensors, config, tokenizer, and what it was made for."""
     heads = {name: trainer.model._modules.pop(name) for name in ('notes', 'names')}      # only for training
     try:
         trainer.model.save_pretrained(folder)
@@ -222,5 +225,5 @@ def export(trainer: Trainer, folder: Path) -> None:
     trainer.tokenizer.save_pretrained(folder)
     # One size for square and for 4:3 cameras; see PictureBank.
     (folder / 'statekv.json').write_text(json.dumps(
-        {'min_frame_pixels': MODEL_SIZE**2, 'max_frame_pixels': MODEL_SIZE**2 * 3 // 2}) + '\n')
+        {'min_frame_pixels': MODEL_SIZE**2, 'max_frame_pixels': MODEL_SIZE**2 * 3 // 2, 'demonstration': KNOWS}) + '\n')
     (folder / 'model.safetensors').chmod(0o644)
