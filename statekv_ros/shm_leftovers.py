@@ -1,9 +1,9 @@
 """Shared memory that killed ROS processes left behind. No ROS is imported.
 
-A process that is killed cannot remove its Fast DDS segment: 67 MB each with the shipped profile. Fast DDS holds a lock (flock)
-on `<segment>_el` for as long as the owner lives, and the kernel lets go of it when the owner dies; "fastdds shm clean" and Fast DDS
-itself decide by that lock, and so does this. Ports (`fastdds_port...`, 52 kB, shared by all who ever take the same
-number) are left: Fast DDS resets those of dead owners when it opens them.
+A process that is killed cannot remove its Fast DDS segment: 70 MB each with the shipped profile. Fast DDS holds a lock
+(flock) on `<segment>_el` for as long as the owner lives, and the kernel lets go of it when the owner dies; "fastdds shm
+clean" and Fast DDS itself decide by that lock, and so does this. Ports (`fastdds_port...`, 52 kB, shared by all who ever
+take the same number) are left: Fast DDS resets those of dead owners when it opens them.
 """
 import fcntl
 import os

@@ -11,8 +11,8 @@ _AGAIN_S = 10.0
 class LoggingExecutor(SingleThreadedExecutor):
     """Runs callbacks one by one in the thread that calls `run_once`.
 
-    rclpy's own lets an exception of any callback end the spinning, and thereby the node: a SetParameters request with a value of
-    an unknown type is enough.
+    rclpy's own lets an exception of any callback end the spinning, and thereby the node: a SetParameters request with a
+    value of an unknown type is enough.
     """
 
     def __init__(self, **options):

@@ -220,10 +220,12 @@ class Parameters:
     def _is_of_camera_not_in_use(self, name: str) -> bool:
         """Whether it belongs to a camera's block, as in a parameter file that `cameras` names only some blocks of.
 
-        The block of the default camera stands in the shipped file whatever the cameras are. A name close to one in use is a typo.
+        The block of the default camera stands in the shipped file whatever the cameras are. A name close to one in use is a
+        typo.
         """
         camera, _, rest = name.rpartition('.')
-        return rest in _OF_A_CAMERA and (camera in _DEFAULT_CAMERAS or not get_close_matches(camera, self['cameras'], cutoff=0.75))
+        return rest in _OF_A_CAMERA and (
+            camera in _DEFAULT_CAMERAS or not get_close_matches(camera, self['cameras'], cutoff=0.75))
 
     def _about_unknown(self, name: str) -> str:
         close = get_close_matches(name, self._specs, n=1)
