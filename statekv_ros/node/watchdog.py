@@ -26,8 +26,8 @@ _PARTS = {'executor': 'its executor ran no callback', 'engine': 'its engine fini
 class Watchdog:
     """The node's side. Until `set_limit` only signals are watched.
 
-    It ends the node, after the stacks of all threads were written to stderr, by SIGKILL (exit code -9 for a launch file, 137
-    for a shell) when a part makes no progress, and when the node does not go though it was asked to, at once on a second signal.
+    It ends the node by SIGKILL (exit code -9 for a launch file, 137 for a shell), after the stacks of all threads were written
+    to stderr: when a part makes no progress, and when the node does not go though it was asked to, at once on a second signal.
     """
 
     def __init__(self):
