@@ -32,6 +32,8 @@ def generate_launch_description() -> LaunchDescription:
                               'bag has been played'),
         DeclareLaunchArgument('cameras', default_value='', description='names and topics, as in front=/front/image_raw;'
                               ' empty: every image topic of the bag'),
+        DeclareLaunchArgument('respawn', default_value='false', description='true: start the node again when its process '
+                              'ends; it then sees only the rest of the bag'),
         OpaqueFunction(function=choose_cameras),
         IncludeLaunchDescription(PythonLaunchDescriptionSource(node),
                                  launch_arguments={'use_sim_time': 'true'}.items()),

@@ -231,6 +231,27 @@ def test_valid_changes_hold_and_a_new_rate_reaches_its_camera(start, tiny_model_
     assert taken['camera'] == 20 and taken['rear'] in (4, 5), 'ten and two images a second for two seconds'
 
 
-def test_refused_values_of_the_table_say_where_to_change_them():
-    with pytest.raises(ParameterError, match=r'parameter "budget" in config/statekv.yaml'):
+def test_refused_value_names_its_parameter_and_default_and_no_file_that_may_not_be_in_use(node):
+    with pytest.raises(ParameterError, match=r'\(parameter "budget"; its default is 4096\)') as refused:
         SPECS['budget'].verified(0)
+    assert '.yaml' not in str(refused.value)
+
+
+# --- names that are no parameter --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('cameras', ['[front]', '[front, rear]', '[camera_front]'])
+def test_shipped_file_with_other_cameras_is_no_reason_to_warn(start, cameras):
+    assert start('--params-file', str(YAML), *given(cameras=cameras))._settings.unknown == []
+
+
+@pytest.mark.parametrize('name,meant', [
+    ('frnt.topic', 'front.topic'), ('front.topc', 'front.topic'), ('camera.topc', None), ('cameras.topic', None),
+    ('fronts.rate_hz', 'front.rate_hz'), ('buget', 'budget')])
+def test_mistyped_names_are_told(start, name, meant):
+    [sentence] = start(*given(cameras='[front, cameras1]', **{name: 'x'}))._settings.unknown
+    assert f'"{name}" is not one of this node' in sentence
+    assert meant is None or f'is "{meant}" meant?' in sentence
+
+
+def test_block_of_a_camera_that_is_left_out_this_time_is_no_typo(start):
+    assert start(*given(cameras='[front]', **{'gripper.topic': '/gripper', 'gripper.rate_hz': '1.0'}))._settings.unknown == []

@@ -73,13 +73,18 @@ class Engine:
         self._wake = threading.Condition()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._working, self._progress = False, 0.0
         for camera in cameras:
-            camera.stream.cancelled = self._stopping.is_set
+            camera.stream.cancelled = self._note_progress
 
     @property
     def stopping(self) -> bool:
         """Whether work in progress should end; streams look at it once per layer, or per replayed step."""
         return self._stopping.is_set()
+
+    def stuck_s(self) -> float:
+        """Seconds since the thread, at work, last finished a layer, a step or a slice; 0 while it waits for work."""
+        return time.monotonic() - self._progress if self._working else 0.0
 
     def start(self) -> None:
         """Begin to take turns in a thread of its own."""
@@ -134,17 +139,23 @@ class Engine:
         return any([*worked, self._admit(), self._decode_slice()])
 
     def _run(self) -> None:
-        while not self.stopping:
+        while not self._note_progress():
             try:
+                self._working = True
                 if not self.run_round():
                     with self._wake:
                         if not (self._inbox or self.stopping or any(c.mailbox.waiting for c in self.cameras.values())):
+                            self._working = False
                             self._wake.wait()
             except Interrupted:
                 break
             except Exception:  # of a callback: nobody's trouble may end the only thread that watches
                 self._log(f'a callback failed: {traceback.format_exc()}')
         self._fail_all(STOPPING)
+
+    def _note_progress(self) -> bool:
+        self._progress = time.monotonic()
+        return self.stopping
 
     def _admit(self) -> bool:
         admitted = False

@@ -19,7 +19,7 @@ from statekv_ros.memory.trial import demonstration_warning, try_out
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
 from statekv_ros.node.camera_input import CameraInput, decoder, message_type
-from statekv_ros.node.engine import Camera, Engine
+from statekv_ros.node.engine import STOPPING, Camera, Engine
 from statekv_ros.node.parameters import Parameters
 from statekv_ros.node.questions import Outcome, Question
 from statekv_ros.srv import Query, Reset
@@ -109,6 +109,11 @@ class MemoryNode(LifecycleNode):
         """End work in progress and free everything; waiting questions get an error. May be called more than once."""
         self.on_deactivate(None)
         self._release()
+        self._reason = STOPPING
+
+    def stuck_s(self) -> float:
+        """Seconds since the engine, at work, last made progress; 0 while it waits for work or there is none."""
+        return self._engine.stuck_s() if self._engine is not None else 0.0
 
     def _load(self) -> None:
         get = self._settings

@@ -55,9 +55,9 @@ class Spec:
         """The value, a whole number turned into a float where one is wanted.
 
         Raises:
-            ParameterError: it cannot work; names the value, what was expected and where to change it.
+            ParameterError: it cannot work; names the value, what was expected and the parameter to change.
         """
-        where = f'(parameter "{self.name}" in config/statekv.yaml)'
+        where = f'(parameter "{self.name}"; its default is {self.default!r})'
         wanted = type(self.default)
         if wanted is float and type(value) is int:
             value = float(value)
@@ -110,6 +110,7 @@ NODE = (
     Spec('model', 'patrol', 'checkpoint directory in Transformers\' format, hub id, or patrol: the small one that comes along'),
     Spec('device', 'auto', 'auto, cpu, cuda or cuda:<n>'),
     Spec('dtype', 'auto', 'auto: bfloat16 on a GPU, float32 on a CPU', choices=('auto', 'float32', 'bfloat16', 'float16')),
+    Spec('cpu_threads', 0, 'threads of PyTorch on the CPU; 0: half the cores, at most OMP_NUM_THREADS', low=0, high=1024),
     Spec('system_prompt', '', 'text before the video; none when empty'),
     Spec('rope_length', 0, 'positions to scale a checkpoint with dynamic-NTK RoPE (InternVL3) for, once; 0: as trained', low=0,
          high=LARGE),
@@ -143,6 +144,8 @@ NODE = (
     Spec('stale_after_s', 2.0, 'a camera without a new image for this long (node time) is stale', low=0.0, high=86400.0,
          above=True, runtime=True),
     Spec('diagnostics_period_s', 1.0, 'seconds between two messages on /diagnostics', low=0.01, high=3600.0),
+    Spec('hang_limit_s', 120.0, 'the process is ended, for respawn to start it again, when executor or engine make no progress '
+         'for this long; 0: never', low=0.0, high=86400.0),
     Spec('rate_hz', 2.0, 'images to watch per second of header time, for cameras without a rate of their own', low=0.0,
          high=1000.0, above=True),
     Spec('reliability', 'best_effort', 'QoS of image subscriptions, for cameras without one of their own',
@@ -162,6 +165,10 @@ def camera_specs(name: str, rate_hz: float, reliability: str) -> tuple[Spec, ...
         Spec(f'{name}.reliability', reliability, f'QoS of the subscription of camera {name}',
              choices=('best_effort', 'reliable')),
     )
+
+
+_OF_A_CAMERA = {spec.name.removeprefix('x.') for spec in camera_specs('x', 1.0, 'reliable')}
+_DEFAULT_CAMERAS = next(spec.default for spec in NODE if spec.name == 'cameras')
 
 
 class Parameters:
@@ -188,7 +195,8 @@ class Parameters:
         if 0 < self['max_frame_pixels'] < self['min_frame_pixels']:
             self.problems.append(f'min_frame_pixels must be at most max_frame_pixels, got {self["min_frame_pixels"]} and '
                                  f'{self["max_frame_pixels"]}')
-        self.unknown = [self._about_unknown(name) for name in _given_names(node) if not node.has_parameter(name)]
+        self.unknown = [self._about_unknown(name) for name in _given_names(node)
+                        if not (node.has_parameter(name) or self._is_of_camera_not_in_use(name))]
         node.add_on_set_parameters_callback(self._verify)
 
     def __getitem__(self, name: str) -> Any:
@@ -211,6 +219,16 @@ class Parameters:
         except ParameterError as error:
             self.problems.append(str(error))
         self._node.declare_parameter(spec.name, value, spec.descriptor(), ignore_override=True)
+
+    def _is_of_camera_not_in_use(self, name: str) -> bool:
+        """Whether it belongs to a camera's block, as in a parameter file that `cameras` names only some blocks of.
+
+        The block of the default camera stands in the shipped file whatever the cameras are. A name close to one in use is a
+        typo.
+        """
+        camera, _, rest = name.rpartition('.')
+        return rest in _OF_A_CAMERA and (
+            camera in _DEFAULT_CAMERAS or not get_close_matches(camera, self['cameras'], cutoff=0.75))
 
     def _about_unknown(self, name: str) -> str:
         close = get_close_matches(name, self._specs, n=1)
