@@ -16,6 +16,9 @@ from statekv_ros.memory.snapshot import Snapshot
 if TYPE_CHECKING:
     from statekv_ros.memory.stream import VideoStream
 
+# Below it the most likely token has all the probability anyway, and logits divided by it may overflow.
+_GREEDY_BELOW = 1e-6
+
 
 class Answering:
     """Reads a snapshot and keeps its own tokens in a private tail, so frames that arrive meanwhile neither disturb it nor
@@ -161,7 +164,7 @@ class Answering:
             torch.cuda.synchronize(self._backbone.device)
 
     def _pick(self, logits: torch.Tensor) -> int:
-        if self._temperature == 0:
+        if self._temperature < _GREEDY_BELOW:
             return int(logits.argmax())
         chances = torch.softmax(logits.float().cpu() / self._temperature, dim=-1)
         return int(torch.multinomial(chances, 1, generator=self._random))
