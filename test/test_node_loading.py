@@ -9,7 +9,10 @@ import pytest
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState
 
+from rclpy.lifecycle import TransitionCallbackReturn
+
 from live import SECOND, Graph, NodeProcess, image, memory_node
+from test_parameters import context, given, profile, start  # noqa: F401  (fixtures of nodes in this process)
 
 pytestmark = pytest.mark.timeout(300)
 CLASHING = {'cameras': '[a,b]', 'a__topic': '/x', 'b__topic': '/x', 'b__transport': 'compressed'}
@@ -128,3 +131,32 @@ def test_an_activation_that_fails_is_told_and_leaves_nothing_open_however_often_
             assert not graph.lifecycle(Transition.TRANSITION_ACTIVATE) and graph.lifecycle_state() == 'inactive'
         assert threads(node) == before
         graph.wait(lambda: graph.node.count_subscribers('/x') == 0, 'no subscription that was left')
+
+
+@pytest.mark.parametrize('transition', ['deactivate', 'cleanup'])
+def test_a_transition_that_breaks_halfway_frees_everything_and_tells(transition, start, tiny_model_dir):  # noqa: F811
+    node = start(*given(model=tiny_model_dir, device='cpu'))
+    assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    if transition == 'cleanup':
+        assert node.trigger_deactivate() == TransitionCallbackReturn.SUCCESS
+    engine, [source] = node._engine, node._inputs
+    close = source.close
+
+    def broken() -> None:
+        source.close = close
+        raise ZeroDivisionError('oops')
+
+    source.close = broken
+    assert getattr(node, f'trigger_{transition}')() == TransitionCallbackReturn.ERROR
+    assert node._state == 'unconfigured' and 'oops' in node._reason
+    assert node._engine is None and not engine._thread.is_alive()
+    assert node.trigger_configure() == node.trigger_activate() == TransitionCallbackReturn.SUCCESS
+    assert node._reason == ''
+
+
+def test_a_model_is_never_loaded_over_an_engine_that_runs(start, tiny_model_dir):  # noqa: F811
+    node = start(*given(model=tiny_model_dir, device='cpu'))
+    node._load()
+    first = node._engine
+    node._load()
+    assert not first._thread.is_alive() and node._engine._thread.is_alive()

@@ -112,8 +112,9 @@ class CameraInput:
                 f'set the parameter "{name}.topic" to a topic with images'
             return f'{" and ".join(sent)} is published there, {wanted} was expected: {remedy}'
         verdicts = [qos_check_compatible(p.qos_profile, self._qos) for p in publishers if p.topic_type == wanted]
-        if all(verdict is QoSCompatibility.ERROR for verdict, _ in verdicts):
-            return (f'its publisher\'s QoS does not fit ({verdicts[0][1].strip("; ")}): set the parameter "{name}.reliability" '
+        if all(verdict == QoSCompatibility.ERROR for verdict, _ in verdicts):
+            why = verdicts[0][1].removeprefix('ERROR: ').strip('; ')
+            return (f'its publisher\'s QoS does not fit ({why}): set the parameter "{name}.reliability" '
                     'to best_effort')
         return ''
 
