@@ -102,6 +102,8 @@ def test_all_cameras_give_a_line_each_and_silent_ones_are_left_out(graph):
     ({'from_stamp': to_stamp(104 * SECOND), 'to_stamp': to_stamp(103 * SECOND)}, 'before it begins'),
     ({'answer_policy': 'magic'}, 'magic'),
     ({'answer_policy': 'last(0)'}, 'last'),
+    ({'max_tokens': 65537}, 'max_tokens must be at most 65536, got 65537'),
+    ({'max_tokens': 2**32 - 1}, 'max_tokens'),
     ({'temperature': -1.0}, 'temperature'),
     ({'temperature': math.nan}, 'temperature'),
     ({'timeout_s': math.nan}, 'timeout_s'),

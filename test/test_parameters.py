@@ -144,12 +144,13 @@ def test_readme_has_a_row_for_every_parameter_and_none_for_another():
     ('budget', 'abc', "budget must be of type int, got 'abc'"),
     ('budget', '1.5', 'budget must be of type int, got 1.5'),
     ('budget', 'true', 'budget must be of type int, got True'),
-    ('rate_hz', '0.0', 'rate_hz must be above 0 and at most 1000, got 0.0'),
+    ('rate_hz', '0.0', 'rate_hz must be at least 0.001 and at most 1000, got 0.0'),
     ('rate_hz', '-2.0', 'got -2.0'),
     ('rate_hz', '.nan', 'rate_hz must be a finite number, got nan'),
     ('rate_hz', '.inf', 'rate_hz must be a finite number, got inf'),
     ('rate_hz', 'fast', "rate_hz must be of type float, got 'fast'"),
-    ('camera.rate_hz', '0', 'camera.rate_hz must be above 0'),
+    ('camera.rate_hz', '0', 'camera.rate_hz must be at least 0.001'),
+    ('chunk_tokens', '2147483647', 'chunk_tokens must be at least 64 and at most 65536'),
     ('camera.topic', 'bad topic!', "'bad topic!' is not a topic name"),
     ('camera.topic', 'a//b', "'a//b' is not a topic name"),
     ('camera.topic', "''", "'' is not a topic name"),
@@ -202,7 +203,9 @@ def test_the_bound_on_camera_images_reaches_the_decoder_of_either_message(start,
 
 @pytest.mark.parametrize('name,value', [
     ('camera.rate_hz', math.nan), ('camera.rate_hz', math.inf), ('camera.rate_hz', 0.0), ('camera.rate_hz', -1.0),
-    ('camera.rate_hz', 1000.5), ('answer_timeout_s', math.nan), ('stale_after_s', math.inf), ('stale_after_s', 0.0),
+    ('camera.rate_hz', 1e-300), ('camera.rate_hz', 0.0009), ('answer_timeout_s', 1e-9), ('stale_after_s', 1e-9),
+    ('max_question_chars', 2**31 - 1), ('max_tokens', 65537), ('camera.rate_hz', 1000.5), ('answer_timeout_s', math.nan),
+    ('stale_after_s', math.inf), ('stale_after_s', 0.0),
     ('slice_tokens', 0), ('slice_tokens', 5000), ('evidence_frames', -1), ('max_tokens', 0), ('answer_policy', 'last(0)'),
     ('answer_policy', 'magic'), ('max_tokens', 'many')])
 def test_bad_change_is_refused_with_a_reason_and_the_value_stays(node, name, value):

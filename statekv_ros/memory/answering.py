@@ -17,6 +17,9 @@ from statekv_ros.memory.snapshot import Snapshot
 if TYPE_CHECKING:
     from statekv_ros.memory.stream import VideoStream
 
+# Below it the most likely token has all the probability anyway, and logits divided by it may overflow.
+_GREEDY_BELOW = 1e-6
+
 
 class Answering:
     """Reads a snapshot and keeps its own tokens in a private tail, so frames that arrive meanwhile neither disturb it nor
@@ -167,7 +170,7 @@ class Answering:
         if not math.isfinite(best):     # NaN goes through max; the most likely of such tokens would mean nothing
             raise ModelError(f'model {self._backbone.name!r} computes numbers that are not finite: set the parameter "dtype" '
                              'to bfloat16 or float32, or copy the checkpoint again')
-        if self._temperature == 0:
+        if self._temperature < _GREEDY_BELOW:
             return int(token)
         chances = torch.softmax(logits.float().cpu() / self._temperature, dim=-1)
         return int(torch.multinomial(chances, 1, generator=self._random))

@@ -38,9 +38,13 @@ class FrameIntake(ABC):
         clock = PhaseClock(torch.device('cpu'))
         prepared = self.backbone.prepare(frame)
         clock.mark()
-        report = None
-        if self._pending and (self._pending.frames[0].shape != prepared.shape or self._time.goes_back(stamp_ns)):
-            report = self.flush()
-        self._pending.add(prepared, stamp_ns, self._time.advance(stamp_ns), preprocess_ms + clock.phases_ms()[0])
-        self._pending.segment = self._time.segment
+        unfit = self._pending and (self._pending.frames[0].shape != prepared.shape or self._time.goes_back(stamp_ns))
+        try:
+            report = self.flush() if unfit else None
+        except BaseException:
+            self._pending = PendingFrames()     # none of them can share a step with this frame, which itself is a good one
+            raise
+        finally:
+            self._pending.add(prepared, stamp_ns, self._time.advance(stamp_ns), preprocess_ms + clock.phases_ms()[0])
+            self._pending.segment = self._time.segment
         return report if len(self._pending) < wanted else self.flush()

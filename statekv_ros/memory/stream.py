@@ -40,7 +40,7 @@ class VideoStream(FrameIntake):
             chunk_tokens: the detailed cache grows by this many tokens at a time.
             max_detailed_bytes: past this many bytes the oldest chunk of the detailed cache is forgotten; 0: never.
             cancelled: looked at once per layer; when true, the step or slice in progress ends with `Interrupted` and
-                leaves the memory as it was, without the frames of that step. A step replayed as a graph looks once.
+                leaves the memory as it was, without the newest frame of that step. A step replayed as a graph looks once.
             cuda_graph: `auto`: on a GPU, frame steps are replayed as CUDA graphs once the state is full; `off`: never.
 
         Raises:
@@ -71,15 +71,26 @@ class VideoStream(FrameIntake):
         Raises:
             FrameError: not an image, or a stamp that is not positive or the same as the last one.
             Interrupted: `cancelled` said so.
+            Exception: whatever else went wrong in the step; see `flush` for what becomes of its frames.
         """
         return self._take(frame, stamp_ns, preprocess_ms, self.backbone.frames_per_step)
 
     @torch.inference_mode()
     def flush(self) -> StepReport | None:
-        """Run the waiting frames as a step, padded by repeating the last one; None when none waits."""
+        """Run the waiting frames as a step, padded by repeating the last one; None when none waits.
+
+        A step that fails costs its newest frame; the others wait for the next one, unless they were in a failed step before.
+        """
         if not self._pending:
             return None
         pending, self._pending = self._pending, PendingFrames()
+        try:
+            return self._run(pending)
+        except BaseException:
+            self._pending = pending.after_failure()
+            raise
+
+    def _run(self, pending: PendingFrames) -> StepReport:
         if self._next_position == 0:
             self._remember_prefix()
         clock = PhaseClock(self.backbone.device)
@@ -107,7 +118,7 @@ class VideoStream(FrameIntake):
             answer_policy: the stream's own when None.
             span: oldest and newest header stamp in ns that it may read; None is unbounded.
             max_tokens: the answer ends after this many tokens.
-            temperature: 0 takes the most likely token, above 0 samples with `seed`.
+            temperature: below 1e-6 takes the most likely token, above samples with `seed`.
             evidence: how many of the most attended steps the result names.
 
         Raises:

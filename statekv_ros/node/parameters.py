@@ -18,6 +18,7 @@ from statekv_ros.memory.graphs import CUDA_GRAPH
 from statekv_ros.memory.positions import POSITIONS
 
 LARGE = 2**31 - 1
+MAX_TOKENS = 65536      # of an answer, also where the question says how many
 _NAME_REMEDY = 'camera names are letters, digits and "_", beginning with a letter'
 
 
@@ -27,7 +28,7 @@ class Spec:
 
     Attributes:
         default: its value when nobody sets it; the type follows from it.
-        low, high: range of a number, both ends included; above: the range's low end is not itself allowed.
+        low, high: range of a number, both ends included.
         runtime: may change while the node runs; else it is read-only.
         check: raises StateKVError for a value that cannot work.
     """
@@ -36,7 +37,6 @@ class Spec:
     description: str
     low: float | None = None
     high: float | None = None
-    above: bool = False
     runtime: bool = False
     choices: tuple[str, ...] = ()
     check: Callable[[Any], Any] | None = None
@@ -69,8 +69,8 @@ class Spec:
             raise ParameterError(f'{self.name} must be of type {wanted.__name__}, got {value!r} {where}')
         if wanted is float and not math.isfinite(value):
             raise ParameterError(f'{self.name} must be a finite number, got {value} {where}')
-        if self.low is not None and not (self.low <= value <= self.high and not (self.above and value == self.low)):
-            bounds = f'{"above" if self.above else "at least"} {self.low:g}'
+        if self.low is not None and not (self.low <= value <= self.high):
+            bounds = f'at least {self.low:g}'
             if self.high < LARGE:
                 bounds += f' and at most {self.high:.10g}'
             raise ParameterError(f'{self.name} must be {bounds}, got {value} {where}')
@@ -128,26 +128,26 @@ NODE = (
          'full', choices=('', *POSITIONS)),
     Spec('cuda_graph', 'auto', 'auto: on a GPU, frame steps are replayed as CUDA graphs once the state is full',
          choices=CUDA_GRAPH),
-    Spec('chunk_tokens', 4096, 'the detailed cache grows by this many tokens at a time', low=64, high=LARGE),
+    Spec('chunk_tokens', 4096, 'the detailed cache grows by this many tokens at a time', low=64, high=65536),
     Spec('max_detailed_mb', 0, 'bound on each camera\'s detailed cache in MB (10^6 bytes); past it the oldest chunk is '
          'forgotten; 0: no bound', low=0, high=LARGE),
     Spec('answer_policy', 'all', 'what a question may read unless it says so itself: all, retrieve(k), state or last(n)',
          runtime=True, check=parse_answer_policy),
-    Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=65536, runtime=True),
-    Spec('answer_timeout_s', 30.0, 'time limit of a question that gives none, in seconds', low=0.0, high=86400.0, above=True,
+    Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=MAX_TOKENS, runtime=True),
+    Spec('answer_timeout_s', 30.0, 'time limit of a question that gives none, in seconds', low=0.001, high=86400.0,
          runtime=True),
     Spec('evidence_frames', 8, 'how many of the most attended frame steps an answer names', low=0, high=1000, runtime=True),
     Spec('slice_tokens', 4, 'tokens of a question or answer between two looks for new images', low=1, high=4096,
          runtime=True),
-    Spec('max_question_chars', 8192, 'longer questions are refused', low=1, high=LARGE, runtime=True),
+    Spec('max_question_chars', 8192, 'longer questions are refused', low=1, high=10**6, runtime=True),
     Spec('max_queued_questions', 16, 'questions that may wait or be answered at once', low=1, high=10000),
-    Spec('stale_after_s', 2.0, 'a camera without a new image for this long (node time) is stale', low=0.0, high=86400.0,
-         above=True, runtime=True),
+    Spec('stale_after_s', 2.0, 'a camera without a new image for this long (node time) is stale', low=0.01,
+         high=86400.0, runtime=True),
     Spec('diagnostics_period_s', 1.0, 'seconds between two messages on /diagnostics', low=0.01, high=3600.0),
     Spec('hang_limit_s', 120.0, 'the process is ended, for respawn to start it again, when executor or engine make no progress '
          'for this long; 0: never', low=0.0, high=86400.0),
-    Spec('rate_hz', 2.0, 'images to watch per second of header time, for cameras without a rate of their own', low=0.0,
-         high=1000.0, above=True),
+    Spec('rate_hz', 2.0, 'images to watch per second of header time, for cameras without a rate of their own', low=0.001,
+         high=1000.0),
     Spec('reliability', 'best_effort', 'QoS of image subscriptions, for cameras without one of their own',
          choices=('best_effort', 'reliable')),
     Spec('cameras', ['camera'], 'names of the cameras; each has a memory of its own', check=_check_cameras),
@@ -160,8 +160,8 @@ def camera_specs(name: str, rate_hz: float, reliability: str) -> tuple[Spec, ...
         Spec(f'{name}.topic', f'{name}/image_raw', f'image topic of camera {name}', check=_check_topic),
         Spec(f'{name}.transport', 'auto', 'message type; auto: compressed when the topic ends in /compressed',
              choices=('auto', 'raw', 'compressed')),
-        Spec(f'{name}.rate_hz', rate_hz, f'images of camera {name} to watch per second of header time', low=0.0, high=1000.0,
-             above=True, runtime=True),
+        Spec(f'{name}.rate_hz', rate_hz, f'images of camera {name} to watch per second of header time', low=0.001, high=1000.0,
+             runtime=True),
         Spec(f'{name}.reliability', reliability, f'QoS of the subscription of camera {name}',
              choices=('best_effort', 'reliable')),
     )
