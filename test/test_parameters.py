@@ -12,7 +12,8 @@ from statekv_ros.errors import FrameError, ParameterError
 rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
 
 from rclpy.lifecycle import TransitionCallbackReturn  # noqa: E402
-from rclpy.parameter import Parameter  # noqa: E402
+from rclpy.parameter import Parameter
+from rclpy.serialization import serialize_message  # noqa: E402
 
 from live import image, jpeg  # noqa: E402
 from statekv_ros.node.memory_node import MemoryNode  # noqa: E402
@@ -196,7 +197,7 @@ def test_the_bound_on_camera_images_reaches_the_decoder_of_either_message(start,
     assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
     for camera, message in (('front', image(1)), ('rear', jpeg(1))):
         with pytest.raises(FrameError, match='64 x 64 pixels, more than the 4095.*"max_image_pixels"'):
-            node._engine.cameras[camera].decode(message)
+            node._engine.cameras[camera].decode(serialize_message(message))
 
 
 # --- changes at run time ----------------------------------------------------------------------------------------------
