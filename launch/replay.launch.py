@@ -32,6 +32,8 @@ def generate_launch_description() -> LaunchDescription:
                               'bag has been played'),
         DeclareLaunchArgument('cameras', default_value='', description='names and topics, as in front=/front/image_raw;'
                               ' empty: every image topic of the bag'),
+        DeclareLaunchArgument('respawn', default_value='false', description='true: start the node again when its process '
+                              'ends; it then sees only the rest of the bag'),
         OpaqueFunction(function=choose_cameras),
         IncludeLaunchDescription(PythonLaunchDescriptionSource(node),
                                  launch_arguments={'use_sim_time': 'true'}.items()),
@@ -40,12 +42,14 @@ def generate_launch_description() -> LaunchDescription:
 
 
 def choose_cameras(context) -> list:
-    """Without an argument `cameras`, a camera for every image topic of the bag. Raises BagError when there is none."""
+    """Without an argument `cameras`, a camera for every topic of the bag that can be watched. BagError when there is none."""
     if LaunchConfiguration('cameras').perform(context):
         return []
-    from statekv_ros.replay.bag_reader import image_topics
-    cameras = format_cameras(cameras_of_topics(image_topics(LaunchConfiguration('bag').perform(context))))
-    return [LogInfo(msg=f'cameras:={cameras}'), SetLaunchConfiguration('cameras', cameras)]
+    from statekv_ros.replay.bag_reader import bag_info, watchable_topics
+    watchable, refused = watchable_topics(bag_info(LaunchConfiguration('bag').perform(context)))
+    cameras = format_cameras(cameras_of_topics(watchable))
+    return [*(LogInfo(msg=f'{topic} is left out: {reason}') for topic, reason in refused.items()),
+            LogInfo(msg=f'cameras:={cameras}'), SetLaunchConfiguration('cameras', cameras)]
 
 
 def start_player(context) -> list:

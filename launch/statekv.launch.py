@@ -10,8 +10,10 @@ from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
-from statekv_ros.launch_arguments import NODE_NAME, node_parameters
+from statekv_ros.launch_arguments import NODE_NAME, node_parameters, parse_switch
 from statekv_ros.transport import use_shipped_profile
+
+RESPAWN_DELAY_S = 2.0
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -28,6 +30,8 @@ def generate_launch_description() -> LaunchDescription:
         DeclareLaunchArgument('log_level', default_value='info', description='debug, info, warn, error or fatal'),
         DeclareLaunchArgument('autostart', default_value='', description='true: configure and activate at once; false: '
                               'wait for lifecycle transitions; empty: as in params_file'),
+        DeclareLaunchArgument('respawn', default_value='true', description='true: start the node again when its process '
+                              'ends, whatever the exit code (it is ended when it hangs; its memory is then empty)'),
         OpaqueFunction(function=set_transport_profile),
         OpaqueFunction(function=start_node),
     ])
@@ -50,4 +54,5 @@ def start_node(context) -> list:
         package='statekv_ros', executable='statekv_node', name=NODE_NAME, namespace=value('namespace'),
         parameters=[value('params_file'), *([overrides] if overrides else [])],
         ros_arguments=['--log-level', f'{logger}:={value("log_level")}'],
+        respawn=parse_switch('respawn', value('respawn')), respawn_delay=RESPAWN_DELAY_S,
         output='screen', emulate_tty=True)]

@@ -6,6 +6,8 @@
         reply = memory.ask('where did you last see the red toolbox?', timeout_s=5.0)
         if reply.result is Result.SUCCEEDED:
             print(reply.answer.text, reply.answer.last_stamp)
+        else:
+            print(reply.error)
 """
 import enum
 import threading

@@ -6,6 +6,7 @@ compiled module that breaks beside numpy 2, and the one on PyPI ignores `step`, 
 in rgb8 beside OpenCV 5; what it would do after these checks is the one cv2.cvtColor call below.
 """
 import io
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
@@ -14,8 +15,11 @@ from PIL import Image as PillowImage
 
 from statekv_ros.errors import FrameError
 
-# A bound on width x height against headers of garbage: 8192 x 8192, far above any camera on a robot.
-MAX_PIXELS = 1 << 26
+# Larger pictures are refused unless the user raises the bound: a model sees a fraction of this, and while a picture of few
+# bytes and many pixels is decoded, no question is answered.
+MAX_PIXELS = 4096 * 3072
+# The bound can be no higher: far above any camera on a robot, and where Pillow begins to warn.
+LARGEST_MAX_PIXELS = 1 << 26
 
 
 class Encoding(NamedTuple):
@@ -76,8 +80,10 @@ _DEPTH_REMEDY = ('depth and raw-number images cannot be watched; point the camer
                  'for example .../color/image_raw or .../rgb/image_raw')
 
 
-def decode_image(msg) -> np.ndarray:
+def decode_image(msg, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """The picture in a sensor_msgs/Image as uint8 [height, width, 3] RGB, C-contiguous.
+
+    max_pixels: bound on height x width of the picture.
 
     Padded rows (`step`) and both byte orders are handled. The result may share memory with `msg.data`, and is
     read-only where that is. Works on rclpy's messages and on those that rosbags deserialises.
@@ -86,7 +92,7 @@ def decode_image(msg) -> np.ndarray:
     """
     name, layout = _known_encoding(msg.encoding)
     width, height = int(msg.width), int(msg.height)
-    _check_size(width, height, name, layout)
+    _check_size(width, height, name, layout, max_pixels)
     row_bytes = width * layout.channels * layout.sample_bytes
     step = int(msg.step)
     if step < row_bytes:
@@ -112,13 +118,19 @@ def decode_image(msg) -> np.ndarray:
         raise FrameError(f'image of encoding {name!r} and shape {shape} cannot become RGB: {error}') from error
 
 
-def decode_compressed(msg) -> np.ndarray:
+def decode_compressed(msg, max_pixels: int = MAX_PIXELS,
+                      frame_size: Callable[[int, int], tuple[int, int]] | None = None) -> np.ndarray:
     """The picture in a sensor_msgs/CompressedImage (JPEG or PNG) as uint8 [height, width, 3] RGB, C-contiguous.
+
+    Args:
+        max_pixels: bound on height x width of the picture, looked at before it is decoded.
+        frame_size: from the height and width of a picture to those that the model sees. A JPEG of four times that size or
+            more is decoded at a half, a quarter or an eighth of its own, in less than half of the time; None: always whole.
 
     The bytes decide what it is; `format` only tells depth from colour, and the channel order that was compressed.
     Pillow decodes because it refuses cut-off data, where OpenCV 4 returns a partly grey picture.
 
-    Raises FrameError for empty, cut-off or corrupt data, for other formats, for depth and for absurd sizes.
+    Raises FrameError for empty, cut-off or corrupt data, for other formats, for depth and for too many pixels.
     """
     source, _, compression = str(msg.format).partition(';')
     source = source.strip()
@@ -130,11 +142,13 @@ def decode_compressed(msg) -> np.ndarray:
                          'check the camera driver, and that the whole message arrives')
     picture = _open_compressed(data, msg.format)
     width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise FrameError(_too_large(width, height))
+    if width * height > max_pixels:
+        raise FrameError(_too_large(width, height, max_pixels))
     if picture.mode.startswith(('I', 'F')):
         raise FrameError(f'compressed image of format {msg.format!r} has mode {picture.mode!r} (one wide number per '
                          f'pixel): {_DEPTH_REMEDY}')
+    if frame_size is not None and picture.format == 'JPEG':
+        _leave_out_detail(picture, frame_size)
     try:
         rgb = np.asarray(picture.convert('RGB'))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error...
@@ -155,12 +169,12 @@ def _known_encoding(encoding: str) -> tuple[str, Encoding]:
     raise FrameError(f'image has unknown encoding {name[:64]!r}; let the driver publish one of: {", ".join(ENCODINGS)}')
 
 
-def _check_size(width: int, height: int, name: str, layout: Encoding) -> None:
+def _check_size(width: int, height: int, name: str, layout: Encoding, max_pixels: int) -> None:
     if width == 0 or height == 0:
         raise FrameError(f'image is {width} x {height} pixels: width and height must be positive, '
                          'check that the camera delivers pictures')
-    if width * height > MAX_PIXELS:
-        raise FrameError(_too_large(width, height))
+    if width * height > max_pixels:
+        raise FrameError(_too_large(width, height, max_pixels))
     if (layout.even and width % 2) or (layout.even == 'width and height' and height % 2):
         raise FrameError(f'image is {width} x {height} pixels, but {name!r} needs an even {layout.even}')
     if min(width, height) < layout.minimum_side:
@@ -168,9 +182,22 @@ def _check_size(width: int, height: int, name: str, layout: Encoding) -> None:
                          f'{layout.minimum_side} x {layout.minimum_side}')
 
 
-def _too_large(width: int, height: int) -> str:
-    return (f'image is {width} x {height} pixels, more than the {MAX_PIXELS} that are accepted: '
-            'the header is wrong, or let the driver publish smaller pictures')
+def _too_large(width: int, height: int, max_pixels: int) -> str:
+    return (f'image is {width} x {height} pixels, more than the {max_pixels} that are accepted: the header is wrong, or let '
+            'the driver publish smaller pictures, or raise the parameter "max_image_pixels"')
+
+
+def _leave_out_detail(picture: PillowImage.Image, frame_size: Callable[[int, int], tuple[int, int]]) -> None:
+    """Have a JPEG decoded at the smallest scale that keeps twice the model's height and width, as Pillow's own thumbnails do,
+    and the same frame for the model: a side that the scale does not divide would be rounded up, and the picture stretched."""
+    width, height = picture.size
+    wanted = frame_size(height, width)
+    for scale in (8, 4, 2):
+        smaller = height // scale, width // scale
+        whole = height % scale == width % scale == 0
+        if whole and all(side >= 2 * seen for side, seen in zip(smaller, wanted)) and frame_size(*smaller) == wanted:
+            picture.draft(None, smaller[::-1])
+            return
 
 
 def _open_compressed(data, format_text: str) -> PillowImage.Image:

@@ -3,13 +3,19 @@ import argparse
 import json
 import sys
 
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import ParameterError, StateKVError
-from statekv_ros.memory import parse_prefill_policy
-from statekv_ros.memory.capacity import Plan, gigabytes, make_plan
+
+if TYPE_CHECKING:   # torch and Transformers take seconds to import: --help comes before them
+    from statekv_ros.backbones.size import ModelSize
+    from statekv_ros.memory.capacity import Plan
+
+WIDTH = 100     # characters, where no terminal says
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,16 +45,18 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _plans(args: argparse.Namespace) -> list[Plan]:
+def _plans(args: argparse.Namespace) -> 'list[Plan]':
     for name in ('fps', 'hours', 'cameras'):
         if not 0 < getattr(args, name) < float('inf'):
             raise ParameterError(f'--{name} must be a positive number, got {getattr(args, name)}')
+    from statekv_ros.memory import parse_prefill_policy
+    from statekv_ros.memory.capacity import make_plan
     policy = parse_prefill_policy(f'statekv({args.budget})' if args.policy == 'statekv' else args.policy)
     return [make_plan(size, policy, args.fps, args.cameras, args.hours, args.max_detailed_mb * 10**6)
             for size in _sizes(args)]
 
 
-def _sizes(args: argparse.Namespace) -> list[ModelSize]:
+def _sizes(args: argparse.Namespace) -> 'list[ModelSize]':
     from statekv_ros.backbones.checkpoint import FRAME_PIXELS
     from statekv_ros.backbones.published import PUBLISHED
     try:
@@ -62,24 +70,31 @@ def _sizes(args: argparse.Namespace) -> list[ModelSize]:
     return [load_backbone(args.model, max_frame_pixels=args.max_frame_pixels).size(height, width)]
 
 
-def _values(plan: Plan) -> dict:
+def _values(plan: 'Plan') -> dict:
     return {'step_tokens': plan.size.step_tokens, 'kv_bytes_per_token': plan.size.kv_bytes_per_token,
             'weights_bytes': plan.weights_bytes, 'state_bytes': plan.state_bytes, 'workspace_bytes': plan.workspace_bytes,
             'detailed_bytes_per_hour': plan.detailed_bytes_per_hour, 'detailed_bytes': plan.detailed_bytes,
             'total_bytes': plan.total_bytes}
 
 
-def _show(plans: list[Plan], args: argparse.Namespace) -> None:
-    table = Table(title=f'{plans[0].policy}, {args.cameras} camera(s) of {args.frame_size}, {args.fps:g} frames/s each, '
-                        f'{args.hours:g} h; GB are 10^9 bytes')
-    for column in ('model', 'tokens / step', 'bytes / token', 'weights', 'state', 'workspace', 'detailed / hour', 'detailed',
+def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
+    from statekv_ros.backbones.published import PUBLISHED
+    from statekv_ros.memory.capacity import gigabytes
+    short = {row.hub_id: name for name, row in PUBLISHED.items()}       # --model takes these too
+    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console.print(f'{plans[0].policy}, {args.cameras} camera(s) of {args.frame_size}, {args.fps:g} frames/s each, '
+                  f'{args.hours:g} h; GB are 10^9 bytes')
+    table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    table.add_column('model', overflow='fold')
+    for column in ('tokens\n/ step', 'bytes\n/ token', 'weights', 'state', 'work-\nspace', 'detailed\n/ hour', 'detailed',
                    'total'):
-        table.add_column(column, justify='left' if column == 'model' else 'right')
+        table.add_column(column, justify='right', overflow='fold')
     for plan in plans:
-        table.add_row(plan.size.name, str(plan.size.step_tokens), f'{plan.size.kv_bytes_per_token:,}', *map(gigabytes, (
+        size = plan.size
+        table.add_row(short.get(size.name, size.name), str(size.step_tokens), f'{size.kv_bytes_per_token:,}', *map(gigabytes, (
             plan.weights_bytes, plan.state_bytes, plan.workspace_bytes, plan.detailed_bytes_per_hour, plan.detailed_bytes,
             plan.total_bytes)))
-    Console(width=150).print(table)
+    console.print(table)
 
 
 if __name__ == '__main__':

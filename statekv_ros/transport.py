@@ -107,4 +107,4 @@ def shared_memory_problem(processes: int = 3, folder: str = _SHARED_MEMORY) -> s
     return (f'{folder} has {total >> 20} MB, {free >> 20} MB of them free; the Fast DDS profile {profile} takes '
             f'{one >> 20} MB for each ROS process ({needed >> 20} MB for {processes}), so images may be lost: start '
             'the container with "docker run --shm-size=512m" (or --ipc=host), or lower segment_size in a copy of the '
-            f'profile and name it in {profile_variable()}; "fastdds shm clean" removes what killed processes left')
+            f'profile and name it in {profile_variable()}; what killed processes left is removed when statekv-node starts')

@@ -40,12 +40,13 @@ def environment(domain: int) -> dict[str, str]:
 
 class NodeProcess:
     """`python -m statekv_ros.node` with parameters, and its log."""
+    program = ('-m', 'statekv_ros.node')
 
     def __init__(self, folder: Path, domain: int, **parameters):
         self.log_file = folder / f'node-{domain}-{time.monotonic_ns()}.log'
         arguments = [part for name, value in parameters.items() for part in ('-p', f'{name.replace("__", ".")}:={value}')]
         with self.log_file.open('w') as log:
-            self.process = subprocess.Popen([sys.executable, '-m', 'statekv_ros.node', '--ros-args', *arguments],
+            self.process = subprocess.Popen([sys.executable, *self.program, '--ros-args', *arguments],
                                             env=environment(domain), stdout=log, stderr=subprocess.STDOUT)
 
     @property

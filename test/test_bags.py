@@ -1,4 +1,5 @@
 """Bags: made from videos and images, whole or not at all; read again, whatever state they are in."""
+import dataclasses
 import importlib.util
 import json
 import os
@@ -18,10 +19,11 @@ from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from statekv_ros.errors import BagError
+from statekv_ros.errors import BagError, FrameError
 from statekv_ros.images import decode_compressed, decode_image
-from statekv_ros.replay.bag_reader import bag_info, image_topics, read_images
-from statekv_ros.replay.bag_writer import BagOptions, write_bag
+from statekv_ros.replay.bag_reader import bag_info, choose_topics, read_images, watchable_topics
+from statekv_ros.replay.bag_options import BagOptions
+from statekv_ros.replay.bag_writer import write_bag
 from statekv_ros.replay.cdr import header_stamp_ns, restamped
 from statekv_ros.replay.cli import main
 from statekv_ros.replay.sources import Source
@@ -70,6 +72,18 @@ def image_folder(folder: Path, names: list[str]) -> Path:
     return folder
 
 
+def write_camera(bag: Path, encodings: dict[str, str]) -> None:
+    """One image of 2 x 2 pixels for each topic, in its encoding."""
+    store = get_typestore(Stores.ROS2_KILTED)
+    kind, bytes_per_pixel = 'sensor_msgs/msg/Image', {'rgb8': 3, '16UC1': 2}
+    header = store.types['std_msgs/msg/Header'](store.types['builtin_interfaces/msg/Time'](1, 0), 'camera')
+    with Writer(bag, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
+        for topic, encoding in encodings.items():
+            step = 2 * bytes_per_pixel[encoding]
+            image = store.types[kind](header, 2, 2, encoding, 0, step, np.zeros(2 * step, np.uint8))
+            writer.write(writer.add_connection(topic, kind, typestore=store), 10**9, store.serialize_cdr(image, kind))
+
+
 def write_other_topic(bag: Path, messages: int) -> None:
     store = get_typestore(Stores.ROS2_KILTED)
     with Writer(bag, version=9, storage_plugin=StoragePlugin.MCAP) as writer:
@@ -109,7 +123,8 @@ def test_other_readers_find_a_complete_bag(bag):
 
 def test_jpeg_topic_is_compressed_as_ros_expects(tmp_path):
     assert main(['make', str(CLIP), str(tmp_path / 'bag'), '--encoding', 'jpeg', '--max-frames', '3']) == 0
-    assert image_topics(tmp_path / 'bag') == {'/camera/image_raw/compressed': 'sensor_msgs/msg/CompressedImage'}
+    topics = choose_topics(bag_info(tmp_path / 'bag'), None)
+    assert topics == {'/camera/image_raw/compressed': 'sensor_msgs/msg/CompressedImage'}
     for image, expected in zip(read_images(tmp_path / 'bag'), clip_frames(3), strict=True):
         difference = np.abs(decode_compressed(image.message()).astype(int) - expected)
         assert difference.mean() < 4
@@ -199,6 +214,37 @@ def test_signal_half_way_leaves_nothing(tmp_path, number):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_killed_maker_leaves_nothing_that_the_next_one_does_not_clear_away(tmp_path):
+    command = [sys.executable, '-m', 'statekv_ros.replay.cli', 'make', str(CLIP), str(tmp_path / 'bag'),
+               '--rate', '20000', '--size', '8x8']
+    killed, alive = [subprocess.Popen(command, stderr=subprocess.PIPE) for _ in range(2)]
+    try:
+        deadline = time.monotonic() + 60
+        while len(begun := list(tmp_path.glob('.bag.partial-*/bag/bag.mcap'))) < 2:
+            assert time.monotonic() < deadline, 'writing did not begin'
+            time.sleep(0.01)
+        killed.kill()
+        killed.wait()
+        write_bag(tmp_path / 'bag', [(0, picture(1))])
+        left = [file for file in begun if file.exists()]
+        assert len(left) == 1 and alive.poll() is None      # what another one is writing stays
+    finally:
+        for process in (killed, alive):
+            process.kill()
+            process.communicate()
+    write_bag(tmp_path / 'bag', [(0, picture(2))], BagOptions(overwrite=True))
+    assert os.listdir(tmp_path) == ['bag']
+
+
+def test_a_maker_killed_while_it_overwrites_costs_no_bag(tmp_path):
+    write_bag(tmp_path / 'bag', [(0, picture(7))])
+    (tmp_path / '.bag.partial-x').mkdir()
+    (tmp_path / 'bag').rename(tmp_path / '.bag.partial-x/bag.old')      # killed between its two moves
+    with pytest.raises(BagError, match='bag exists'):
+        write_bag(tmp_path / 'bag', [(0, picture(1))])
+    assert os.listdir(tmp_path) == ['bag'] and next(read_images(tmp_path / 'bag')).message().data[0] == 7
+
+
 @pytest.mark.parametrize('storage', STORAGES)
 def test_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path, storage):
     done = subprocess.run([sys.executable, '-m', 'statekv_ros.replay.cli', 'make', str(CLIP), str(tmp_path / 'bag'),
@@ -228,6 +274,28 @@ def test_sources_that_cannot_be_read_are_one_clear_line_and_exit_code_2(tmp_path
 def test_bad_source_options_are_refused(options, said):
     with pytest.raises(BagError, match=said):
         Source(CLIP, **options)
+
+
+@pytest.mark.parametrize('arguments,said', [
+    ('--rate 1e-12', 'got 1e-12'), ('--rate 1e-320', 'got 1e-320'), ('--rate 1e300', 'got 1e+300'),
+    ('--rate 1e-9', 'raise --rate'), ('--start-stamp 2147483647.9', 'lower --start-stamp'),
+    ('--start-stamp 1e400', 'start stamp'),
+    ('--size 100000x100000', 'got 100000x100000'), ('--size 99999999999999999999x1', 'got 99999999999999999999x1'),
+    ('--topic /1a', "'/1a'"), ('--topic /a//b', "'/a//b'"), ('--topic /a-b', "'/a-b'"),
+    (f'--topic /{"a" * 247}', '247 characters'),
+    ('--frame-id a\udcffb', r"'a\udcffb'"), ('--frame-id a\0b', r"'a\x00b'")], ids=ascii)
+def test_numbers_and_names_that_no_bag_can_hold_are_one_clear_line_and_exit_code_2(tmp_path, capfd, arguments, said):
+    pictures = image_folder(tmp_path / 'pictures', ['1.png', '2.png', '3.png', '4.png'])
+    assert main(['make', str(pictures), str(tmp_path / 'bag'), *arguments.split(' ')]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith('statekv-bag make: ') and said in error and error.count('\n') == 1, error
+    assert os.listdir(tmp_path) == ['pictures']
+
+
+def test_a_name_that_the_file_system_refuses_is_one_clear_line(tmp_path, capfd):
+    assert main(['make', str(image_folder(tmp_path / 'pictures', ['1.png'])), str(tmp_path / ('n' * 300))]) == 2
+    error = capfd.readouterr().err
+    assert 'cannot be written' in error and error.count('\n') == 1, error
 
 
 @pytest.mark.parametrize('options,said', [
@@ -342,19 +410,37 @@ def test_missing_storage_file_is_an_error(copy):
 def test_bag_without_images_lists_the_topics_it_has(tmp_path):
     write_other_topic(tmp_path / 'bag', messages=3)
     with pytest.raises(BagError, match=r'no images.*/chatter \(std_msgs/msg/String, 3\)'):
-        image_topics(tmp_path / 'bag')
+        choose_topics(bag_info(tmp_path / 'bag'), None)
     assert bag_info(tmp_path / 'bag').messages == 3
 
 
 def test_bag_without_messages_is_an_error(tmp_path):
     write_other_topic(tmp_path / 'bag', messages=0)
     with pytest.raises(BagError, match='holds no messages'):
-        image_topics(tmp_path / 'bag')
+        choose_topics(bag_info(tmp_path / 'bag'), None)
 
 
 def test_unknown_topic_is_an_error_that_lists_the_image_topics(bag):
     with pytest.raises(BagError, match='no images on /rear/image_raw; its image topics: /camera/image_raw'):
         read_images(bag, ['/rear/image_raw'])
+
+
+def test_topics_of_depth_cannot_be_watched_and_the_reason_is_told(tmp_path):
+    write_camera(tmp_path / 'bag', {'/front/image_raw': 'rgb8', '/depth/image_raw': '16UC1'})
+    watchable, refused = watchable_topics(bag_info(tmp_path / 'bag'))
+    assert watchable == {'/front/image_raw': 'sensor_msgs/msg/Image'}
+    assert list(refused) == ['/depth/image_raw'] and "'16UC1': depth" in refused['/depth/image_raw']
+    write_camera(tmp_path / 'deep', {'/depth/image_raw': '16UC1'})
+    with pytest.raises(BagError, match="deep has no images that can be watched: /depth/image_raw: .*'16UC1'"):
+        watchable_topics(bag_info(tmp_path / 'deep'))
+
+
+def test_an_image_whose_bytes_are_damaged_is_an_error_that_names_bag_topic_and_stamp(bag):
+    image = next(read_images(bag))
+    for damaged in (image.cdr[:40], image.cdr[:12] + b'\xff\xff\xff\x7f' + image.cdr[16:],
+                    image.cdr[:16] + b'\xff' * 6 + image.cdr[22:]):
+        with pytest.raises(BagError, match=f'{bag} is damaged: .* on /camera/image_raw with header stamp 1.000000000 s'):
+            dataclasses.replace(image, cdr=damaged).message()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -382,6 +468,6 @@ def test_damaged_bytes_raise_nothing_but_bag_errors(bag, tmp_path, places, value
             data.write(bytes([value]))
     try:
         for image in read_images(broken):
-            assert image.type == 'sensor_msgs/msg/Image'
-    except BagError:
+            assert image.frame().dtype == np.uint8
+    except (BagError, FrameError):
         pass

@@ -1,5 +1,6 @@
 """The plan's numbers, checked by hand, and the refusal of what cannot fit."""
 import json
+import re
 
 import pytest
 
@@ -64,6 +65,20 @@ def test_the_command_prints_every_published_model(capsys):
     for arguments, words in ((['--fps', '0'], '--fps'), (['--budget', '0'], 'budget'), (['--frame-size', 'big'], 'big'),
                              (['--model', '/nowhere'], '/nowhere')):
         assert command.main(arguments) == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('columns', [None, 80, 100, 140])
+def test_the_table_fits_100_characters_or_the_terminal_and_loses_nothing(columns, monkeypatch, capsys):
+    if columns:
+        monkeypatch.setenv('COLUMNS', str(columns))     # what rich takes for the terminal's width
+        monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+    assert command.main([]) == 0
+    told = re.sub(r'\x1b\[\d*m', '', capsys.readouterr().out)     # bold
+    assert max(map(len, told.splitlines())) <= (columns or 100)
+    assert '…' not in told and '147,456' in told and '338.41' in told
+    if columns != 80:       # wide enough for a line for each model
+        rows = {line.split()[0]: line for line in told.splitlines() if line.strip()}
+        assert rows.keys() >= PUBLISHED.keys() and '338.41 GB' in rows['Qwen3-VL-2B']
 
 
 def test_the_plan_of_the_shipped_model_is_for_the_frames_that_it_advises(capsys):

@@ -28,7 +28,7 @@ from statekv_ros.evaluation.run import run_job
 from statekv_ros.evaluation.schema import Question, Video, load_questions
 from statekv_ros.evaluation.store import RunFolder
 from statekv_ros.memory import VideoStream
-from statekv_ros.patrol.cli import make_patrols
+from statekv_ros.patrol.make import make_patrols
 from statekv_ros.replay.bag_writer import write_bag
 
 STEPS = 6

@@ -159,6 +159,7 @@ def test_an_interrupted_replay_leaves_the_memory_as_it_was(backbone, frames):
         watch(ours, frames, range(10, 11))
     stop[0] = False
     assert all(torch.equal(a, b) for a, b in zip(before, memory_of(ours), strict=True)) and ours.graphs.replays == replays
+    right.step(frames[20], 21 * SECOND // 2)     # the one that waited for its partner still waits
     watch(ours, frames, range(11, 14)), watch(right, frames, range(11, 14))
     assert_same(ours, right)
 

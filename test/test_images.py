@@ -11,8 +11,9 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image as PillowImage
 from sensor_msgs.msg import CompressedImage, Image
 
+from statekv_ros.backbones.pixels import PixelSpec, SquareSpec, prepare
 from statekv_ros.errors import FrameError
-from statekv_ros.images import ENCODINGS, MAX_PIXELS, decode_compressed, decode_image
+from statekv_ros.images import ENCODINGS, LARGEST_MAX_PIXELS, MAX_PIXELS, decode_compressed, decode_image
 
 EIGHT_BIT = ['rgb8', 'bgr8', 'rgba8', 'bgra8', 'mono8']
 BAYER = ['bayer_rggb8', 'bayer_bggr8', 'bayer_gbrg8', 'bayer_grbg8']
@@ -243,6 +244,63 @@ def test_absurd_size_in_a_png_header_is_refused_before_memory_is_taken():
     message.data = array.array('B', bytes(data))
     with pytest.raises(FrameError, match='60000 x 60000|absurdly large'):
         decode_compressed(message)
+
+
+def test_cameras_of_8_megapixels_pass_and_a_few_bytes_of_many_pixels_do_not():
+    for width, height in ((3840, 2160), (3264, 2448), (4096, 3072)):
+        assert width * height <= MAX_PIXELS < LARGEST_MAX_PIXELS
+    message = compressed(np.zeros((8000, 8000, 3), np.uint8), 'PNG', 'png')
+    assert len(message.data) < 200_000
+    with pytest.raises(FrameError, match=f'8000 x 8000.*{MAX_PIXELS}.*"max_image_pixels"'):
+        decode_compressed(message)
+
+
+@pytest.mark.parametrize('suffix', ['JPEG', 'PNG'])
+def test_pictures_past_the_bound_are_refused_whatever_brings_them(suffix):
+    raw, packed = random_image('rgb8', 64, 48), compressed(photo(), suffix, '')
+    for decode, message in ((decode_image, raw), (decode_compressed, packed)):
+        assert decode(message, max_pixels=64 * 48).shape == (48, 64, 3)
+        with pytest.raises(FrameError, match='64 x 48.*3071.*"max_image_pixels"'):
+            decode(message, max_pixels=64 * 48 - 1)
+
+
+def detailed(width: int, height: int) -> np.ndarray:
+    """A photo with a texture that a camera might see."""
+    y, x = np.mgrid[:height, :width]
+    waves = 40 * np.sin(x / 9) * np.cos(y / 7)
+    return np.clip(photo(width, height) + waves[..., None], 0, 255).astype(np.uint8)
+
+
+SPECS = [PixelSpec(16, 2, 2, 64 * 64, 448 * 448), PixelSpec(14, 2, 2, 4096, 6144), SquareSpec(448), SquareSpec(224)]
+
+
+@pytest.mark.parametrize('spec', SPECS)
+@pytest.mark.parametrize('width,height', [(3840, 2160), (1281, 721), (1920, 1080), (1000, 2996), (640, 480), (4000, 216)])
+def test_a_large_jpeg_is_decoded_small_but_never_below_twice_what_the_model_sees(width, height, spec):
+    message = compressed(detailed(width, height), 'JPEG', 'jpeg')
+    small, whole = decode_compressed(message, frame_size=spec.frame_size), decode_compressed(message)
+    scale = round(whole.shape[0] / small.shape[0])
+    assert scale in (1, 2, 4, 8) and small.shape == (height / scale, width / scale, 3)
+    seen = spec.frame_size(height, width)
+    assert scale == 1 or all(side >= 2 * wanted for side, wanted in zip(small.shape, seen))
+    if (width, height) == (3840, 2160):
+        assert scale > 1
+    of_small, of_whole = prepare(small, spec), prepare(whole, spec)
+    assert of_small.shape == of_whole.shape == (*seen, 3)
+    difference = np.abs(of_small.astype(int) - of_whole)
+    assert difference.mean() < 1.5 and np.percentile(difference, 99) < 12, (difference.mean(), np.percentile(difference, 99))
+
+
+def test_a_cut_off_jpeg_is_refused_also_where_it_would_be_decoded_small():
+    whole = compressed(detailed(1920, 1080), 'JPEG', 'jpeg')
+    cut = CompressedImage(format='jpeg', data=whole.data[:len(whole.data) // 2])
+    with pytest.raises(FrameError, match='corrupt'):
+        decode_compressed(cut, frame_size=SquareSpec(224).frame_size)
+
+
+def test_a_png_is_decoded_whole():
+    frame = decode_compressed(compressed(photo(1920, 1080), 'PNG', ''), frame_size=SquareSpec(224).frame_size)
+    np.testing.assert_array_equal(frame, photo(1920, 1080))
 
 
 @settings(max_examples=150, deadline=None)

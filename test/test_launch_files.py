@@ -13,7 +13,7 @@ from statekv_ros.launch_arguments import (absolute_topic, cameras_of_topics, for
                                           parse_cameras, parse_switch)
 
 LAUNCH = Path(__file__).resolve().parents[1] / 'launch'
-NODE_ARGUMENTS = {'model', 'cameras', 'params_file', 'namespace', 'use_sim_time', 'log_level', 'autostart'}
+NODE_ARGUMENTS = {'model', 'cameras', 'params_file', 'namespace', 'use_sim_time', 'log_level', 'autostart', 'respawn'}
 names = st.from_regex(r'[A-Za-z][A-Za-z0-9_]{0,8}', fullmatch=True)
 topics = st.from_regex(r'/?[a-z][a-z0-9_]{0,5}(/[a-z][a-z0-9_]{0,5}){0,3}', fullmatch=True)
 
@@ -36,7 +36,7 @@ def test_node_launch_file_declares_its_arguments():
 
 
 def test_replay_launch_file_adds_the_bags_arguments():
-    assert declared_arguments('replay.launch.py') == {'bag', 'rate', 'loop', 'exit_when_done', 'cameras'}
+    assert declared_arguments('replay.launch.py') == {'bag', 'rate', 'loop', 'exit_when_done', 'cameras', 'respawn'}
     assert 'statekv.launch.py' in compile_source('replay.launch.py')
 
 

@@ -153,6 +153,13 @@ def test_pause_is_not_loss(pauses_ns):
     assert sampler.lost == 0
 
 
+@given(st.integers(15, 60), st.integers(1_050 * MS, 3_000 * MS))
+def test_a_camera_that_is_back_after_a_second_or_two_lost_nothing(rate_hz, silence_ns):
+    sampler, stamps = Sampler(10.0), camera(rate_hz, 60)
+    sampled(sampler, stamps + camera(rate_hz, 60, stamps[-1] + silence_ns))
+    assert sampler.lost == 0
+
+
 def test_one_missing_image_of_a_steady_camera_is_one_lost():
     stamps = camera(30, 100)
     del stamps[50]

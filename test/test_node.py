@@ -71,6 +71,7 @@ def test_frames_become_steps_with_timing_and_an_answer_with_stamps_and_evidence(
     assert (to_ns(answer.first_stamp), to_ns(answer.last_stamp)) == (100 * SECOND, 105 * SECOND)
     assert answer.header.frame_id == 'camera_link' and to_ns(answer.header.stamp) > 0
     assert (answer.prefill_policy, answer.answer_policy) == ('statekv(64)', 'all')
+    assert not answer.demonstration_model and graph.health['engine'][0] == 0
     assert answer.finish_reason in ('stop', 'length') and 0 < answer.timing.answer_tokens <= 6
     assert sum(e.share for e in answer.evidence) == pytest.approx(1, abs=1e-3)
     assert [e.share for e in answer.evidence] == sorted((e.share for e in answer.evidence), reverse=True)
@@ -101,6 +102,8 @@ def test_all_cameras_give_a_line_each_and_silent_ones_are_left_out(graph):
     ({'from_stamp': to_stamp(104 * SECOND), 'to_stamp': to_stamp(103 * SECOND)}, 'before it begins'),
     ({'answer_policy': 'magic'}, 'magic'),
     ({'answer_policy': 'last(0)'}, 'last'),
+    ({'max_tokens': 65537}, 'max_tokens must be at most 65536, got 65537'),
+    ({'max_tokens': 2**32 - 1}, 'max_tokens'),
     ({'temperature': -1.0}, 'temperature'),
     ({'temperature': math.nan}, 'temperature'),
     ({'timeout_s': math.nan}, 'timeout_s'),

@@ -44,7 +44,7 @@ def test_a_model_that_cannot_watch_leaves_the_node_unconfigured_with_the_reason(
 @pytest.mark.parametrize('values', [
     {'budget': ('0', 'budget must be at least 1, got 0'), 'rate_hz': ('.nan', 'rate_hz must be a finite number'),
      'prefill_policy': ('magic', "'magic'"), 'cameras': ('[all]', "'all'")},
-    {'budget': ('-5', 'got -5'), 'rate_hz': ('0.0', 'rate_hz must be above 0'), 'answer_policy': ('last(0)', 'last(0)'),
+    {'budget': ('-5', 'got -5'), 'rate_hz': ('0.0', 'rate_hz must be at least 0.001'), 'answer_policy': ('last(0)', 'last(0)'),
      'cameras': ("['a b']", "'a b'"), 'slice_tokens': ('0', 'slice_tokens')},
     {'budget': ('lots', "got 'lots'"), 'rate_hz': ('.inf', 'rate_hz must be a finite number'), 'cameras': ('[a, a]', 'differ')},
     {'device': ('abacus', "'abacus'")},

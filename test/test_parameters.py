@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from statekv_ros.errors import ParameterError
+from statekv_ros.errors import FrameError, ParameterError
 
 rclpy = pytest.importorskip('rclpy', reason='rclpy is not installed')
 
 from rclpy.lifecycle import TransitionCallbackReturn  # noqa: E402
-from rclpy.parameter import Parameter  # noqa: E402
+from rclpy.parameter import Parameter
+from rclpy.serialization import serialize_message  # noqa: E402
 
+from live import image, jpeg  # noqa: E402
 from statekv_ros.node.memory_node import MemoryNode  # noqa: E402
 from statekv_ros.node.parameters import NODE, camera_specs  # noqa: E402
 from statekv_ros.transport import ProfileSource, TransportProfile  # noqa: E402
@@ -143,12 +145,13 @@ def test_readme_has_a_row_for_every_parameter_and_none_for_another():
     ('budget', 'abc', "budget must be of type int, got 'abc'"),
     ('budget', '1.5', 'budget must be of type int, got 1.5'),
     ('budget', 'true', 'budget must be of type int, got True'),
-    ('rate_hz', '0.0', 'rate_hz must be above 0 and at most 1000, got 0.0'),
+    ('rate_hz', '0.0', 'rate_hz must be at least 0.001 and at most 1000, got 0.0'),
     ('rate_hz', '-2.0', 'got -2.0'),
     ('rate_hz', '.nan', 'rate_hz must be a finite number, got nan'),
     ('rate_hz', '.inf', 'rate_hz must be a finite number, got inf'),
     ('rate_hz', 'fast', "rate_hz must be of type float, got 'fast'"),
-    ('camera.rate_hz', '0', 'camera.rate_hz must be above 0'),
+    ('camera.rate_hz', '0', 'camera.rate_hz must be at least 0.001'),
+    ('chunk_tokens', '2147483647', 'chunk_tokens must be at least 64 and at most 65536'),
     ('camera.topic', 'bad topic!', "'bad topic!' is not a topic name"),
     ('camera.topic', 'a//b', "'a//b' is not a topic name"),
     ('camera.topic', "''", "'' is not a topic name"),
@@ -188,11 +191,22 @@ def test_whole_number_is_a_rate_too_and_cameras_follow_the_nodes_rate_unless_the
     assert values == [5.0, 'reliable', 7.0, 'reliable']
 
 
+def test_the_bound_on_camera_images_reaches_the_decoder_of_either_message(start, tiny_model_dir):
+    node = start(*given(model=tiny_model_dir, device='cpu', cameras='[front, rear]', max_image_pixels='4095',
+                        **{'rear.topic': 'rear/compressed'}))
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    for camera, message in (('front', image(1)), ('rear', jpeg(1))):
+        with pytest.raises(FrameError, match='64 x 64 pixels, more than the 4095.*"max_image_pixels"'):
+            node._engine.cameras[camera].decode(serialize_message(message))
+
+
 # --- changes at run time ----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('name,value', [
     ('camera.rate_hz', math.nan), ('camera.rate_hz', math.inf), ('camera.rate_hz', 0.0), ('camera.rate_hz', -1.0),
-    ('camera.rate_hz', 1000.5), ('answer_timeout_s', math.nan), ('stale_after_s', math.inf), ('stale_after_s', 0.0),
+    ('camera.rate_hz', 1e-300), ('camera.rate_hz', 0.0009), ('answer_timeout_s', 1e-9), ('stale_after_s', 1e-9),
+    ('max_question_chars', 2**31 - 1), ('max_tokens', 65537), ('camera.rate_hz', 1000.5), ('answer_timeout_s', math.nan),
+    ('stale_after_s', math.inf), ('stale_after_s', 0.0),
     ('slice_tokens', 0), ('slice_tokens', 5000), ('evidence_frames', -1), ('max_tokens', 0), ('answer_policy', 'last(0)'),
     ('answer_policy', 'magic'), ('max_tokens', 'many')])
 def test_bad_change_is_refused_with_a_reason_and_the_value_stays(node, name, value):
@@ -221,6 +235,27 @@ def test_valid_changes_hold_and_a_new_rate_reaches_its_camera(start, tiny_model_
     assert taken['camera'] == 20 and taken['rear'] in (4, 5), 'ten and two images a second for two seconds'
 
 
-def test_refused_values_of_the_table_say_where_to_change_them():
-    with pytest.raises(ParameterError, match=r'parameter "budget" in config/statekv.yaml'):
+def test_refused_value_names_its_parameter_and_default_and_no_file_that_may_not_be_in_use(node):
+    with pytest.raises(ParameterError, match=r'\(parameter "budget"; its default is 4096\)') as refused:
         SPECS['budget'].verified(0)
+    assert '.yaml' not in str(refused.value)
+
+
+# --- names that are no parameter --------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('cameras', ['[front]', '[front, rear]', '[camera_front]'])
+def test_shipped_file_with_other_cameras_is_no_reason_to_warn(start, cameras):
+    assert start('--params-file', str(YAML), *given(cameras=cameras))._settings.unknown == []
+
+
+@pytest.mark.parametrize('name,meant', [
+    ('frnt.topic', 'front.topic'), ('front.topc', 'front.topic'), ('camera.topc', None), ('cameras.topic', None),
+    ('fronts.rate_hz', 'front.rate_hz'), ('buget', 'budget')])
+def test_mistyped_names_are_told(start, name, meant):
+    [sentence] = start(*given(cameras='[front, cameras1]', **{name: 'x'}))._settings.unknown
+    assert f'"{name}" is not one of this node' in sentence
+    assert meant is None or f'is "{meant}" meant?' in sentence
+
+
+def test_block_of_a_camera_that_is_left_out_this_time_is_no_typo(start):
+    assert start(*given(cameras='[front]', **{'gripper.topic': '/gripper', 'gripper.rate_hz': '1.0'}))._settings.unknown == []

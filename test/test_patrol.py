@@ -180,6 +180,7 @@ def test_the_packed_forward_is_the_streaming_engine(trained_a_little):
 @pytest.mark.parametrize('size', [(64, 64), (320, 240), (640, 480), (480, 480)])
 def test_cameras_of_common_shapes_are_seen_as_in_training(trained_a_little, size):
     backbone = load_backbone(str(trained_a_little[1] / 'model'), device='cpu')
+    assert backbone.demonstration == train.KNOWS
     assert backbone.prepare(np.zeros((size[1], size[0], 3), np.uint8)).shape == (64, 64, 3)
 
 

@@ -1,4 +1,8 @@
 """statekv-patrol: bags and questions that belong together, and whose answers are true."""
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +10,8 @@ import pytest
 
 from statekv_ros.evaluation.footage import PatrolFootage, check_video, open_footage
 from statekv_ros.evaluation.schema import load_questions
-from statekv_ros.patrol.cli import main, make_patrols
+from statekv_ros.patrol.cli import main
+from statekv_ros.patrol.make import make_patrols
 from statekv_ros.patrol.questions import KINDS, Question, answer_at
 from statekv_ros.patrol.world import COLOURS, SHAPES, make_patrol
 from statekv_ros.replay.bag_reader import read_images
@@ -63,10 +68,27 @@ def test_sources_made_on_the_fly_are_the_same_videos(folder, tmp_path):
 
 @pytest.mark.parametrize('arguments, told', [
     (['--videos', '0'], 'videos must be at least 1, got 0'), (['--steps', '0'], 'steps must be at least 1, got 0'),
-    (['--seed', '-1'], 'seed must be at least 0, got -1'), (['--size', '0x9'], 'width must be at least 1, got 0')])
+    (['--seed', '-1'], 'seed must be at least 0, got -1'), (['--size', '0x9'], 'got 0x9'),
+    (['--size', '100000x100000'], 'got 100000x100000')])
 def test_bad_numbers_make_nothing(tmp_path, capsys, arguments, told):
     assert main(['make', str(tmp_path / 'made'), *arguments]) == 2
     assert told in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_sigterm_half_way_leaves_nothing(tmp_path):
+    maker = subprocess.Popen([sys.executable, '-m', 'statekv_ros.patrol.cli', 'make', str(tmp_path / 'made'), '--videos', '99'],
+                             stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not list(tmp_path.glob('.made.partial-*/made/patrol_0')):
+            assert maker.poll() is None and time.monotonic() < deadline, 'writing did not begin'
+            time.sleep(0.01)
+        maker.send_signal(signal.SIGTERM)
+        _, error = maker.communicate(timeout=60)
+    finally:
+        maker.kill()
+    assert maker.returncode == 130 and error.splitlines()[-1] == 'statekv-patrol make: interrupted'
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_folder_is_left_alone(folder, capsys):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,11 +12,13 @@ from PIL import Image
 from conftest import SECOND
 from statekv_ros.backbones import load_backbone
 from statekv_ros.memory import VideoStream
+from statekv_ros.memory.trial import demonstration_warning
 from statekv_ros.patrol.heldout import ask_all, measure
 from statekv_ros.patrol.packing import Packer
 from statekv_ros.patrol.pictures import PictureBank
 from statekv_ros.patrol.questions import KINDS, PERCEPTION, answer_at
 from statekv_ros.patrol.tokenizer import make_tokenizer
+from statekv_ros.patrol.train import KNOWS
 from statekv_ros.patrol.video import patrol_frames
 from statekv_ros.share import find_share
 
@@ -23,6 +26,14 @@ from statekv_ros.share import find_share
 @pytest.fixture(scope='module')
 def patrol_backbone():
     return load_backbone('patrol', device='cpu', dtype='float32')
+
+
+def test_it_says_that_it_is_a_demonstration(patrol_backbone):
+    assert patrol_backbone.demonstration == KNOWS
+    assert 'made-up patrols' in demonstration_warning(patrol_backbone)
+    stream = VideoStream(patrol_backbone, 'statekv(72)')
+    stream.step(np.zeros((64, 64, 3), np.uint8), SECOND)
+    assert stream.answer('what is in view?', max_tokens=1).demonstration_model
 
 
 def test_it_is_small_and_safe_to_load():
@@ -68,3 +79,25 @@ def test_the_demo_answers_rightly_through_the_nodes_service(tmp_path):
     assert result['state_tokens'] == result['budget'] and result['lost'] == 0
     assert all(answer['evidence'] for answer in result['answers'])
     assert Image.open(picture).size == (4 * 160, 5 * 120)
+
+
+@pytest.mark.timeout(180)
+def test_the_demo_on_a_video_warns_of_its_model_and_draws_what_answers_looked_at(tmp_path):
+    video, picture = tmp_path / 'grey.avi', tmp_path / 'answers.png'
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*'MJPG'), 10, (128, 64))
+    for brightness in range(100, 220, 4):
+        writer.write(np.full((64, 128, 3), brightness, np.uint8))
+    writer.release()
+    done = subprocess.run([sys.executable, '-m', 'statekv_ros.demo', '--video', str(video), '--picture', str(picture)],
+                          capture_output=True, text=True, timeout=150, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr + done.stdout
+    said = ' '.join(done.stdout.split())
+    assert 'knows made-up patrols only' in said and '--model' in said
+    answers = json.loads(done.stdout.splitlines()[-1])['answers']
+    drawn = np.asarray(Image.open(picture))
+    assert drawn.shape == (len(answers) * 120, 4 * 160, 3)
+    for row, answer in enumerate(answers):
+        for column, evidence in enumerate(answer['evidence'][:3]):
+            # The first 80 rows are the frame: 128 x 64 made 160 x 80. The label stands below.
+            grey = drawn[row * 120:row * 120 + 80, 160 * (column + 1):160 * (column + 2)]
+            assert abs(int(np.median(grey)) - (100 + 40 * evidence['first_s'])) < 6

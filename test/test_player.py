@@ -287,7 +287,8 @@ def test_truncated_bag_is_played_only_when_that_is_asked_for(bag, tmp_path):
 def test_missing_bag_and_unknown_topics_end_with_one_line(bag, tmp_path):
     for arguments, said in (((tmp_path / 'none',), 'does not exist'),
                             ((bag, '--topics', '/rear'), f'/rear; its image topics: {TOPIC}'),
-                            ((bag, '--remap', '/rear:=/front'), f'cannot remap /rear: .*{TOPIC}')):
+                            ((bag, '--remap', '/rear:=/front'), f'cannot remap /rear: .*{TOPIC}'),
+                            ((bag, '--remap', f'{TOPIC}:=/1a'), "'/1a': give it another name, --remap")):
         with player(*arguments) as process:
             _, error = process.communicate(timeout=START_S)
         assert process.returncode == 2 and error.count('\n') == 1

@@ -13,6 +13,7 @@ from PIL import Image
 
 from conftest import SECOND
 from statekv_ros.errors import ParameterError
+from statekv_ros.evaluation import figures
 from statekv_ros.evaluation.figures import cost_over_frames
 from statekv_ros.evaluation.metrics import difference, percentiles, share, slope, summarise, wilson
 from statekv_ros.evaluation.report import write_report
@@ -50,11 +51,18 @@ def test_wilson_intervals_are_those_of_the_textbook(right, n, low, high):
     assert wilson(right, n) == pytest.approx((low, high), abs=2e-4)
 
 
+def test_wilson_interval_stays_within_0_and_1_and_holds_the_share_for_every_n():
+    for n in range(1, 201):
+        for right in range(n + 1):
+            low, high = wilson(right, n)
+            assert 0 <= low <= right / n <= high <= 1, f'{right} of {n}'
+
+
 @given(st.integers(1, 5000), st.data())
 def test_wilson_holds_the_share_and_narrows(n, data):
     right = data.draw(st.integers(0, n))
     low, high = wilson(right, n)
-    assert 0 <= low <= right / n + 1e-12 and right / n - 1e-12 <= high <= 1
+    assert 0 <= low <= right / n <= high <= 1
     wide_low, wide_high = wilson(right * 4, n * 4)
     assert wide_high - wide_low < high - low
     mirrored = wilson(n - right, n)
@@ -125,6 +133,22 @@ def test_a_report_has_a_page_a_table_and_numbers(jobs, tmp_path):
 def test_a_run_without_answers_still_has_a_report(tmp_path):
     write_report([job('a', 'full', [])], RUN, tmp_path)
     assert '<table' in (tmp_path / 'index.html').read_text()
+
+
+@pytest.mark.parametrize('right', [False, True])
+@pytest.mark.parametrize('n', [3, 6, 7, 10, 12])
+def test_policies_that_are_always_wrong_or_always_right_are_drawn(n, right, tmp_path):
+    write_report([job('a', 'full', [answer(i, right) for i in range(n)])], RUN, tmp_path)
+    assert (tmp_path / 'index.html').read_text().count('<svg') == 3
+
+
+def test_a_figure_that_fails_costs_only_itself_and_the_page_says_why(jobs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(figures, 'MARKERS', ('<no marker>',))       # matplotlib refuses it while it draws a policy
+    write_report(jobs, RUN, tmp_path)
+    page = (tmp_path / 'index.html').read_text()
+    assert page.count('could not be drawn') == 3 and '<table' in page and page.rstrip().endswith('</html>')
+    assert 'the figure &quot;accuracy by age&quot; could not be drawn: ValueError' in page and '&lt;no marker&gt;' in page
+    assert '"cost over frames" could not be drawn' in capsys.readouterr().err
 
 
 @pytest.mark.skipif(BROWSER is None, reason='no Chromium on PATH: apt-get install chromium')

@@ -194,9 +194,57 @@ def test_an_interrupted_step_leaves_the_memory_as_it_was(backbone, frames):
         stream.step(frames[11], stamp(11))
     stop_at[0] = 10**9
     assert torch.equal(before, cache_of(stream)) and torch.equal(kept, stream.carried.kept())
-    for index in (12, 13):
-        report = stream.step(frames[index], stamp(index))
+    report = stream.step(frames[12], stamp(12))
     assert report.step == 5 and report.detailed_tokens == before.shape[2] + report.step_tokens
+    assert (report.first_stamp_ns, report.frames) == (stamp(10), 2), 'the frame that waited still has its turn'
+
+
+def test_a_failed_step_costs_its_newest_frame_and_a_second_failure_the_one_that_waited(backbone, frames):
+    """Else a frame that no step can take would fail every step from then on."""
+    failing = [0]
+
+    def cancelled() -> bool:
+        if failing[0]:
+            failing[0] -= 1
+            raise ZeroDivisionError('oops')
+        return False
+
+    stream, spared = stream_of(backbone, frames[:4], cancelled=cancelled), stream_of(backbone, frames[:4])
+
+    def step(index: int, fails: bool = False):
+        failing[0] = int(fails)
+        if fails:
+            with pytest.raises(ZeroDivisionError):
+                stream.step(frames[index], stamp(index))
+            return
+        assert (stream.step(frames[index], stamp(index)) is None) == (spared.step(frames[index], stamp(index)) is None)
+
+    step(4)
+    step(5, fails=True)
+    assert stream.frames == spared.frames == 5
+    step(6)
+    assert stream.frames == spared.frames == 6 and torch.equal(cache_of(stream), cache_of(spared))
+    step(7)
+    step(8, fails=True)
+    step(9, fails=True)
+    assert (stream.frames, len(stream.pending)) == (6, 0)
+
+
+def test_a_half_step_that_fails_alone_takes_no_frame_of_another_size_with_it(backbone, frames):
+    stream = stream_of(backbone, frames[:3])
+    stream.cancelled = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        stream.step(np.zeros((96, 64, 3), np.uint8), stamp(3))
+    stream.cancelled = lambda: False
+    assert (stream.frames, stream.pending.stamps_ns) == (3, [stamp(3)])
+    assert stream.step(np.zeros((96, 64, 3), np.uint8), stamp(4)).frames == 2
+
+
+def test_a_temperature_that_logits_cannot_be_divided_by_is_greedy(backbone, frames):
+    stream = stream_of(backbone, frames[:4])
+    greedy = stream.answer(QUESTION, max_tokens=8).token_ids
+    for temperature in (1e-45, 1e-40, 1e-30, 1e-7):
+        assert stream.answer(QUESTION, max_tokens=8, temperature=temperature).token_ids == greedy
 
 
 def test_reset_forgets_and_ends_open_answers(backbone, frames):
@@ -251,7 +299,7 @@ def test_evidence_leaves_out_the_pass_that_only_ends_the_answer(backbone, frames
         logits = plain(self, hidden)
         calls.append(1)
         if len(calls) == 4:
-            logits[..., next(iter(self.stop_token_ids))] = float('inf')
+            logits[..., next(iter(self.stop_token_ids))] = 1e9
         return logits
 
     monkeypatch.setattr(type(backbone), 'logits', stop_at_the_fourth)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from statekv_ros import share, transport
-from statekv_ros.bench.transport import Case, add_arguments, measure, run
+from statekv_ros.bench import arguments
+from statekv_ros.bench.transport import Case, measure, run
 from statekv_ros.errors import ParameterError
 from statekv_ros.transport import ProfileSource, find_shipped_profile, shared_memory_problem, use_shipped_profile
 
@@ -51,7 +52,7 @@ def test_best_effort_images_arrive_with_the_shipped_profile(width, height, capsy
 def test_benchmark_reports_every_combination():
     pytest.importorskip('rclpy', reason='rclpy is not installed')
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    arguments.transport(parser)
     parser.add_argument('--json', action='store_true')
     args = parser.parse_args(['--sizes', '64x48', '--seconds', '0.5', '--profiles', 'shipped', '--json'])
     result = run(args)

@@ -1,6 +1,7 @@
 """Model families: `load_backbone` picks the adapter from the checkpoint's config."""
 from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, TokenInputs
-from statekv_ros.backbones.checkpoint import frame_pixels, load_checkpoint, read_config
+from statekv_ros.backbones.checkpoint import load_checkpoint, read_advice, read_config
+from statekv_ros.backbones.checks import as_model_error
 from statekv_ros.backbones.eagle2_5 import Eagle2_5
 from statekv_ros.backbones.eagle2_5_model import Eagle2_5Config
 from statekv_ros.backbones.internvl import InternVL
@@ -30,7 +31,8 @@ def load_backbone(model: str, device: str = 'auto', dtype: str = 'auto', max_fra
         device: 'auto', 'cpu', 'cuda' or 'cuda:<n>'.
         dtype: 'auto', 'float32', 'bfloat16' or 'float16'.
         max_frame_pixels, min_frame_pixels: bounds on height x width of a frame as the model sees it; they set the number
-            of tokens per step; 0 takes the checkpoint's own (`checkpoint.frame_pixels`). Families with frames of one size (InternVL, LLaVA-OneVision, Eagle2.5) need no bounds.
+            of tokens per step; 0 takes the checkpoint's own (`checkpoint.Advice`). Families with frames of one size
+            (InternVL, LLaVA-OneVision, Eagle2.5) need no bounds.
         system_prompt: text before the video; when empty, what the family's chat template has (often none).
         rope_length: positions that the RoPE of a dynamic-NTK checkpoint (InternVL3) is scaled for, once and for all; 0
             leaves it as trained.
@@ -38,14 +40,16 @@ def load_backbone(model: str, device: str = 'auto', dtype: str = 'auto', max_fra
     Raises:
         ModelError: the checkpoint is missing, broken or of a family that cannot watch video here.
     """
-    smallest, largest = frame_pixels(model)
-    min_frame_pixels, max_frame_pixels = min_frame_pixels or smallest, max_frame_pixels or largest
+    advice = read_advice(model)
+    min_frame_pixels = min_frame_pixels or advice.min_frame_pixels
+    max_frame_pixels = max_frame_pixels or advice.max_frame_pixels
     if not 0 < min_frame_pixels <= max_frame_pixels:
         raise ModelError(f'min_frame_pixels and max_frame_pixels must be positive and in order, got {min_frame_pixels} '
-                         f'and {max_frame_pixels}')
+                         f'and {max_frame_pixels} for model {model!r}: set these parameters, or mend its statekv.json')
     family = read_config(model).model_type
     if family not in FAMILIES:
         raise ModelError(f'model {model!r} is of type {family!r}, which has no video support here; supported types: '
                          f'{", ".join(sorted(FAMILIES))}')
-    return FAMILIES[family](load_checkpoint(model, device, dtype), max_frame_pixels, min_frame_pixels, system_prompt,
-                            rope_length)
+    checkpoint = load_checkpoint(model, device, dtype)
+    with as_model_error(f'model {model!r} does not fit its family {family} (config.json, tokenizer_config.json)'):
+        return FAMILIES[family](checkpoint, max_frame_pixels, min_frame_pixels, system_prompt, rope_length)

@@ -100,8 +100,10 @@ class Backbone(ABC):
         frames_per_step: camera frames that one frame step consumes.
         max_position: positions the model was trained for.
         stop_token_ids: tokens that end an answer.
+        demonstration: all that the model knows, where it is a demonstration whose answers no robot should act on; else empty.
     """
     name: str
+    demonstration: str = ''
     layout: KVLayout
     frames_per_step: int
     max_position: int
@@ -126,6 +128,14 @@ class Backbone(ABC):
 
         Raises:
             FrameError: the frame is too small or too elongated for the model.
+        """
+
+    @abstractmethod
+    def frame_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels to which `prepare` resizes a camera frame of this size.
+
+        Raises:
+            FrameError: as `prepare`.
         """
 
     @abstractmethod

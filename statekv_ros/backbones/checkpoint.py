@@ -1,9 +1,10 @@
 """Load a checkpoint in Transformers' format: safetensors only, no remote code, and no missing weight goes unnoticed."""
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -11,12 +12,15 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from statekv_ros.backbones.checks import (
+    as_model_error, check_layers, check_numbers, check_report, check_vocabulary, check_weights)
 from statekv_ros.errors import ModelError
 from statekv_ros.share import find_share
 
 _DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
 EMBEDDED = 'patrol'          # the small checkpoint that the package brings along; './patrol' is a directory of yours
 FRAME_PIXELS = 64 * 64, 448 * 448
+_ADVICE = '{"min_frame_pixels": ..., "max_frame_pixels": ..., "demonstration": "..."}'
 _PIXEL_FILES = ('video_preprocessor_config.json', 'preprocessor_config.json')
 
 
@@ -26,6 +30,7 @@ class Checkpoint:
 
     Attributes:
         name: directory or hub id it came from.
+        demonstration: as in `Advice`.
         stop_token_ids: from the generation config and the tokenizer.
         pixel_statistics: 'mean', 'std' and 'resample' as far as its preprocessor config states them.
     """
@@ -34,6 +39,20 @@ class Checkpoint:
     tokenizer: PreTrainedTokenizerBase
     stop_token_ids: frozenset[int]
     pixel_statistics: dict[str, Any]
+    demonstration: str = ''
+
+
+class Advice(NamedTuple):
+    """What a checkpoint says of itself in its optional statekv.json.
+
+    Attributes:
+        min_frame_pixels, max_frame_pixels: bounds on height x width of a frame that it was made for.
+        demonstration: all that it knows, where it was made to try this package with, so that no robot acts on its answers;
+            empty for any other model.
+    """
+    min_frame_pixels: int = FRAME_PIXELS[0]
+    max_frame_pixels: int = FRAME_PIXELS[1]
+    demonstration: str = ''
 
 
 def read_config(model: str) -> transformers.PretrainedConfig:
@@ -51,10 +70,8 @@ def read_config(model: str) -> transformers.PretrainedConfig:
                          '(config.json, *.safetensors, tokenizer) or a hub id such as "Qwen/Qwen3-VL-2B-Instruct"')
     if path.is_dir() and not (path / 'config.json').is_file():
         raise ModelError(f'{model!r} has no config.json: it is not a checkpoint in Transformers\' format')
-    try:
+    with as_model_error(f'cannot read config.json of model {model!r}'):
         return AutoConfig.from_pretrained(_source(model), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f'cannot read the config of model {model!r}: {_first_line(error)}') from error
 
 
 def load_checkpoint(model: str, device: str, dtype: str) -> Checkpoint:
@@ -65,46 +82,48 @@ def load_checkpoint(model: str, device: str, dtype: str) -> Checkpoint:
         dtype: 'auto' (bfloat16 on CUDA, float32 on the CPU), 'float32', 'bfloat16' or 'float16'.
 
     Raises:
-        ModelError: files missing or broken, tensors missing or of the wrong shape, an unknown device or dtype.
+        ModelError: files missing or broken, tensors missing, of the wrong shape or not finite, an unknown device or dtype.
     """
     where = _device(device)
     precision = _dtype(dtype, where)
     source = _source(model)
-    _check_weights(Path(source))
-    try:
+    tensors = check_weights(Path(source))
+    if tensors:
+        check_layers(model, read_config(model), tensors)
+    with as_model_error(f'cannot load model {model!r} (config.json, *.safetensors)'), _no_progress_bar():
         loaded, report = AutoModelForImageTextToText.from_pretrained(
             source, dtype=precision, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
             ignore_mismatched_sizes=True)  # reported below, by name
+    check_report(model, report)
+    with as_model_error(f'cannot load the tokenizer of model {model!r} (tokenizer.json, tokenizer_config.json)'):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except torch.OutOfMemoryError as error:
-        raise ModelError(f'model {model!r} does not fit into memory: take a smaller checkpoint') from error
-    except Exception as error:  # the library raises many kinds; all of them mean that this checkpoint does not load
-        raise ModelError(f'cannot load model {model!r}: {_first_line(error)}') from error
-    _check_report(model, report)
-    _check_vocabulary(model, loaded, tokenizer)
-    try:
+        tokenizer('a')      # some of what may be wrong with it shows in use only
+    check_vocabulary(model, loaded, tokenizer)
+    with as_model_error(f'cannot move model {model!r} to {where}'):
         loaded = loaded.eval().requires_grad_(False).to(where)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        raise ModelError(f'cannot move model {model!r} to {where}: {_first_line(error)}') from error
-    return Checkpoint(model, loaded, tokenizer, _stop_tokens(loaded, tokenizer), _pixel_statistics(model, source))
+    check_numbers(model, loaded)
+    with as_model_error(f'cannot tell which tokens end an answer of model {model!r} (generation_config.json)'):
+        stops = _stop_tokens(loaded, tokenizer)
+    return Checkpoint(model, loaded, tokenizer, stops, _pixel_statistics(model, source), read_advice(model).demonstration)
 
 
-def frame_pixels(model: str) -> tuple[int, int]:
-    """Smallest and largest height x width of a frame that the checkpoint says it was made for, in its optional statekv.json;
-    64 x 64 and 448 x 448 where it says nothing.
+def read_advice(model: str) -> Advice:
+    """What the checkpoint says of itself in its optional statekv.json.
 
     Raises:
         ModelError: the file is there and cannot be used.
     """
     file = Path(_source(model)) / 'statekv.json'
     if not file.is_file():
-        return FRAME_PIXELS
-    try:
-        advice = json.loads(file.read_text())
-        return tuple(int(advice.get(f'{name}_frame_pixels', usual)) for name, usual in zip(('min', 'max'), FRAME_PIXELS))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ModelError(f'{str(file)!r} is not {{"min_frame_pixels": ..., "max_frame_pixels": ...}}: '
-                         f'{_first_line(error)}') from error
+        return Advice()
+    with as_model_error(f'{str(file)!r} is not {_ADVICE}'):
+        told = json.loads(file.read_text())
+        advice = Advice(**{name: told[name] for name in Advice._fields if told.get(name) is not None})
+        for name, value in advice._asdict().items():
+            wanted = type(Advice._field_defaults[name])
+            if type(value) is not wanted:
+                raise ValueError(f'{name} must be of type {wanted.__name__}, got {value!r}')
+    return advice
 
 
 def checkpoint_folder(model: str) -> Path:
@@ -125,8 +144,10 @@ def _device(device: str) -> torch.device:
         return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     try:
         where = torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f'device must be auto, cpu, cuda or cuda:<n>, got {device!r}') from error
+    except RuntimeError:
+        where = None
+    if where is None or where.type not in ('cpu', 'cuda'):
+        raise ModelError(f'device must be auto, cpu, cuda or cuda:<n>, got {device!r}: set the parameter "device"')
     if where.type == 'cuda' and not torch.cuda.is_available():
         raise ModelError(f'device {device!r} asks for CUDA, but torch {torch.__version__} sees no GPU: '
                          'set the parameter "device" to cpu')
@@ -139,44 +160,6 @@ def _dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in _DTYPES:
         raise ModelError(f'dtype must be auto or one of {sorted(_DTYPES)}, got {dtype!r}')
     return _DTYPES[dtype]
-
-
-def _check_weights(folder: Path) -> None:
-    """Say which file is broken: the library's own message names none."""
-    if not folder.is_dir():
-        return
-    files = sorted(folder.glob('*.safetensors'))
-    if not files:
-        others = [f.name for f in folder.glob('*.bin')]
-        raise ModelError(f'{str(folder)!r} has no *.safetensors file' + (
-            f' (only {", ".join(others)}, which could run code when loaded: convert it to safetensors)' if others else ''))
-    for file in files:
-        size = file.stat().st_size
-        with file.open('rb') as stream:
-            length = int.from_bytes(stream.read(8), 'little')
-            header = stream.read(length) if 0 < length < size else b''
-        try:
-            tensors = json.loads(header)
-            end = 8 + length + max(t['data_offsets'][1] for name, t in tensors.items() if name != '__metadata__')
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f'{str(file)!r} is not a whole safetensors file ({size} bytes): copy it again') from error
-        if size < end:
-            raise ModelError(f'{str(file)!r} is cut short: {size} of {end} bytes; copy it again')
-
-
-def _check_report(model: str, report: dict) -> None:
-    for key, what in (('missing_keys', 'lacks'), ('mismatched_keys', 'has the wrong shape for')):
-        names = sorted(name if isinstance(name, str) else name[0] for name in report.get(key) or ())
-        if names:
-            raise ModelError(f'model {model!r} {what} {len(names)} tensor(s), first {names[0]!r}: '
-                             'the checkpoint is incomplete or does not fit its config.json')
-
-
-def _check_vocabulary(model: str, loaded: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    rows = loaded.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
-        raise ModelError(f'model {model!r} has {rows} token embeddings, but its tokenizer has {len(tokenizer)} tokens: '
-                         'they are not of one checkpoint')
 
 
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
@@ -192,7 +175,7 @@ def _pixel_statistics(model: str, source: str) -> dict[str, Any]:
                            _raise_exceptions_for_connection_errors=False)
         if file is None:
             continue
-        try:
+        with as_model_error(f'{name} of model {model!r} is not a preprocessor config'):
             values, found = json.loads(Path(file).read_text()), {}
             for ours, theirs in (('mean', 'image_mean'), ('std', 'image_std')):
                 if values.get(theirs) is not None:
@@ -200,11 +183,17 @@ def _pixel_statistics(model: str, source: str) -> dict[str, Any]:
                     found[ours] = red, green, blue
             if values.get('resample') is not None:
                 found['resample'] = Image.Resampling(values['resample'])
-        except (ValueError, TypeError, AttributeError) as error:
-            raise ModelError(f'{name} of model {model!r} is not a preprocessor config: {_first_line(error)}') from error
         return found
     return {}
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """The library's bar of weights would be a broken line in a log."""
+    shown = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers.utils.logging.enable_progress_bar()

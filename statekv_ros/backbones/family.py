@@ -53,7 +53,7 @@ class Family(Backbone):
         Raises:
             ModelError: a special token is missing, or the text model attends in a way that the memory cannot replace.
         """
-        self.name = checkpoint.name
+        self.name, self.demonstration = checkpoint.name, checkpoint.demonstration
         self._model, self._tokenizer = checkpoint.model, checkpoint.tokenizer
         self._language, self._head, self._pixels = language, head, pixels
         config = language.config
@@ -100,6 +100,9 @@ class Family(Backbone):
     def prepare(self, frame: np.ndarray) -> np.ndarray:
         return prepare(frame, self._pixels)
 
+    def frame_size(self, height: int, width: int) -> tuple[int, int]:
+        return self._pixels.frame_size(height, width)
+
     def prefix(self) -> TokenInputs:
         return self.embed(self._prefix_ids, 0)
 
@@ -131,7 +134,7 @@ class Family(Backbone):
                            extra)
 
     def step_tokens(self, height: int, width: int) -> int:
-        rows, columns = self._visual_grid(*self._pixels.frame_size(height, width))
+        rows, columns = self._visual_grid(*self.frame_size(height, width))
         return rows * columns + sum(len(self._tokenize(text)) for text in self._step_text(1, [0.0]))
 
     def size(self, height: int, width: int) -> ModelSize:

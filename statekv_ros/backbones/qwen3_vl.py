@@ -18,6 +18,7 @@ from statekv_ros.backbones.mrope import axes_interleaved, grid_positions, text_p
 from statekv_ros.backbones.pixels import HALF
 from statekv_ros.backbones.qwen_vl import QwenVL
 from statekv_ros.backbones.upload import to_device
+from statekv_ros.errors import ModelError
 
 
 class Qwen3VL(QwenVL):
@@ -27,7 +28,12 @@ class Qwen3VL(QwenVL):
     def __init__(self, checkpoint: Checkpoint, max_frame_pixels: int, min_frame_pixels: int, system_prompt: str,
                  rope_length: int):
         super().__init__(checkpoint, max_frame_pixels, min_frame_pixels, system_prompt, rope_length)
-        for depth, layer in enumerate(self._language.layers[:len(self._model.model.visual.deepstack_visual_indexes)]):
+        visual, layers = self._model.model.visual, self._language.layers
+        taken, depth = list(visual.deepstack_visual_indexes), len(visual.blocks)
+        if len(taken) > len(layers) or not all(0 <= index < depth for index in taken):
+            raise ModelError(f'config.json of model {self.name!r} has deepstack_visual_indexes {taken}: they must be layers of '
+                             f'the vision tower, 0 to {depth - 1}, and at most {len(layers)}')
+        for depth, layer in enumerate(layers[:len(taken)]):
             layer.register_forward_hook(partial(_add_deepstack, depth), with_kwargs=True)
 
     def pick(self, inputs: TokenInputs, chosen: torch.Tensor) -> TokenInputs:

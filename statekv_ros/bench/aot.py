@@ -14,7 +14,6 @@ from rich.table import Table
 from statekv_ros.errors import ParameterError
 from statekv_ros.kernels.scored_attention.configs import CONFIGS, SHARED_MEMORY_KB
 
-CHIPS = (80, 87, 89, 90, 100, 110, 120)
 # (head dim, group) of InternVL3-1B, InternVL3-8B, Qwen3-VL-2B, Qwen3-VL-4B and -8B, InternVL3-2B
 MODEL_SHAPES = ((64, 7), (128, 7), (128, 2), (128, 4), (128, 6))
 ALL_SHAPES = (*MODEL_SHAPES, (32, 2), (80, 2), (256, 2))
@@ -29,14 +28,6 @@ class Case:
     group: int
     dtype: str
     kernel: str
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--chips', type=int, nargs='+', default=CHIPS, metavar='SM',
-                        help='compute capabilities without the dot; default: %(default)s')
-    parser.add_argument('--all', action='store_true',
-                        help='all head dims, dtypes and passes, rather than bf16 on the shapes of the models')
-    parser.add_argument('--processes', type=int, default=2, help='compile so many at a time; default: %(default)s')
 
 
 def run(args: argparse.Namespace) -> dict:

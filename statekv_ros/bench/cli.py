@@ -4,9 +4,10 @@ import importlib
 import json
 import sys
 
+from statekv_ros.bench import arguments
 from statekv_ros.errors import StateKVError
 
-# One module per benchmark with add_arguments(parser) and run(args) -> dict; imported only when asked for.
+# One module per benchmark with run(args) -> dict, imported only when asked for; its arguments are in `arguments`.
 BENCHMARKS = {
     'step': 'cost of frame steps over a stream, or of one whole step of a published model (--random-weights)',
     'kernel': 'scored attention against attention alone, on the shapes of published models (needs a GPU)',
@@ -20,11 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one benchmark; returns the exit code."""
     parser = argparse.ArgumentParser(prog='statekv-bench', description=__doc__)
     commands = parser.add_subparsers(dest='benchmark', required=True)
-    argv = sys.argv[1:] if argv is None else argv
     for name, what in BENCHMARKS.items():
         command = commands.add_parser(name, help=what, description=what)
-        if name in argv:
-            importlib.import_module(f'statekv_ros.bench.{name}').add_arguments(command)
+        arguments.ADD[name](command)
         command.add_argument('--json', action='store_true', help='print one JSON object as the last line of output')
     args = parser.parse_args(argv)
     try:

@@ -13,16 +13,6 @@ from statekv_ros.bench.hardware import device_name, parse_device, versions
 from statekv_ros.errors import ParameterError
 
 TESTS = ('test_scored_attention.py', 'test_state_update.py', 'test_sync_free.py', 'test_graphs.py')
-MODELS = ('InternVL3-8B', 'Qwen3-VL-8B')
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--out', required=True, metavar='FOLDER', help='where to write the results; must not exist yet')
-    parser.add_argument('--models', nargs='+', default=MODELS, metavar='MODEL',
-                        help='published models whose whole step to measure; default: %(default)s')
-    parser.add_argument('--device', default='cuda', help='default: %(default)s')
-    parser.add_argument('--minutes', type=float, default=10.0,
-                        help='what has not begun by then is left out; default: %(default)s')
 
 
 def run(args: argparse.Namespace) -> dict:

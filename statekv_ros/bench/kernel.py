@@ -12,7 +12,7 @@ from statekv_ros.bench.hardware import (DTYPES, copy_bandwidth, device_name, mat
                                         versions)
 from statekv_ros.bench.output_only import Tensors, output_only
 from statekv_ros.errors import ParameterError
-from statekv_ros.kernels.scored_attention import IMPLEMENTATIONS, default_implementation, scored_attention
+from statekv_ros.kernels.scored_attention import default_implementation, scored_attention
 
 TOLERANCE = {'bf16': 2e-2, 'fp16': 1e-2, 'fp32': 1e-5}
 # Buffers taken in turn, as the layers of a step do: none finds its keys in the cache from the call before.
@@ -32,16 +32,6 @@ MODELS = {
     'Qwen3-VL-2B': Shape(16, 8, 128, 205), 'Qwen3-VL-4B': Shape(32, 8, 128, 205), 'Qwen3-VL-8B': Shape(32, 8, 128, 205),
     'InternVL3-1B': Shape(14, 2, 64, 259), 'InternVL3-2B': Shape(12, 2, 128, 259), 'InternVL3-8B': Shape(28, 4, 128, 259),
 }
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--models', nargs='+', default=['all'], metavar='MODEL', help=f'all, or of {", ".join(MODELS)}')
-    parser.add_argument('--budgets', nargs='+', type=int, default=[256, 1024, 4096, 16384], metavar='B',
-                        help='tokens of the state; default: %(default)s')
-    parser.add_argument('--tokens', type=int, default=0, help='tokens of a frame step; default: those of the model')
-    parser.add_argument('--dtype', choices=DTYPES, default='bf16', help='default: %(default)s')
-    parser.add_argument('--device', default='cuda', help='default: %(default)s')
-    parser.add_argument('--implementation', choices=IMPLEMENTATIONS, help='default: the best on the device')
 
 
 def run(args: argparse.Namespace) -> dict:

@@ -12,39 +12,12 @@ from rich.table import Table
 
 from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.bench import whole_step
-from statekv_ros.bench.hardware import DTYPES, device_name, versions
+from statekv_ros.bench.hardware import device_name, versions
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import StepReport, VideoStream, parse_prefill_policy
-from statekv_ros.memory.graphs import CUDA_GRAPH
 
 EARLY = slice(100, 150)
 LATE_STEPS = 50
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--policy', default='statekv,window,full', help='comma-separated prefill policies')
-    parser.add_argument('--frames', type=int, nargs='+',
-                        help='frame steps, 400 unless given (Qwen3-VL takes two camera frames for each); with '
-                             '--random-weights, after how many to measure: 16 64 256 512 1024')
-    parser.add_argument('--runs', type=int, default=3, help='staggered streams per policy')
-    parser.add_argument('--budget', type=int, nargs='+',
-                        help='tokens of a policy "statekv" without a number, 512 unless given; with --random-weights those to '
-                             'measure: 256 1024 4096 16384')
-    parser.add_argument('--window', type=int, default=16, help='frames of a policy "window" without a number')
-    parser.add_argument('--model', default='tiny', help='directory or hub id; "tiny" makes a small one with random weights')
-    parser.add_argument('--device', default='auto')
-    parser.add_argument('--size', help='camera frames, WIDTHxHEIGHT; 128x128 unless given, 448x448 with --random-weights')
-    whole = parser.add_argument_group('a whole step at true shapes')
-    whole.add_argument('--random-weights', action='store_true',
-                       help='measure a published model by name (--model InternVL3-8B) with random weights on the device: '
-                            'statekv at each budget and full attention')
-    whole.add_argument('--layers', type=int, help='cut the model and its vision tower to so many layers, for small machines')
-    whole.add_argument('--dtype', choices=DTYPES, help='default: bf16')
-    whole.add_argument('--cuda-graph', choices=CUDA_GRAPH, default='auto',
-                       help='auto: replay steps as CUDA graphs on a GPU, as streams do; default: %(default)s')
-    whole.add_argument('--rounds', type=int, default=10, help='measurements of each, taken in turn; default: %(default)s')
-    whole.add_argument('--plot', metavar='FILE', help='draw step time over frames (png, pdf or svg)')
-    whole.add_argument('--profile', metavar='FILE', help='write where a step\'s time goes, by torch\'s profiler')
 
 
 def run(args: argparse.Namespace) -> dict:

@@ -34,14 +34,6 @@ class Case:
     shipped_profile: bool
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--sizes', default='640x480,1280x720', help='image sizes, WIDTHxHEIGHT, comma-separated')
-    parser.add_argument('--rate', type=float, default=30.0, help='images per second; default: %(default)s')
-    parser.add_argument('--seconds', type=float, default=10.0, help='length of each run; default: %(default)s')
-    parser.add_argument('--profiles', default='shipped,default', help='Fast DDS profiles; default: %(default)s')
-    parser.add_argument('--reliability', default='best_effort,reliable', help='default: %(default)s')
-
-
 def run(args: argparse.Namespace) -> dict:
     """Measure every combination of size, profile and reliability.
 

@@ -59,6 +59,9 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> dict:
 
     own = args.model or args.video
     show, model = ClipShow(args.video) if own else PatrolShow(args.seed), args.model or 'patrol'
+    if own and model == 'patrol':
+        console.print('[yellow]The model that comes along knows made-up patrols only: what it says about this video is '
+                      'nonsense. Give a model of yours with --model.[/]')
     bag = folder / 'bag'
     show.write_bag(bag)
     parameters = {'model': model, 'cameras': f'[{CAMERA}]', f'{CAMERA}.topic': TOPIC, f'{CAMERA}.rate_hz': args.rate_hz,
@@ -145,9 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault('AMENT_PREFIX_PATH', sys.prefix)
     use_shipped_profile()
     import rclpy
-    import transformers
     from rclpy.executors import ExternalShutdownException
-    transformers.utils.logging.disable_progress_bar()
     rclpy.init()
     console = Console()
     try:

@@ -3,6 +3,7 @@ import importlib.util
 import subprocess
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -10,13 +11,14 @@ import numpy as np
 
 from statekv_ros.errors import StateKVError
 from statekv_ros.patrol.questions import Question, answer_at, ask, evidence_steps
-from statekv_ros.patrol.video import FRAME_NS, patrol_frames
+from statekv_ros.patrol.video import patrol_frames
 from statekv_ros.patrol.world import Patrol, View, make_patrol
 
 TOPIC = '/camera/image_raw'
 PATROL_STEPS = 40
 PATROL_KINDS = ('where', 'first', 'last', 'when')     # asked at the end; 'now' in the middle
-_THUMBNAIL = 160, 120
+_THUMBNAIL = 160, 120       # width, height
+_LOOKED_AT = 3              # frame steps drawn for an answer
 
 
 class Show(ABC):
@@ -35,14 +37,39 @@ class Show(ABC):
     def write_bag(self, bag: Path) -> None:
         """Make the bag to play. Raises StateKVError or CalledProcessError when it cannot be made."""
 
+    @abstractmethod
+    def frames(self) -> Iterator[tuple[int, np.ndarray]]:
+        """The video again: (time since its start in ns, uint8 [height, width, 3] RGB) of each frame."""
+
     def judge(self, question: str, text: str, seconds: float, evidence: list[dict]) -> dict:
         """More fields of an answer's entry: what is known about the answer given when frames up to `seconds` after the first
         were in memory. Nothing is known by default."""
         return {}
 
     def picture(self, answers: list[dict], file: Path) -> bool:
-        """Write a picture of the frames that each answer looked at most; False where there is none."""
-        return False
+        """Write a picture of the frames that each answer looked at most, a row for each; False when it cannot be written."""
+        frames = self._nearest({evidence['first_s'] for answer in answers for evidence in answer['evidence'][:_LOOKED_AT]})
+        rows = []
+        for answer in answers:
+            truth = [f'truth: {answer["truth"]}'] if 'truth' in answer else []
+            row = [_card(f'Q {answer["question"]}', f'A {answer["text"]}', *truth)]
+            for evidence in answer['evidence'][:_LOOKED_AT]:
+                label = f'{evidence["first_s"]:.0f} s, {evidence["share"]:.0%}'
+                row.append(cv2.putText(_thumbnail(frames[evidence['first_s']]), label, (6, 114), cv2.FONT_HERSHEY_SIMPLEX, .45,
+                                       (255, 255, 255), 1, cv2.LINE_AA))
+            rows.append(np.hstack(row + [np.zeros_like(row[0])] * (1 + _LOOKED_AT - len(row))))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return cv2.imwrite(str(file), cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))
+
+    def _nearest(self, seconds: set[float]) -> dict[float, np.ndarray]:
+        """The frame nearest to each of these times."""
+        found: dict[float, tuple[float, np.ndarray]] = {}
+        for time_ns, frame in self.frames():
+            for second in seconds:
+                distance = abs(time_ns / 1e9 - second)
+                if second not in found or distance < found[second][0]:
+                    found[second] = distance, frame
+        return {second: frame for second, (_, frame) in found.items()}
 
 
 class ClipShow(Show):
@@ -50,11 +77,15 @@ class ClipShow(Show):
     middle, end = ('What is happening now?',), ('What did you see at the beginning?',)
 
     def __init__(self, video: Path | None):
-        self._video = video
+        self._video = video or clip_path()
 
     def write_bag(self, bag: Path) -> None:
-        subprocess.run([sys.executable, '-m', 'statekv_ros.replay.cli', 'make', str(self._video or clip_path()), str(bag),
-                        '--topic', TOPIC], check=True)
+        subprocess.run([sys.executable, '-m', 'statekv_ros.replay.cli', 'make', str(self._video), str(bag), '--topic', TOPIC],
+                       check=True)
+
+    def frames(self) -> Iterator[tuple[int, np.ndarray]]:
+        from statekv_ros.replay.sources import Source
+        return Source(self._video).frames()
 
 
 class PatrolShow(Show):
@@ -74,6 +105,9 @@ class PatrolShow(Show):
         from statekv_ros.replay.bag_writer import BagOptions, write_bag
         write_bag(bag, patrol_frames(self._patrol, self._seed), BagOptions(topic=TOPIC))
 
+    def frames(self) -> Iterator[tuple[int, np.ndarray]]:
+        return patrol_frames(self._patrol, self._seed, *_THUMBNAIL)
+
     def judge(self, question: str, text: str, seconds: float, evidence: list[dict]) -> dict:
         asked, step = self._questions[question], int(seconds)
         truth = answer_at(self._patrol, asked, step)
@@ -83,19 +117,6 @@ class PatrolShow(Show):
             entry['evidence_hit'] = bool(evidence) and int(evidence[0]['first_s']) in holding
         return entry
 
-    def picture(self, answers: list[dict], file: Path) -> bool:
-        frames = [frame for _, frame in patrol_frames(self._patrol, self._seed, *_THUMBNAIL)]
-        rows = []
-        for answer in answers:
-            row = [_card(f'Q {answer["question"]}', f'A {answer["text"]}', f'truth: {answer.get("truth")}')]
-            for evidence in answer['evidence'][:3]:
-                frame = frames[min(len(frames) - 1, round(evidence['first_s'] * 10**9 / FRAME_NS))].copy()
-                label = f'{evidence["first_s"]:.0f} s, {evidence["share"]:.0%}'
-                row.append(cv2.putText(frame, label, (6, 114), cv2.FONT_HERSHEY_SIMPLEX, .45, (255, 255, 255), 1, cv2.LINE_AA))
-            rows.append(np.hstack(row + [np.zeros_like(frames[0])] * (4 - len(row))))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return cv2.imwrite(str(file), cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))
-
 
 def _patrol_with(kinds: tuple[str, ...], random: np.random.Generator) -> tuple[Patrol, list[Question]]:
     """The first patrol that allows a question of every kind at its end."""
@@ -104,6 +125,16 @@ def _patrol_with(kinds: tuple[str, ...], random: np.random.Generator) -> tuple[P
         asked = [ask(patrol, kind, PATROL_STEPS - 1, random, hard=True) for kind in kinds]
         if all(asked) and any(step.view != View.EMPTY for step in patrol.steps[11:]):
             return patrol, asked
+
+
+def _thumbnail(frame: np.ndarray) -> np.ndarray:
+    """The whole frame, made to fit, above a black rest."""
+    (height, width), (wide, tall) = frame.shape[:2], _THUMBNAIL
+    scale = min(wide / width, tall / height)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    picture = np.zeros((tall, wide, 3), np.uint8)
+    picture[:size[1], :size[0]] = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+    return picture
 
 
 def _card(*lines: str) -> np.ndarray:

@@ -1,5 +1,7 @@
 """`statekv-eval`: questions with known answers, asked of a model under several policies, and a report of what came of it.
 
-`schema` reads the questions, `footage` the videos; `plan` says what is to be done, `run` (offline) and `online` do one job of it,
-`pool` all of them, `store` keeps the results; `metrics` and `report` make the page.
+`cli` takes the arguments, `evaluate` does what they say: `schema` reads the questions, `footage` the videos; `plan` says what
+is to be done, `run` (offline) and `online` do one job of it, `pool` all of them, `store` keeps the results; `metrics` and
+`report` make the page.
 """
+LOCAL_RAY = 'local'     # instead of the address of a Ray cluster: start one on this machine

@@ -1,7 +1,9 @@
 """The report's figures as SVG text. Colours are Okabe and Ito's, which colour-blind readers tell apart; every line has a marker of
 its own too, for prints without colour."""
+import html
 import io
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -36,6 +38,16 @@ def new_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     axes.grid(color='#dddddd', linewidth=.6)
     axes.spines[['top', 'right']].set_visible(False)
     return figure, axes
+
+
+def attempt(name: str, draw: Callable[..., str], *arguments) -> str:
+    """What `draw` makes of the arguments; where it fails a line of HTML that says so, for the numbers beside it took hours."""
+    try:
+        return draw(*arguments)
+    except Exception as error:      # matplotlib raises whatever its layers trip over
+        told = f'the figure "{name}" could not be drawn: {type(error).__name__}: {error}'
+        print(f'statekv-eval: warning: {told}', file=sys.stderr)
+        return f'<p>{html.escape(told)}</p>'
 
 
 def accuracy_against_cost(policies: Sequence[dict]) -> str:

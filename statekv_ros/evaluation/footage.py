@@ -12,11 +12,10 @@ import numpy as np
 
 from statekv_ros.errors import BagError, EvaluationError, FrameError, ParameterError
 from statekv_ros.evaluation.schema import Video
-from statekv_ros.images import decode_compressed, decode_image
 from statekv_ros.patrol.video import patrol_frames
 from statekv_ros.patrol.world import make_patrol
 from statekv_ros.replay.bag_reader import bag_info, choose_topics, iterate_images
-from statekv_ros.replay.bag_writer import BagOptions
+from statekv_ros.replay.bag_options import BagOptions
 from statekv_ros.replay.sources import Source
 from statekv_ros.sampling import Sampler, Verdict
 
@@ -103,8 +102,7 @@ class BagFootage(Footage):
 
     def _images(self) -> Iterator[tuple[int, Decoded]]:
         for image in iterate_images(self.info, self.topics):
-            decoder = decode_compressed if image.type.endswith('CompressedImage') else decode_image
-            yield image.stamp_ns, lambda image=image, decoder=decoder: decoder(image.message())
+            yield image.stamp_ns, image.frame
 
 
 class FileFootage(Footage):

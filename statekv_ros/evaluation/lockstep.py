@@ -30,12 +30,16 @@ class Lockstep(Backbone):
     def __init__(self, inner: Backbone, videos: int):
         self.inner, self.videos = inner, videos
         self.name, self.frames_per_step, self.max_position = inner.name, inner.frames_per_step, inner.max_position
-        self.stop_token_ids = inner.stop_token_ids
+        self.stop_token_ids, self.demonstration = inner.stop_token_ids, inner.demonstration
         self.layout = replace(inner.layout, kv_heads=videos * inner.layout.kv_heads)
         self._seen: dict[tuple[int, int], TokenInputs] = {}
 
     def prepare(self, frame: np.ndarray) -> np.ndarray:
         return np.concatenate([self.inner.prepare(part) for part in np.split(frame, self.videos)])
+
+    def frame_size(self, height: int, width: int) -> tuple[int, int]:
+        tall, wide = self.inner.frame_size(height // self.videos, width)
+        return self.videos * tall, wide
 
     def prefix(self) -> TokenInputs:
         inputs = self.inner.prefix()

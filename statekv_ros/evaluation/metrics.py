@@ -11,13 +11,14 @@ AGES_S = (0, 4, 8, 16, 32, 64, 128, 256, math.inf)
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share of `right` in `n` (Wilson 1927); (0, 1) for n = 0."""
+    """95 % interval of a share of `right` in `n` (Wilson 1927): 0 <= low <= share <= high <= 1; (0, 1) for n = 0."""
     if n == 0:
         return 0., 1.
     share, spread = right / n, _Z * _Z / n
     centre = share + spread / 2
     half = _Z * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    return max(0., (centre - half) / (1 + spread)), min(1., (centre + half) / (1 + spread))
+    # At 0 of n and n of n one end is the share itself, which rounding misses by an ulp to either side.
+    return min(share, max(0., (centre - half) / (1 + spread))), max(share, min(1., (centre + half) / (1 + spread)))
 
 
 def share(flags: Iterable[bool]) -> dict:

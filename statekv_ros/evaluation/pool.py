@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-import transformers
 from tqdm import tqdm
 
 from statekv_ros.errors import EvaluationError
+from statekv_ros.evaluation import LOCAL_RAY
 from statekv_ros.evaluation.lockstep_run import Group, run_together
 from statekv_ros.evaluation.plan import Job, Settings
 from statekv_ros.evaluation.run import run_job
 from statekv_ros.evaluation.store import RunFolder
+from statekv_ros.memory.trial import try_out
 
-LOCAL_RAY = 'local'
 Results = Iterable[list[dict]]
 
 
@@ -23,8 +23,8 @@ class Worker:
     def __init__(self, settings: Settings):
         from statekv_ros.backbones import load_backbone
         torch.set_num_threads(settings.threads)
-        transformers.utils.logging.disable_progress_bar()   # ours counts jobs
         self.backbone = load_backbone(settings.model, settings.device, settings.dtype)
+        try_out(self.backbone)
         self._max_tokens = settings.max_tokens
         self._group: Group | None = None
 

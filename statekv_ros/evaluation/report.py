@@ -56,8 +56,9 @@ def _page(report: dict) -> str:
     mode = min((p['mode'] for p in policies), default='')
     return render('report.html.j2', run=report['run'], summary=summary, policies=policies, reference=REFERENCE,
                   best=max((p for p in policies if p['overall']['n'] and p['mode'] == mode), key=lambda p: p['overall']['right'], default=None),
-                  figures=[figures.accuracy_against_cost(policies), figures.cost_over_frames(policies),
-                           figures.accuracy_by_age(policies)])
+                  figures=[figures.attempt('accuracy against cost', figures.accuracy_against_cost, policies),
+                           figures.attempt('cost over frames', figures.cost_over_frames, policies),
+                           figures.attempt('accuracy by age', figures.accuracy_by_age, policies)])
 
 
 def _write_answers(jobs: Sequence[dict], file: Path) -> None:

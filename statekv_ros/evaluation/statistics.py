@@ -19,6 +19,7 @@ from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.errors import EvaluationError, ParameterError
 from statekv_ros.evaluation import figures
 from statekv_ros.memory import VideoStream
+from statekv_ros.memory.trial import try_out
 
 Frames = Iterable[tuple[int, np.ndarray]]
 
@@ -95,7 +96,9 @@ def write_statistics(model: str, sources: Sequence[Source], out: Path, budgets: 
         EvaluationError: the folder cannot be written.
     """
     from statekv_ros.evaluation.report import render
-    found = collect(load_backbone(model, device), sources, budgets)
+    backbone = load_backbone(model, device)
+    try_out(backbone)
+    found = collect(backbone, sources, budgets)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / 'statistics.json').write_text(json.dumps(found, indent=1))
@@ -151,6 +154,10 @@ def _mean_series(series: list[list[float]]) -> list[float]:
 
 
 def _figure(found: dict, name: str, title: str, x: str, y: str, top: float | None = 1.02) -> str:
+    return figures.attempt(title, _draw, found, name, title, x, y, top)
+
+
+def _draw(found: dict, name: str, title: str, x: str, y: str, top: float | None) -> str:
     figure, axes = figures.new_axes(title, x, y)
     for index, (budget, values) in enumerate(found['budgets'].items()):
         if values[name]:

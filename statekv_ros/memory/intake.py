@@ -13,12 +13,13 @@ from statekv_ros.memory.stamps import StreamTime, check_frame
 
 @dataclass
 class PendingFrames:
-    """Prepared frames that wait until there are enough of them for a step."""
+    """Prepared frames that wait until there are enough of them for a step; `failed`: one with them in it failed."""
     frames: list[np.ndarray] = field(default_factory=list)
     stamps_ns: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     preprocess_ms: float = 0.0
     segment: int = 0
+    failed: bool = False
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -30,7 +31,13 @@ class PendingFrames:
         self.preprocess_ms += preprocess_ms
 
     def copy(self) -> PendingFrames:
-        return PendingFrames([*self.frames], [*self.stamps_ns], [*self.seconds], self.preprocess_ms, self.segment)
+        return PendingFrames([*self.frames], [*self.stamps_ns], [*self.seconds], self.preprocess_ms, self.segment, self.failed)
+
+    def after_failure(self) -> PendingFrames:
+        """What waits again when their step failed: all but the newest, once. Were they at fault, every later step would fail too."""
+        if self.failed or len(self) < 2:
+            return PendingFrames()
+        return PendingFrames(self.frames[:-1], self.stamps_ns[:-1], self.seconds[:-1], self.preprocess_ms, self.segment, True)
 
 
 class FrameIntake:

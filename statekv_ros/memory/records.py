@@ -77,6 +77,7 @@ class AnswerResult:
         context_tokens: tokens of the memory that it could read.
         prefill_ms: the question's tokens (and a waiting half step) over the memory; decode_ms: the answer's tokens.
         first_token_ms: from the start to the first answer token, other work in between included; 0 if there is none.
+        demonstration_model: whether the model is a demonstration, whose answers no robot should act on.
     """
     question: str
     text: str
@@ -94,3 +95,4 @@ class AnswerResult:
     decode_ms: float
     prefill_policy: str
     answer_policy: str
+    demonstration_model: bool

@@ -40,7 +40,7 @@ class VideoStream:
             positions: `native`, `contiguous`, `lazy_shift`, or '' for the default; see the module `positions`.
             max_detailed_bytes: past this many bytes the oldest steps of the detailed cache are forgotten; 0: never.
             cancelled: looked at once per layer; when true, the step or slice in progress ends with `Interrupted` and
-                leaves the memory as it was, without the frames of that step. A step replayed as a graph looks once.
+                leaves the memory as it was, without the newest frame of that step. A step replayed as a graph looks once.
             cuda_graph: `auto`: on a GPU, frame steps are replayed as CUDA graphs once the state is full; `off`: never.
             page_tokens, index: how the detailed cache is cut and described for the answer policy `sparse`.
 
@@ -72,18 +72,34 @@ class VideoStream:
         Raises:
             FrameError: not an image, or a stamp that is not positive or the same as the last one.
             Interrupted: `cancelled` said so.
+            Exception: whatever else went wrong in the step; see `flush` for what becomes of its frames.
         """
         prepared, prepare_ms = self._intake.prepare(frame, stamp_ns)
-        report = self.flush() if self._intake.parts_from(prepared, stamp_ns) else None
-        waiting = self._intake.add(prepared, stamp_ns, preprocess_ms + prepare_ms)
+        try:
+            report = self.flush() if self._intake.parts_from(prepared, stamp_ns) else None
+        except BaseException:
+            self._intake.take()     # none of them can share a step with this frame, which itself is a good one
+            raise
+        finally:
+            waiting = self._intake.add(prepared, stamp_ns, preprocess_ms + prepare_ms)
         return report if waiting < self.backbone.frames_per_step else self.flush()
 
     @torch.inference_mode()
     def flush(self) -> StepReport | None:
-        """Run the waiting frames as a step, padded by repeating the last one; None when none waits."""
+        """Run the waiting frames as a step, padded by repeating the last one; None when none waits.
+
+        A step that fails costs its newest frame; the others wait for the next one, unless they were in a failed step before.
+        """
         pending = self._intake.take()
         if not pending:
             return None
+        try:
+            return self._run(pending)
+        except BaseException:
+            self._intake.pending = pending.after_failure()
+            raise
+
+    def _run(self, pending: PendingFrames) -> StepReport:
         if self._next_position == 0:
             self._remember_prefix()
         clock = PhaseClock(self.backbone.device)
@@ -111,7 +127,7 @@ class VideoStream:
             answer_policy: the stream's own when None.
             span: oldest and newest header stamp in ns that it may read; None is unbounded.
             max_tokens: the answer ends after this many tokens.
-            temperature: 0 takes the most likely token, above 0 samples with `seed`.
+            temperature: below 1e-6 takes the most likely token, above samples with `seed`.
             evidence: how many of the most attended steps the result names.
 
         Raises:

@@ -17,16 +17,30 @@ def status(name: str, level: bytes, message: str, values: dict) -> DiagnosticSta
                             values=[KeyValue(key=key, value=str(value)) for key, value in values.items()])
 
 
-def not_configured(reason: str) -> DiagnosticStatus:
-    """The engine's status before the node is configured; `reason` when configuring failed."""
-    return status('engine', ERROR if reason else OK, reason or 'not configured yet', {'state': 'unconfigured'})
+def not_configured(state: str, reason: str) -> DiagnosticStatus:
+    """The engine's status where there is none; `state`: the lifecycle state's name; `reason` when configuring failed."""
+    return status('engine', ERROR if reason else OK, reason or 'not configured yet', {'state': state})
+
+
+def loading(state: str, model: str, seconds: float) -> DiagnosticStatus:
+    """The engine's status while a model loads, for so many seconds so far."""
+    return status('engine', OK, f'loading model {model!r} for {seconds:.0f} s',
+                  {'state': state, 'model': model, 'loading_s': round(seconds, 1)})
+
+
+def note_twins(engine: DiagnosticStatus, problem: str) -> None:
+    """Add to the engine's status that other nodes have this one's name; '' when none has."""
+    if problem:
+        engine.level = max(engine.level, WARN)
+        engine.message = f'{engine.message}; {problem}'
 
 
 class Diagnosis:
     """Turns counters into statuses; notices what changed since the last time."""
 
     def __init__(self, engine: Engine, facts: dict):
-        """facts: what does not change while configured (model, device, policy)."""
+        """facts: what does not change while configured (model, device, policy); `demonstration`: a warning about the model, or
+        empty."""
         self._engine, self._facts = engine, facts
         self._step_ms: deque[float] = deque(maxlen=200)
         self._before: dict[str, tuple[int, ...]] = {}
@@ -35,12 +49,20 @@ class Diagnosis:
         """Take one frame step's cost, for the percentiles."""
         self._step_ms.append(total_ms)
 
-    def engine(self, state: str) -> DiagnosticStatus:
-        """`state`: the lifecycle state's name."""
+    def engine(self, state: str, reason: str) -> DiagnosticStatus:
+        """`state`: the lifecycle state's name; `reason`: why the last transition failed, or ''."""
         step_ms = sorted(self._step_ms)
         percentiles = {f'step_ms_p{p}': round(step_ms[min(len(step_ms) - 1, len(step_ms) * p // 100)], 2)
                        for p in (50, 95)} if step_ms else {}
-        return status('engine', OK, f'{state}, {self._engine.steps} frame steps', {
+        failures, = self._new('', sum(camera.failures for camera in self._engine.cameras.values()))
+        level, message, warning = OK, f'{state}, {self._engine.steps} frame steps', self._facts['demonstration']
+        if reason:
+            level, message = ERROR, f'{state}: {reason}'
+        elif failures:
+            level, message = WARN, f'{message}; {failures} failed just now: see the cameras\' statuses'
+        elif warning:
+            level, message = WARN, f'{message}; {warning}'
+        return status('engine', level, message, {
             'state': state, **self._facts, 'steps': self._engine.steps, **percentiles,
             'active_questions': len(self._engine.active)})
 
@@ -57,9 +79,9 @@ class Diagnosis:
         if not active:
             message = 'not active: no images are taken'
         elif silent_s is None:
-            level, message = WARN, f'no image yet on {source.topic}'
+            level, message = WARN, f'no image yet on {source.topic}{_because(source)}'
         elif silent_s > stale_after_s:
-            level, message = STALE, f'stale: no new image for {silent_s:.1f} s on {source.topic}'
+            level, message = STALE, f'stale: no new image for {silent_s:.1f} s on {source.topic}{_because(source)}'
         elif failures:
             level, message = ERROR, f'frame step failed: {camera.last_error}'
         elif rejected:
@@ -74,8 +96,8 @@ class Diagnosis:
                                     'call ~/reset when the past no longer matters')
         return status(camera.name, level, message, {
             'topic': source.topic, 'silent_s': '' if silent_s is None else round(silent_s, 2), **counts,
-            'failed_steps': camera.failures, 'segment': stream.segment, 'frames_held': stream.frames,
-            'frames_forgotten': stream.forgotten_frames, 'state_tokens': stream.state_tokens,
+            'failed_steps': camera.failures, 'frames_failed': camera.frames_failed, 'segment': stream.segment,
+            'frames_held': stream.frames, 'frames_forgotten': stream.forgotten_frames, 'state_tokens': stream.state_tokens,
             'detailed_tokens': stream.detailed_tokens, 'detailed_mb': round(stream.detailed_bytes / 1e6, 2),
             'last_error': camera.last_error})
 
@@ -83,6 +105,11 @@ class Diagnosis:
         before = self._before.get(name, (0,) * len(counters))
         self._before[name] = counters
         return tuple(now - then for now, then in zip(counters, before))
+
+
+def _because(source: CameraInput) -> str:
+    obstacle = source.obstacle()
+    return f': {obstacle}' if obstacle else ''
 
 
 def transport(profile: TransportProfile) -> DiagnosticStatus:

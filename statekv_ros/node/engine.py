@@ -20,6 +20,7 @@ from statekv_ros.node.mailbox import Mailbox
 from statekv_ros.node.questions import Question
 
 STOPPING = 'the node is shutting down'
+_TELL_EVERY_S = 10.0    # a camera whose every step fails must not fill the log
 
 
 @dataclass
@@ -27,25 +28,41 @@ class Camera:
     """What the engine holds for one camera.
 
     Attributes:
-        decode: undecoded message -> uint8 [height, width, 3] RGB; raises FrameError.
+        decode: undecoded message -> uint8 [height, width, 3] RGB, and its frame_id; raises FrameError.
         rejected, last_error: images refused because of bad data, and the newest reason.
-        failures: frame steps that failed for another reason.
+        failures: frame steps that failed for another reason; frames_failed: images that they cost.
+        frames_processed: images that are in the memory or wait for their partner; with those refused and those failed, all that
+            were taken from the mailbox.
     """
     name: str
     stream: VideoStream
-    decode: Callable[[Any], np.ndarray]
+    decode: Callable[[Any], tuple[np.ndarray, str]]
     mailbox: Mailbox = field(default_factory=Mailbox)
     rejected: int = 0
     failures: int = 0
+    frames_failed: int = 0
     last_error: str = ''
     frame_id: str = ''
     frames_processed: int = 0
+    failures_told: int = 0
+    told_at: float = float('-inf')
 
 
 @dataclass
 class _Reset:
     cameras: list[Camera]
-    done: Callable[[int], None]
+    done: Callable[[int, str], None]
+
+    def run(self) -> None:
+        try:
+            frames = sum(camera.stream.reset() for camera in self.cameras)
+        except Exception as error:  # whoever asked must hear of it
+            self.fail(_reason(error))
+        else:
+            self.done(frames, '')
+
+    def fail(self, reason: str) -> None:
+        self.done(0, reason)
 
 
 class Engine:
@@ -73,13 +90,18 @@ class Engine:
         self._wake = threading.Condition()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
+        self._working, self._progress = False, 0.0
         for camera in cameras:
-            camera.stream.cancelled = self._stopping.is_set
+            camera.stream.cancelled = self._note_progress
 
     @property
     def stopping(self) -> bool:
         """Whether work in progress should end; streams look at it once per layer, or per replayed step."""
         return self._stopping.is_set()
+
+    def stuck_s(self) -> float:
+        """Seconds since the thread, at work, last finished a layer, a step or a slice; 0 while it waits for work."""
+        return time.monotonic() - self._progress if self._working else 0.0
 
     def start(self) -> None:
         """Begin to take turns in a thread of its own."""
@@ -87,15 +109,13 @@ class Engine:
         self._thread.start()
 
     def stop(self, timeout_s: float = 4.0) -> bool:
-        """End work in progress between two layers and answer waiting questions with an error; True when the thread ended."""
+        """End work in progress between two layers and answer what waits with an error; True when the thread ended."""
         self._stopping.set()
         self.notify()
         if self._thread is not None:
             self._thread.join(timeout_s)
-            if self._thread.is_alive():
-                return False
         self._fail_all(STOPPING)
-        return True
+        return self._thread is None or not self._thread.is_alive()
 
     def notify(self) -> None:
         """Something waits: an image in a mailbox, a question. From any thread."""
@@ -108,21 +128,22 @@ class Engine:
         Raises:
             QuestionError: too many are waiting, or the engine is stopping.
         """
-        if self.stopping:
-            raise QuestionError(STOPPING)
         with self._wake:
             waiting = len(self.active) + len(self._inbox)
             if waiting >= self._max_queued:
                 raise QuestionError(f'{waiting} questions are waiting already: ask again later, or raise the parameter '
                                     '"max_queued_questions"')
-            self._inbox.append(question)
-            self._wake.notify()
+            self._put(question)
 
-    def reset(self, names: list[str], done: Callable[[int], None]) -> None:
-        """Forget what these cameras saw, at the next frame boundary; `done` gets the number of frames forgotten."""
+    def reset(self, names: list[str], done: Callable[[int, str], None]) -> None:
+        """Forget what these cameras saw, at the next frame boundary; `done` gets the number of frames forgotten and an error,
+        empty on success.
+
+        Raises:
+            QuestionError: the engine is stopping.
+        """
         with self._wake:
-            self._inbox.append(_Reset([self.cameras[name] for name in names], done))
-            self._wake.notify()
+            self._put(_Reset([self.cameras[name] for name in names], done))
 
     def run_round(self) -> bool:
         """One turn: one image of each camera, new questions, one slice of one question. False when there was nothing.
@@ -133,12 +154,21 @@ class Engine:
         worked = [self._watch(camera) for camera in self.cameras.values()]
         return any([*worked, self._admit(), self._decode_slice()])
 
+    def _put(self, entry: Question | _Reset) -> None:
+        # Under the lock that `_fail_all` takes after `stopping` was set: whatever comes in is failed there or refused here.
+        if self.stopping:
+            raise QuestionError(STOPPING)
+        self._inbox.append(entry)
+        self._wake.notify()
+
     def _run(self) -> None:
-        while not self.stopping:
+        while not self._note_progress():
             try:
+                self._working = True
                 if not self.run_round():
                     with self._wake:
                         if not (self._inbox or self.stopping or any(c.mailbox.waiting for c in self.cameras.values())):
+                            self._working = False
                             self._wake.wait()
             except Interrupted:
                 break
@@ -146,12 +176,16 @@ class Engine:
                 self._log(f'a callback failed: {traceback.format_exc()}')
         self._fail_all(STOPPING)
 
+    def _note_progress(self) -> bool:
+        self._progress = time.monotonic()
+        return self.stopping
+
     def _admit(self) -> bool:
         admitted = False
         while self._inbox:
             entry, admitted = self._inbox.popleft(), True
             if isinstance(entry, _Reset):
-                entry.done(sum(camera.stream.reset() for camera in entry.cameras))
+                entry.run()
                 continue
             try:
                 entry.begin({name: self.cameras[name].stream for name in entry.cameras}, self.steps)
@@ -166,25 +200,36 @@ class Engine:
         arrival = camera.mailbox.take()
         if arrival is None:
             return False
-        waited_ms, begun = arrival.waited_ms, time.perf_counter()
+        waited_ms, begun, stream = arrival.waited_ms, time.perf_counter(), camera.stream
+        waiting = len(stream.pending)
         try:
-            frame = camera.decode(arrival.message)
-            report = camera.stream.step(frame, arrival.stamp_ns, (time.perf_counter() - begun) * 1e3)
-            camera.frames_processed += 1
-            camera.frame_id = arrival.message.header.frame_id
-            if report is not None:
-                self.steps += 1
-                self._on_step(camera, report, waited_ms)
+            frame, frame_id = camera.decode(arrival.message)
+            report = stream.step(frame, arrival.stamp_ns, (time.perf_counter() - begun) * 1e3)
         except Interrupted:
             raise
         except FrameError as error:
             camera.rejected += 1
             camera.last_error = str(error)
         except Exception as error:  # the node must outlive a bad step; what was seen before it is untouched
-            camera.failures += 1
-            camera.last_error = _reason(error)
-            self._log(f'frame step of camera {camera.name} failed: {traceback.format_exc()}')
+            self._note_failure(camera, waiting + 1 - len(stream.pending), error)
+        else:
+            camera.frames_processed += 1
+            camera.frame_id = frame_id
+            if report is not None:
+                self.steps += 1
+                self._on_step(camera, report, waited_ms)
         return True
+
+    def _note_failure(self, camera: Camera, frames_lost: int, error: Exception) -> None:
+        camera.failures += 1
+        camera.frames_failed += frames_lost
+        camera.frames_processed += 1 - frames_lost      # its partner was counted when it came
+        camera.last_error = _reason(error)
+        now = time.monotonic()
+        if now - camera.told_at >= _TELL_EVERY_S:
+            count, camera.failures_told, camera.told_at = camera.failures - camera.failures_told, camera.failures, now
+            self._log(f'frame step of camera {camera.name} failed{f" ({count} times since this was last told)" * (count > 1)}: '
+                      + traceback.format_exc())
 
     def _decode_slice(self) -> bool:
         if not self.active:
@@ -193,25 +238,29 @@ class Engine:
         try:
             finished = question.advance(self._slice_tokens(), self.steps)
         except Interrupted:
-            raise  # it is failed with all the others
+            finished = False    # it is failed with all the others
+            raise
         except Exception as error:  # a question's trouble is its own
             if not isinstance(error, StateKVError):
                 self._log(f'answering {question.text[:80]!r} failed: {traceback.format_exc()}')
             question.fail(_reason(error))
-        if finished:
-            self.active.popleft()
-        else:
-            self.active.rotate(-1)
+        finally:    # also when the callback that takes the outcome raises: one that stayed would be told without end
+            if not finished:
+                self.active.rotate(-1)
+            elif self.active:   # `stop` may have given up waiting for this thread and have taken it
+                self.active.popleft()
         return True
 
     def _fail_all(self, reason: str) -> None:
-        for question in (*self.active, *self._inbox):
-            if isinstance(question, _Reset):
-                question.done(0)
-            else:
-                question.fail(reason)
-        self.active.clear()
-        self._inbox.clear()
+        with self._wake:
+            entries = [*self.active, *self._inbox]
+            self.active.clear()
+            self._inbox.clear()
+        for entry in entries:
+            try:
+                entry.fail(reason)
+            except Exception:  # of its callback: the others are told all the same
+                self._log(f'a callback failed: {traceback.format_exc()}')
 
 
 def _reason(error: Exception) -> str:

@@ -1,5 +1,7 @@
 """The ROS 2 node: parameters, topics and services around the engine. No callback computes or waits."""
 import gc
+import threading
+import time
 import traceback
 
 import rclpy
@@ -15,18 +17,20 @@ from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.errors import QuestionError, StateKVError
 from statekv_ros.memory import PrefillPolicy, StepReport, VideoStream
 from statekv_ros.memory.capacity import available_memory, gigabytes, make_plan, require_fit
+from statekv_ros.memory.trial import demonstration_warning, try_out
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
-from statekv_ros.node.camera_input import DECODERS, CameraInput, message_type
-from statekv_ros.node.engine import Camera, Engine
-from statekv_ros.node.parameters import Parameters
+from statekv_ros.node.camera_input import CameraInput, decoder, message_type
+from statekv_ros.node.engine import STOPPING, Camera, Engine
+from statekv_ros.node.parameters import MAX_TOKENS, Parameters
 from statekv_ros.node.questions import Outcome, Question
+from statekv_ros.node.transitions import Transitions
 from statekv_ros.srv import Query, Reset
 from statekv_ros.transport import TransportProfile
 
 # Images come after the memory is planned; this size, height x width, stands for them.
 _ASSUMED_FRAME = (480, 640)
-SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+SUCCESS, FAILURE, ERROR = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE, TransitionCallbackReturn.ERROR
 # ROS's default keeps 10 requests and 10 responses: of more questions at once, some would never get a reply.
 _SERVICES = QoSProfile(depth=1000)
 
@@ -34,7 +38,8 @@ _SERVICES = QoSProfile(depth=1000)
 class MemoryNode(LifecycleNode):
     """A robot's visual memory: watches cameras, publishes ~/timing and ~/answer, serves ~/query and ~/reset.
 
-    The services exist from the start and say why they cannot answer; so does /diagnostics.
+    The services exist from the start and say why they cannot answer; so does /diagnostics. Transitions run in a thread of their
+    own (see `Transitions`), all else in the executor's and the engine's.
     """
 
     def __init__(self, profile: TransportProfile, **options):
@@ -45,11 +50,14 @@ class MemoryNode(LifecycleNode):
         for sentence in self._settings.unknown:
             self.get_logger().warning(sentence)
         self._reason = ''
+        self._loading_since: float | None = None    # of `time.monotonic`, while a model loads
+        self._life = threading.RLock()      # `stop` may come from another thread than the transition under way
+        self._stopped = False
+        self._twins = 0
         self._backbone: Backbone | None = None
         self._engine: Engine | None = None
         self._inputs: list[CameraInput] = []
         self._diagnosis: diagnostics.Diagnosis | None = None
-        self._active = False
         self._timing = self.create_lifecycle_publisher(FrameTiming, '~/timing', QoSProfile(depth=100))
         self._answers = self.create_lifecycle_publisher(Answer, '~/answer', QoSProfile(depth=10))
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
@@ -61,42 +69,68 @@ class MemoryNode(LifecycleNode):
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(self._settings['diagnostics_period_s'], self._diagnose, clock=steady)
         self.add_post_set_parameters_callback(self._apply_rates)
+        self._transitions = Transitions(self)
         if self._settings['autostart']:
             self._start = self.create_timer(0.0, self._autostart, clock=steady)
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Model loaded, memories empty, engine waiting; no images yet. On failure the node stays unconfigured."""
+        self._loading_since = time.monotonic()
         try:
             if self._settings.problems:
                 raise StateKVError('; '.join(self._settings.problems))
             self._load()
         except Exception as error:  # whatever it is: the node lives on, unconfigured, and tells
-            if not isinstance(error, StateKVError):
-                self.get_logger().error(traceback.format_exc())
-            self._reason = str(error) or type(error).__name__
+            self._tell('configured', error)
             self._release()
-            self.get_logger().error(f'cannot be configured: {self._reason}')
             return FAILURE
+        finally:
+            self._loading_since = None
         self._reason = ''
         return SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Images are watched, timing and answers are published."""
-        for source in self._inputs:
-            source.open()
-        self._active = True
+        """Images are watched, timing and answers are published. On failure the node stays inactive, without subscriptions."""
+        with self._life:
+            try:
+                for source in self._inputs:
+                    source.open()
+            except Exception as error:  # of the middleware: two types on one topic, say
+                name = source.camera.name
+                self._tell('activated', StateKVError(f'topic {source.topic} of camera {name}: {error} (see the parameters '
+                                                     f'"{name}.topic" and "{name}.transport")'))
+                for opened in self._inputs:
+                    opened.close()
+                return FAILURE
+        self._reason = ''
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """No image is taken any more; the memory is kept and questions are still answered, by the service only."""
-        for source in self._inputs:
-            source.close()
-        self._active = False
+        try:
+            with self._life:
+                for source in self._inputs:
+                    source.close()
+        except Exception as error:
+            self._tell('deactivated', error)
+            return ERROR
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Model, memories and GPU memory are gone; parameters are as they were."""
+        try:
+            self._release()
+        except Exception as error:
+            self._tell('cleaned up', error)
+            return ERROR
+        self._reason = ''
+        return SUCCESS
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """After a transition that went wrong halfway: as after cleanup, unconfigured, with the reason on /diagnostics."""
+        self._reason = self._reason or f'the transition from state {state.label} failed'
         self._release()
+        self.get_logger().error(f'everything was freed and the node is unconfigured: {self._reason}')
         return SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -105,16 +139,36 @@ class MemoryNode(LifecycleNode):
         return SUCCESS
 
     def stop(self) -> None:
-        """End work in progress and free everything; waiting questions get an error. May be called more than once."""
+        """End work in progress and free everything; waiting questions get an error. May be called more than once and from any
+        thread: a model that is being loaded is dropped when it is there, without waiting for it."""
+        self._stopped = True
+        self._transitions.close()
         self.on_deactivate(None)
         self._release()
+        self._reason = STOPPING
+
+    def stuck_s(self) -> float:
+        """Seconds since the engine, at work, last made progress; 0 while it waits for work or there is none."""
+        return self._engine.stuck_s() if self._engine is not None else 0.0
+
+    def _tell(self, done: str, error: Exception) -> None:
+        if self._stopped:
+            return
+        if not isinstance(error, StateKVError):
+            self.get_logger().error(traceback.format_exc())
+        self._reason = str(error) or type(error).__name__
+        self.get_logger().error(f'cannot be {done}: {self._reason}')
 
     def _load(self) -> None:
         get = self._settings
+        self._release()     # nothing is there, unless a transition went wrong in a way that nobody thought of
         self.get_logger().info(f'loading model {get["model"]!r} ...')
-        self._backbone = backbone = load_backbone(
+        backbone = load_backbone(
             get['model'], get['device'], get['dtype'], get['max_frame_pixels'], get['min_frame_pixels'], get['system_prompt'],
             get['rope_length'])
+        try_out(backbone)
+        if backbone.demonstration:
+            self.get_logger().warning(demonstration_warning(backbone))
         policy = get.prefill_policy()
         self._require_memory(backbone, policy)
         cameras, kinds = [], {}
@@ -122,17 +176,20 @@ class MemoryNode(LifecycleNode):
             stream = VideoStream(backbone, policy, 'all', get['chunk_tokens'], get['max_detailed_mb'] * 10**6,
                                  positions=get['positions'], cuda_graph=get['cuda_graph'])
             kinds[name] = message_type(get[f'{name}.topic'], get[f'{name}.transport'])
-            cameras.append(Camera(name, stream, DECODERS[kinds[name]]))
-        self._engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],
-                              self.get_logger().error)
-        self._inputs = [CameraInput(self, camera, get[f'{camera.name}.topic'], kinds[camera.name],
-                                    get[f'{camera.name}.rate_hz'], get[f'{camera.name}.reliability'], self._engine.notify)
-                        for camera in cameras]
-        self._diagnosis = diagnostics.Diagnosis(self._engine, {
+            cameras.append(Camera(name, stream, decoder(kinds[name], get['max_image_pixels'], backbone.frame_size)))
+        engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],
+                        self.get_logger().error)
+        inputs = [CameraInput(self, camera, get[f'{camera.name}.topic'], kinds[camera.name], get[f'{camera.name}.rate_hz'],
+                              get[f'{camera.name}.reliability'], engine.notify) for camera in cameras]
+        diagnosis = diagnostics.Diagnosis(engine, {
             'model': backbone.name, 'device': backbone.device, 'dtype': backbone.dtype, 'prefill_policy': policy,
-            'kv_bytes_per_token': backbone.kv_bytes_per_token})
-        self._engine.start()
-        topics = ', '.join(f'{source.camera.name} on {source.topic}' for source in self._inputs)
+            'kv_bytes_per_token': backbone.kv_bytes_per_token, 'demonstration': demonstration_warning(backbone)})
+        with self._life:
+            if self._stopped:
+                raise StateKVError(STOPPING)
+            self._backbone, self._engine, self._inputs, self._diagnosis = backbone, engine, inputs, diagnosis
+            engine.start()
+        topics = ', '.join(f'{source.camera.name} on {source.topic}' for source in inputs)
         self.get_logger().info(f'{policy} on {backbone.device} ({backbone.dtype}), {backbone.kv_bytes_per_token} bytes per '
                                f'token; cameras: {topics}')
 
@@ -153,33 +210,45 @@ class MemoryNode(LifecycleNode):
         require_fit(plan, free, where)
 
     def _release(self) -> None:
-        if self._engine is not None and not self._engine.stop():
-            self.get_logger().warning('the engine is still in a library call; leaving without it')
-        for source in self._inputs:
-            source.close()
-        self._engine = self._backbone = self._diagnosis = None
-        self._inputs = []
+        with self._life:
+            engine, inputs = self._engine, self._inputs
+            self._engine = self._backbone = self._diagnosis = None
+            self._inputs = []
+            if engine is not None and not engine.stop():
+                self.get_logger().warning('the engine is still in a library call; leaving without it')
+            for source in inputs:
+                source.close()
+        del engine, inputs
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     def _autostart(self) -> None:
         self._start.cancel()
-        if self.trigger_configure() == SUCCESS:
-            self.trigger_activate()
+        self._transitions.submit(self._start_up)
+
+    def _start_up(self) -> None:
+        if (self.trigger_configure() != SUCCESS or self.trigger_activate() != SUCCESS) and not self._stopped:
+            self.get_logger().error(f'autostart ended: the node is {self._state} (lifecycle service change_state tries again)')
+
+    @property
+    def _state(self) -> str:
+        """The lifecycle state's name."""
+        return self._state_machine.current_state[1]
 
     def _publish_step(self, camera: Camera, report: StepReport, wait_ms: float) -> None:
-        source = next(source for source in self._inputs if source.camera is camera)
-        self._diagnosis.note_step(report.total_ms)
+        diagnosis, source = self._diagnosis, next((source for source in self._inputs if source.camera is camera), None)
+        if diagnosis is None or source is None:     # freed meanwhile
+            return
+        diagnosis.note_step(report.total_ms)
         self._timing.publish(messages.frame_timing(camera.name, camera.frame_id, report, wait_ms, source.counts()))
 
     async def _query(self, request: Query.Request, response: Query.Response) -> Query.Response:
         asked = self.get_clock().now().to_msg()
         answered = Future()
         try:
-            self._require_engine()
-            engine = self._engine
-            engine.ask(self._question(request, lambda outcome: self._complete(answered, outcome)))
+            engine = self._require_engine()
+            engine.ask(self._question(engine, request, lambda outcome: self._complete(answered, outcome)))
         except StateKVError as error:
             response.error = str(error)
             return response
@@ -195,42 +264,41 @@ class MemoryNode(LifecycleNode):
     async def _reset(self, request: Reset.Request, response: Reset.Response) -> Reset.Response:
         forgotten = Future()
         try:
-            self._require_engine()
-            self._engine.reset(self._named(request.camera), lambda frames: self._complete(forgotten, frames))
+            engine = self._require_engine()
+            engine.reset(_named(engine, request.camera), lambda *told: self._complete(forgotten, told))
         except StateKVError as error:
             response.error = str(error)
             return response
-        response.frames_forgotten = await forgotten
-        response.success = True
+        response.frames_forgotten, response.error = await forgotten
+        response.success = not response.error
         return response
 
-    def _question(self, request: Query.Request, done) -> Question:
+    def _question(self, engine: Engine, request: Query.Request, done) -> Question:
         """The engine's question from a request. Raises StateKVError when it cannot be asked."""
         limit = self._settings['max_question_chars']
         if len(request.question) > limit:
             raise QuestionError(f'question has {len(request.question)} characters, {limit} are allowed: shorten it, or raise '
                                 'the parameter "max_question_chars"')
+        if request.max_tokens > MAX_TOKENS:
+            raise QuestionError(f'max_tokens must be at most {MAX_TOKENS}, got {request.max_tokens}: ask for fewer')
         if not 0 <= request.timeout_s < float('inf'):
             raise QuestionError(f'timeout_s must be 0 (the default) or a positive number of seconds, got {request.timeout_s}')
         span = tuple(messages.to_ns(stamp) or None for stamp in (request.from_stamp, request.to_stamp))
         options = {'answer_policy': request.answer_policy or self._settings['answer_policy'], 'span': span,
                    'max_tokens': request.max_tokens or self._settings['max_tokens'], 'temperature': request.temperature,
                    'seed': request.seed, 'evidence': self._settings['evidence_frames']}
-        return Question(request.question, self._named(request.camera), options,
+        return Question(request.question, _named(engine, request.camera), options,
                         request.timeout_s or self._settings['answer_timeout_s'], done)
 
-    def _require_engine(self) -> None:
-        if self._engine is None:
-            raise QuestionError(f'the node is not configured: {self._reason or "wait until it is, or call its lifecycle "}'
-                                + ('' if self._reason else 'service change_state'))
-
-    def _named(self, camera: str) -> list[str]:
-        names = list(self._engine.cameras)
-        if camera in ('', 'all'):
-            return names
-        if camera not in names:
-            raise QuestionError(f'unknown camera {camera!r}: the cameras are {", ".join(names)}, or "all"')
-        return [camera]
+    def _require_engine(self) -> Engine:
+        engine, since = self._engine, self._loading_since
+        if engine is not None:
+            return engine
+        if since is not None:
+            raise QuestionError(f'the node is loading model {self._settings["model"]!r}, for {time.monotonic() - since:.0f} s '
+                                'so far: ask again when /diagnostics says that it is active')
+        raise QuestionError(f'the node is not configured: {self._reason or "wait until it is, or call its lifecycle "}'
+                            + ('' if self._reason else 'service change_state'))
 
     def _complete(self, future: Future, value) -> None:
         future.set_result(value)
@@ -244,22 +312,48 @@ class MemoryNode(LifecycleNode):
         self._state_machine.destroy_when_not_in_use()
 
     def _diagnose(self) -> None:
-        now = self.get_clock().now()
+        now, state, since = self.get_clock().now(), self._state, self._loading_since
+        diagnosis, inputs = self._diagnosis, self._inputs
         array = DiagnosticArray()
         array.header.stamp = now.to_msg()
         array.status = [diagnostics.transport(self._profile)]
-        if self._diagnosis is None:
-            array.status.append(diagnostics.not_configured(self._reason))
+        if diagnosis is not None:
+            array.status.append(diagnosis.engine(state, self._reason))
+            array.status += [diagnosis.camera(source, now.nanoseconds, self._settings['stale_after_s'], state == 'active')
+                             for source in inputs]
+        elif since is not None:
+            array.status.append(diagnostics.loading(state, self._settings['model'], time.monotonic() - since))
         else:
-            array.status.append(self._diagnosis.engine('active' if self._active else 'inactive'))
-            array.status += [self._diagnosis.camera(source, now.nanoseconds, self._settings['stale_after_s'], self._active)
-                             for source in self._inputs]
+            array.status.append(diagnostics.not_configured(state, self._reason))
+        diagnostics.note_twins(array.status[1], self._look_for_twins())
         for status in array.status:         # several nodes of one machine tell of themselves on this topic
             status.name = f'{self.get_fully_qualified_name()[1:]}: {status.name}'
         self._diagnostics.publish(array)
+
+    def _look_for_twins(self) -> str:
+        """What is wrong when other nodes have this one's name; logged when their number changes."""
+        name = self.get_fully_qualified_name()
+        names = [f'{space.rstrip("/")}/{node}' for node, space in self.get_node_names_and_namespaces()]
+        twins = names.count(name) - 1
+        sentence = '' if twins < 1 else (
+            f'{twins} more node{"s have" if twins > 1 else " has"} the name {name}: a question reaches all of them, and the '
+            'first answer counts; give each a name (-r __node:=...) or a namespace of its own')
+        if twins > self._twins:
+            self.get_logger().warning(sentence)
+        self._twins = twins
+        return sentence
 
     def _apply_rates(self, parameters: list[rclpy.Parameter]) -> None:
         for parameter in parameters:
             for source in self._inputs:
                 if parameter.name == f'{source.camera.name}.rate_hz':
                     source.sampler.set_rate(float(parameter.value))
+
+
+def _named(engine: Engine, camera: str) -> list[str]:
+    names = list(engine.cameras)
+    if camera in ('', 'all'):
+        return names
+    if camera not in names:
+        raise QuestionError(f'unknown camera {camera!r}: the cameras are {", ".join(names)}, or "all"')
+    return [camera]

@@ -37,6 +37,7 @@ def answer(camera_answer: CameraAnswer, asked: Time, frame_id: str) -> Answer:
         question=result.question, text=result.text, camera=camera, first_stamp=to_stamp(result.first_stamp_ns),
         last_stamp=to_stamp(result.last_stamp_ns), frames_covered=result.frames_covered,
         finish_reason=result.finish_reason, prefill_policy=result.prefill_policy, answer_policy=result.answer_policy,
+        demonstration_model=result.demonstration_model,
         evidence=[Evidence(camera=camera, first_stamp=to_stamp(e.first_stamp_ns), last_stamp=to_stamp(e.last_stamp_ns),
                            share=e.share) for e in result.evidence],
         timing=AnswerTiming(
@@ -63,7 +64,7 @@ def joined(answers: list[Answer]) -> Answer:
         camera=','.join(a.camera for a in answers), frames_covered=sum(a.frames_covered for a in answers),
         first_stamp=min((a.first_stamp for a in answers), key=to_ns), last_stamp=max((a.last_stamp for a in answers), key=to_ns),
         finish_reason=next((a.finish_reason for a in answers if a.finish_reason != 'stop'), 'stop'),
-        prefill_policy=first.prefill_policy, answer_policy=first.answer_policy,
+        prefill_policy=first.prefill_policy, answer_policy=first.answer_policy, demonstration_model=first.demonstration_model,
         evidence=sorted((e for a in answers for e in a.evidence), key=lambda e: -e.share),
         timing=AnswerTiming(
             queue_ms=timings[0].queue_ms, first_token_ms=timings[0].first_token_ms,

@@ -12,11 +12,13 @@ from rclpy.parameter import Parameter
 from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from statekv_ros.errors import ParameterError, StateKVError
+from statekv_ros.images import LARGEST_MAX_PIXELS, MAX_PIXELS
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
 from statekv_ros.memory.graphs import CUDA_GRAPH
 from statekv_ros.memory.carried.positions import POSITIONS
 
 LARGE = 2**31 - 1
+MAX_TOKENS = 65536      # of an answer, also where the question says how many
 _NAME_REMEDY = 'camera names are letters, digits and "_", beginning with a letter'
 
 
@@ -26,7 +28,7 @@ class Spec:
 
     Attributes:
         default: its value when nobody sets it; the type follows from it.
-        low, high: range of a number, both ends included; above: the range's low end is not itself allowed.
+        low, high: range of a number, both ends included.
         runtime: may change while the node runs; else it is read-only.
         check: raises StateKVError for a value that cannot work.
     """
@@ -35,7 +37,6 @@ class Spec:
     description: str
     low: float | None = None
     high: float | None = None
-    above: bool = False
     runtime: bool = False
     choices: tuple[str, ...] = ()
     check: Callable[[Any], Any] | None = None
@@ -54,9 +55,9 @@ class Spec:
         """The value, a whole number turned into a float where one is wanted.
 
         Raises:
-            ParameterError: it cannot work; names the value, what was expected and where to change it.
+            ParameterError: it cannot work; names the value, what was expected and the parameter to change.
         """
-        where = f'(parameter "{self.name}" in config/statekv.yaml)'
+        where = f'(parameter "{self.name}"; its default is {self.default!r})'
         wanted = type(self.default)
         if wanted is float and type(value) is int:
             value = float(value)
@@ -68,10 +69,10 @@ class Spec:
             raise ParameterError(f'{self.name} must be of type {wanted.__name__}, got {value!r} {where}')
         if wanted is float and not math.isfinite(value):
             raise ParameterError(f'{self.name} must be a finite number, got {value} {where}')
-        if self.low is not None and not (self.low <= value <= self.high and not (self.above and value == self.low)):
-            bounds = f'{"above" if self.above else "at least"} {self.low:g}'
+        if self.low is not None and not (self.low <= value <= self.high):
+            bounds = f'at least {self.low:g}'
             if self.high < LARGE:
-                bounds += f' and at most {self.high:g}'
+                bounds += f' and at most {self.high:.10g}'
             raise ParameterError(f'{self.name} must be {bounds}, got {value} {where}')
         if self.choices and value not in self.choices:
             raise ParameterError(f'{self.name} must be one of {self._listed()}, got {value!r} {where}')
@@ -109,6 +110,7 @@ NODE = (
     Spec('model', 'patrol', 'checkpoint directory in Transformers\' format, hub id, or patrol: the small one that comes along'),
     Spec('device', 'auto', 'auto, cpu, cuda or cuda:<n>'),
     Spec('dtype', 'auto', 'auto: bfloat16 on a GPU, float32 on a CPU', choices=('auto', 'float32', 'bfloat16', 'float16')),
+    Spec('cpu_threads', 0, 'threads of PyTorch on the CPU; 0: half the cores, at most OMP_NUM_THREADS', low=0, high=1024),
     Spec('system_prompt', '', 'text before the video; none when empty'),
     Spec('rope_length', 0, 'positions to scale a checkpoint with dynamic-NTK RoPE (InternVL3) for, once; 0: as trained', low=0,
          high=LARGE),
@@ -116,6 +118,8 @@ NODE = (
          'model advises, or 200704', low=0, high=LARGE),
     Spec('min_frame_pixels', 0, 'smallest height x width of a frame as the model sees it; 0: as the model advises, or 4096',
          low=0, high=LARGE),
+    Spec('max_image_pixels', MAX_PIXELS, 'camera images of a larger height x width are refused before they are decoded', low=1,
+         high=LARGEST_MAX_PIXELS),
     Spec('prefill_policy', 'statekv', 'what the past looks like to a new frame',
          choices=('statekv', 'window', 'full', 'none')),
     Spec('budget', 4096, 'B of statekv: tokens carried per layer and KV head', low=1, high=LARGE),
@@ -124,24 +128,26 @@ NODE = (
          'full', choices=('', *POSITIONS)),
     Spec('cuda_graph', 'auto', 'auto: on a GPU, frame steps are replayed as CUDA graphs once the state is full',
          choices=CUDA_GRAPH),
-    Spec('chunk_tokens', 4096, 'the detailed cache grows by this many tokens at a time', low=64, high=LARGE),
+    Spec('chunk_tokens', 4096, 'the detailed cache grows by this many tokens at a time', low=64, high=65536),
     Spec('max_detailed_mb', 0, 'bound on each camera\'s detailed cache in MB (10^6 bytes); past it the oldest chunk is '
          'forgotten; 0: no bound', low=0, high=LARGE),
     Spec('answer_policy', 'all', 'what a question may read unless it says so itself: all, retrieve(k), state or last(n)',
          runtime=True, check=parse_answer_policy),
-    Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=65536, runtime=True),
-    Spec('answer_timeout_s', 30.0, 'time limit of a question that gives none, in seconds', low=0.0, high=86400.0, above=True,
+    Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=MAX_TOKENS, runtime=True),
+    Spec('answer_timeout_s', 30.0, 'time limit of a question that gives none, in seconds', low=0.001, high=86400.0,
          runtime=True),
     Spec('evidence_frames', 8, 'how many of the most attended frame steps an answer names', low=0, high=1000, runtime=True),
     Spec('slice_tokens', 4, 'tokens of a question or answer between two looks for new images', low=1, high=4096,
          runtime=True),
-    Spec('max_question_chars', 8192, 'longer questions are refused', low=1, high=LARGE, runtime=True),
+    Spec('max_question_chars', 8192, 'longer questions are refused', low=1, high=10**6, runtime=True),
     Spec('max_queued_questions', 16, 'questions that may wait or be answered at once', low=1, high=10000),
-    Spec('stale_after_s', 2.0, 'a camera without a new image for this long (node time) is stale', low=0.0, high=86400.0,
-         above=True, runtime=True),
+    Spec('stale_after_s', 2.0, 'a camera without a new image for this long (node time) is stale', low=0.01,
+         high=86400.0, runtime=True),
     Spec('diagnostics_period_s', 1.0, 'seconds between two messages on /diagnostics', low=0.01, high=3600.0),
-    Spec('rate_hz', 2.0, 'images to watch per second of header time, for cameras without a rate of their own', low=0.0,
-         high=1000.0, above=True),
+    Spec('hang_limit_s', 120.0, 'the process is ended, for respawn to start it again, when executor or engine make no progress '
+         'for this long; 0: never', low=0.0, high=86400.0),
+    Spec('rate_hz', 2.0, 'images to watch per second of header time, for cameras without a rate of their own', low=0.001,
+         high=1000.0),
     Spec('reliability', 'best_effort', 'QoS of image subscriptions, for cameras without one of their own',
          choices=('best_effort', 'reliable')),
     Spec('cameras', ['camera'], 'names of the cameras; each has a memory of its own', check=_check_cameras),
@@ -154,11 +160,15 @@ def camera_specs(name: str, rate_hz: float, reliability: str) -> tuple[Spec, ...
         Spec(f'{name}.topic', f'{name}/image_raw', f'image topic of camera {name}', check=_check_topic),
         Spec(f'{name}.transport', 'auto', 'message type; auto: compressed when the topic ends in /compressed',
              choices=('auto', 'raw', 'compressed')),
-        Spec(f'{name}.rate_hz', rate_hz, f'images of camera {name} to watch per second of header time', low=0.0, high=1000.0,
-             above=True, runtime=True),
+        Spec(f'{name}.rate_hz', rate_hz, f'images of camera {name} to watch per second of header time', low=0.001, high=1000.0,
+             runtime=True),
         Spec(f'{name}.reliability', reliability, f'QoS of the subscription of camera {name}',
              choices=('best_effort', 'reliable')),
     )
+
+
+_OF_A_CAMERA = {spec.name.removeprefix('x.') for spec in camera_specs('x', 1.0, 'reliable')}
+_DEFAULT_CAMERAS = next(spec.default for spec in NODE if spec.name == 'cameras')
 
 
 class Parameters:
@@ -185,7 +195,8 @@ class Parameters:
         if 0 < self['max_frame_pixels'] < self['min_frame_pixels']:
             self.problems.append(f'min_frame_pixels must be at most max_frame_pixels, got {self["min_frame_pixels"]} and '
                                  f'{self["max_frame_pixels"]}')
-        self.unknown = [self._about_unknown(name) for name in _given_names(node) if not node.has_parameter(name)]
+        self.unknown = [self._about_unknown(name) for name in _given_names(node)
+                        if not (node.has_parameter(name) or self._is_of_camera_not_in_use(name))]
         node.add_on_set_parameters_callback(self._verify)
 
     def __getitem__(self, name: str) -> Any:
@@ -208,6 +219,16 @@ class Parameters:
         except ParameterError as error:
             self.problems.append(str(error))
         self._node.declare_parameter(spec.name, value, spec.descriptor(), ignore_override=True)
+
+    def _is_of_camera_not_in_use(self, name: str) -> bool:
+        """Whether it belongs to a camera's block, as in a parameter file that `cameras` names only some blocks of.
+
+        The block of the default camera stands in the shipped file whatever the cameras are. A name close to one in use is a
+        typo.
+        """
+        camera, _, rest = name.rpartition('.')
+        return rest in _OF_A_CAMERA and (
+            camera in _DEFAULT_CAMERAS or not get_close_matches(camera, self['cameras'], cutoff=0.75))
 
     def _about_unknown(self, name: str) -> str:
         close = get_close_matches(name, self._specs, n=1)

@@ -35,7 +35,7 @@ class Question:
     Attributes:
         text: what is asked; cameras: the streams to ask; options: as for `VideoStream.begin_answer`.
         timeout_s: seconds from now until it ends with what it has.
-        done: called once, in the engine thread.
+        done: called once, even when it raises; in the engine thread, or in the one that stops the engine.
     """
     text: str
     cameras: list[str]
@@ -48,6 +48,7 @@ class Question:
     _steps_before: int = 0
     _begun: float = 0.0
     _first_token: float = 0.0
+    _told: bool = False
 
     def begin(self, streams: dict[str, VideoStream], steps: int) -> None:
         """Take a snapshot of every camera's memory, all at this frame boundary.
@@ -81,20 +82,25 @@ class Question:
             self._close(steps)
         if self._open:
             return False
-        self.done(Outcome(tuple(self._answers), ''))
+        self._tell(Outcome(tuple(self._answers), ''))
         return True
 
     def fail(self, reason: str) -> None:
         """End it without an answer."""
-        self.done(Outcome((), reason))
+        self._tell(Outcome((), reason))
+
+    def _tell(self, outcome: Outcome) -> None:
+        if not self._told:
+            self._told = True
+            self.done(outcome)
 
     def _time_out(self, steps: int) -> None:
         tokens = sum(len(answering.token_ids) for _, answering in self._open)
         while self._open:
             self._open[0][1].finish('timeout')
             self._close(steps)
-        self.done(Outcome(tuple(self._answers), f'no full answer within timeout_s = {self.timeout_s:g} s ({tokens} tokens '
-                                                'so far): ask for fewer max_tokens or allow more time'))
+        self._tell(Outcome(tuple(self._answers), f'no full answer within timeout_s = {self.timeout_s:g} s ({tokens} tokens '
+                                                 'so far): ask for fewer max_tokens or allow more time'))
 
     def _close(self, steps: int) -> None:
         name, answering = self._open.pop(0)

@@ -3,25 +3,9 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-import yaml
-from tqdm import tqdm
-
 from statekv_ros.errors import BagError
-from statekv_ros.patrol.heldout import ask_all
-from statekv_ros.patrol.questions import (FORMED, LARGEST_COUNT, PERCEPTION, Question, answer_at, evidence_steps,
-                                          holds_during)
-from statekv_ros.patrol.video import patrol_frames
-from statekv_ros.patrol.world import COLOURS, SHAPES, Patrol
-from statekv_ros.replay.bag_writer import new_folder, write_bag
 from statekv_ros.replay.cli import FAILED, INTERRUPTED, parse_size
-
-# Asked when both frames of a step were shown and the next step's were not: frames stand at 0.0 and 0.5 s of a step.
-_ASKED_AFTER_S = .75
-_THINGS = len(SHAPES) * len(COLOURS)
-# How many different answers each kind can have, but for `when`, which has one for each second.
-_POSSIBLE = {'now': 1 + _THINGS + len(COLOURS), 'exist': 2, 'again': 2, 'count': LARGEST_COUNT + 1, 'before': _THINGS,
-             'after': _THINGS, **dict.fromkeys(('first', 'last', 'where', 'here'), len(COLOURS))}
+from statekv_ros.replay.signals import Stopped, stopped_by_signals
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,64 +20,17 @@ def main(argv: list[str] | None = None) -> int:
     make.add_argument('--no-bags', action='store_true', help='write only questions.yaml, whose sources are made on the fly')
     args = parser.parse_args(argv)
     try:
-        make_patrols(args.folder, args.videos, args.steps, args.seed, args.size, not args.no_bags)
+        with stopped_by_signals():
+            from statekv_ros.patrol.make import make_patrols    # takes seconds: after --help
+            make_patrols(args.folder, args.videos, args.steps, args.seed, args.size, not args.no_bags)
     except BagError as error:
         print(f'statekv-patrol make: {error}', file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
+    except (Stopped, KeyboardInterrupt):
         print('statekv-patrol make: interrupted', file=sys.stderr)
         return INTERRUPTED
     print(f'{args.folder / "questions.yaml"}: {args.videos} videos of {args.steps} s')
     return 0
-
-
-def make_patrols(folder: Path, videos: int, steps: int, seed: int, size: tuple[int, int], bags: bool = True) -> None:
-    """Write a folder with a bag patrol_<seed> for each video, and questions.yaml: all of it, or nothing.
-
-    Args:
-        steps: of each video, one second each.
-        seed: of the first video; each further one counts on.
-        size: (width, height) in pixels.
-        bags: without them the sources are `patrol:seed=...`, the same frames made on the fly.
-
-    Raises:
-        BagError: a number that is not positive, or something that is there already or cannot be written.
-    """
-    for name, value, least in (('videos', videos, 1), ('steps', steps, 1), ('width', size[0], 1), ('height', size[1], 1),
-                               ('seed', seed, 0)):
-        if value < least:
-            raise BagError(f'{name} must be at least {least}, got {value}')
-    if folder.exists():
-        raise BagError(f'{folder} exists: choose another folder')
-    entries = []
-    with new_folder(folder, overwrite=False) as made:
-        made.mkdir()
-        for number in tqdm(range(seed, seed + videos), unit='video', disable=None):
-            # The frames and questions of a video depend on its own number alone.
-            patrol, asked = ask_all(steps, np.random.default_rng(number))
-            source = f'patrol:seed={number},steps={steps},size={size[0]}x{size[1]}'
-            if bags:
-                source = f'patrol_{number}'
-                write_bag(made / source, patrol_frames(patrol, number, *size))
-            entries.append({'source': source, 'questions': [_entry(patrol, *pair) for pair in asked if pair is not None]})
-        try:
-            (made / 'questions.yaml').write_text(yaml.safe_dump(
-                {'version': 1, 'videos': entries}, sort_keys=False, default_flow_style=None, width=120))
-        except OSError as error:
-            raise BagError(f'{folder} cannot be written: {error}') from error
-
-
-def _entry(patrol: Patrol, question: Question, step: int) -> dict:
-    """A question asked right after a step, as in docs/questions.md."""
-    first, last = holds_during(patrol, question, step)
-    held = evidence_steps(patrol, question, step)
-    group = 'perception' if question.kind in PERCEPTION else 'formed' if question.kind in FORMED else 'recall'
-    return {'text': question.text, 'kind': question.kind, 'group': group,
-            'accepted': [answer_at(patrol, question, step)], 'ask_at': step + _ASKED_AFTER_S,
-            'valid': [float(first), float(last + 1)],
-            **({'evidence': [[float(held[0]), float(held[-1] + 1)]]} if held else {}),
-            'chance': round(1 / (step + 1 if question.kind == 'when' else _POSSIBLE[question.kind]), 6)}
-
 
 if __name__ == '__main__':
     sys.exit(main())

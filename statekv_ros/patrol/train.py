@@ -1,4 +1,4 @@
-"""Train the patrol model from scratch: `statekv-train-patrol FOLDER`.
+"""The training of the patrol model; `train_cli` is the command.
 
 First the vision tower learns to name what a picture shows, which takes minutes and would take hours behind a language model.
 Then all of it learns to answer: loss on the answers, and on notes that the middle of the network must be able to tell at the last
@@ -6,10 +6,8 @@ visual token of every step. Last, the learning rate rises once more, for long vi
 weights with fp32 masters; Muon for the matrices of the layers, AdamW for the rest. Batch n depends on the seed, n and the scores so
 far alone, so a run that was killed goes on as if it had not been.
 """
-import argparse
 import json
 import os
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -214,8 +212,11 @@ class Trainer:
                   + ' '.join(f'{kind} {100 * score:.0f}' for kind, score in scores.items()))
 
 
+KNOWS = 'made-up patrols of the package statekv_ros'
+
+
 def export(trainer: Trainer, folder: Path) -> None:
-    """Write the checkpoint in Transformers' format: bf16 safetensors, config, tokenizer, and the frame size it was made for."""
+    """Write the checkpoint in Transformers' format: bf16 safetensors, config, tokenizer, and what it was made for."""
     heads = {name: trainer.model._modules.pop(name) for name in ('notes', 'names')}      # only for training
     try:
         trainer.model.save_pretrained(folder)
@@ -224,41 +225,5 @@ def export(trainer: Trainer, folder: Path) -> None:
     trainer.tokenizer.save_pretrained(folder)
     # One size for square and for 4:3 cameras; see PictureBank.
     (folder / 'statekv.json').write_text(json.dumps(
-        {'min_frame_pixels': MODEL_SIZE**2, 'max_frame_pixels': MODEL_SIZE**2 * 3 // 2}) + '\n')
+        {'min_frame_pixels': MODEL_SIZE**2, 'max_frame_pixels': MODEL_SIZE**2 * 3 // 2, 'demonstration': KNOWS}) + '\n')
     (folder / 'model.safetensors').chmod(0o644)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Train, or go on training, and export; returns the exit code."""
-    parser = argparse.ArgumentParser(prog='statekv-train-patrol', description=__doc__,
-                                     formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument('folder', type=Path, help='of the run: its state, its log and, in model/, the checkpoint')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--look-steps', type=int, default=1000, help='batches of pictures alone, before the videos')
-    parser.add_argument('--steps', type=int, default=2700, help='batches of videos; the curriculum is a share of them')
-    parser.add_argument('--polish-steps', type=int, default=2400, help='batches of long videos at the end')
-    parser.add_argument('--pictures', type=int, default=500, help='renders of each object and door')
-    parser.add_argument('--threads', type=int, default=0, help='CPU threads; 0: all. Take 1 when others use this machine')
-    args = parser.parse_args(argv)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    args.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        trainer = Trainer(args.folder, args.seed, args.look_steps, args.steps, args.polish_steps, args.pictures)
-    except ValueError as error:
-        print(f'statekv-train-patrol: {error}', file=sys.stderr)
-        return 2
-    try:
-        trainer.run(trainer.steps)
-    except KeyboardInterrupt:
-        trainer.save()
-        print(f'stopped at step {trainer.step}; the same command goes on from there', file=sys.stderr)
-        return 130
-    export(trainer, args.folder / 'model')
-    (args.folder / 'log.json').write_text(json.dumps(trainer.losses))
-    print(args.folder / 'model')
-    return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())

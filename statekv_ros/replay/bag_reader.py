@@ -2,15 +2,17 @@
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
-from statekv_ros.errors import BagError
+from statekv_ros.errors import BagError, FrameError
+from statekv_ros.images import decode_compressed, decode_image
 from statekv_ros.replay.cdr import MINIMUM_BYTES, header_stamp_ns
 from statekv_ros.replay.salvage import StoredMessage, lacks_part_of_a_page, readable_messages
 
@@ -18,18 +20,29 @@ IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 _STORAGES = {'.mcap': 'mcap', '.db3': 'sqlite3'}
 
 
-class BagImage(NamedTuple):
-    """One image of a bag."""
+@dataclass(frozen=True)
+class BagImage:
+    """One image of a bag. Two are equal when they hold the same, whichever bags they come from."""
 
     topic: str
     stamp_ns: int           # header stamp
     log_ns: int             # when it was recorded
     type: str               # sensor_msgs/msg/Image or sensor_msgs/msg/CompressedImage
     cdr: bytes              # serialised, as it can be published
+    bag: Path = field(compare=False)
 
     def message(self):
-        """The message, with the attributes that rclpy's has (and data as a numpy array)."""
-        return _typestore().deserialize_cdr(self.cdr, self.type)
+        """The message, with the attributes that rclpy's has (and data as a numpy array). Raises BagError for damaged bytes."""
+        try:
+            return _typestore().deserialize_cdr(self.cdr, self.type)
+        except Exception as error:  # rosbags raises whatever its parsers trip over
+            raise BagError(f'bag {self.bag} is damaged: the image on {self.topic} with header stamp {self.stamp_ns / 1e9:.9f} '
+                           f's cannot be read ({_text(error)}): copy or record it again') from error
+
+    def frame(self) -> np.ndarray:
+        """The picture, uint8 [height, width, 3] RGB. Raises BagError for damaged bytes, FrameError for what is no picture."""
+        decode = decode_compressed if self.type.endswith('CompressedImage') else decode_image
+        return decode(self.message())
 
 
 class TopicInfo(NamedTuple):
@@ -77,10 +90,22 @@ def bag_info(bag: Path | str, allow_truncated: bool = False) -> BagInfo:
     return BagInfo(bag, _STORAGES[files[0].suffix], files, topics, start_ns, duration_ns)
 
 
-def image_topics(bag: Path | str, allow_truncated: bool = False) -> dict[str, str]:
-    """Message type of each image topic of the bag. Raises BagError, also when there is none."""
-    info = bag_info(bag, allow_truncated)
-    return choose_topics(info, None)
+def watchable_topics(info: BagInfo) -> tuple[dict[str, str], dict[str, str]]:
+    """Message type of each image topic whose first image becomes a frame; and for each other one (depth, say) why it does not.
+
+    Raises BagError when none does.
+    """
+    watchable, refused = {}, {}
+    for name, kind in choose_topics(info, None).items():
+        try:
+            next(iterate_images(info, {name: kind})).frame()
+            watchable[name] = kind
+        except (BagError, FrameError) as error:
+            refused[name] = str(error)
+    if not watchable:
+        raise BagError(f'bag {info.path} has no images that can be watched: '
+                       + '; '.join(f'{name}: {reason}' for name, reason in refused.items()))
+    return watchable, refused
 
 
 def choose_topics(info: BagInfo, wanted: Collection[str] | None) -> dict[str, str]:
@@ -114,7 +139,7 @@ def iterate_images(info: BagInfo, topics: dict[str, str]) -> Iterator[BagImage]:
         if len(message.cdr) < MINIMUM_BYTES:
             raise BagError(f'bag {info.path} is damaged: image {number} on {message.topic} has only '
                            f'{len(message.cdr)} bytes')
-        yield BagImage(message.topic, header_stamp_ns(message.cdr), message.log_ns, message.type, message.cdr)
+        yield BagImage(message.topic, header_stamp_ns(message.cdr), message.log_ns, message.type, message.cdr, info.path)
 
 
 def _stored_messages(info: BagInfo, topics: dict[str, str]) -> Iterator[StoredMessage]:

@@ -4,27 +4,24 @@ import contextlib
 import json
 import math
 import re
-import signal
 import sys
-import threading
 from decimal import Decimal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from statekv_ros.errors import BagError
-from statekv_ros.replay.bag_reader import BagInfo, bag_info, choose_topics
-from statekv_ros.replay.bag_writer import ENCODINGS, STORAGES, BagOptions, write_bag
-from statekv_ros.replay.sources import FOLDER_RATE_HZ, Source
+from statekv_ros.replay.bag_options import ENCODINGS, FOLDER_RATE_HZ, STORAGES, BagOptions
+from statekv_ros.replay.signals import Stopped, stop_on_signals, stopped_by_signals
 from statekv_ros.transport import ProfileSource, shared_memory_problem, use_shipped_profile
 
+if TYPE_CHECKING:   # rosbags takes its time to import: --help comes before it
+    from statekv_ros.replay.bag_reader import BagInfo
+
 FAILED, INTERRUPTED = 2, 130
-
-
-class _Stopped(BaseException):
-    """SIGINT or SIGTERM. Not KeyboardInterrupt: once that passed through an exec(), Python ends itself by SIGINT."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     except BagError as error:
         print(f'statekv-bag {args.command}: {error}', file=sys.stderr)
         return FAILED
-    except (_Stopped, KeyboardInterrupt):
+    except (Stopped, KeyboardInterrupt):
         print(f'statekv-bag {args.command}: interrupted', file=sys.stderr)
         return INTERRUPTED
 
@@ -89,11 +86,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _make(args: argparse.Namespace) -> int:
+    from statekv_ros.replay.bag_writer import write_bag
+    from statekv_ros.replay.sources import Source
     source = Source(args.source, args.rate, args.size, args.max_frames)
     options = BagOptions(topic=args.topic, storage=args.storage, encoding=args.encoding, jpeg_quality=args.jpeg_quality,
                          frame_id=args.frame_id, start_ns=args.start_ns, overwrite=args.overwrite)
     expected = source.expected_frames()
-    with _stopped_by_signals(), _progress() as progress:
+    with stopped_by_signals(), _progress() as progress:
         task = progress.add_task('writing', total=expected)
         count = write_bag(args.out, source.frames(), options, on_frame=lambda: progress.advance(task))
     if expected and count < 0.95 * expected:
@@ -104,6 +103,7 @@ def _make(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
+    from statekv_ros.replay.bag_reader import bag_info
     info = bag_info(args.bag, args.allow_truncated)
     table = Table(title=f'{info.path}  ({info.storage}, {info.duration_ns / 1e9:.2f} s, '
                         f'{info.messages} messages{"" if info.complete else ", cut off"})')
@@ -119,6 +119,7 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _play(args: argparse.Namespace) -> int:
+    from statekv_ros.replay.bag_reader import bag_info, choose_topics
     info = bag_info(args.bag, args.allow_truncated)
     topics = choose_topics(info, args.topics)
     profile = use_shipped_profile()     # before anything of ROS is imported and reads the environment
@@ -132,7 +133,7 @@ def _play(args: argparse.Namespace) -> int:
     if unknown := [name for name in options.remap if name not in topics]:
         raise BagError(f'cannot remap {", ".join(unknown)}: not among the topics that are played ({", ".join(topics)})')
     total = None if args.loop else sum(topic.count for topic in info.topics if topic.name in topics)
-    with _stop_on_signals() as stop, _progress() as progress:
+    with stop_on_signals() as stop, _progress() as progress:
         task = progress.add_task('playing', total=total)
         report = play(info, topics, options, stop=stop, on_frame=lambda image: progress.advance(task), on_warning=_warn)
     print(f'{report.frames} images in {report.wall_s:.2f} s, rate {report.rate:.3f} '
@@ -146,7 +147,7 @@ def _play(args: argparse.Namespace) -> int:
     return 0
 
 
-def _as_json(info: BagInfo) -> dict:
+def _as_json(info: 'BagInfo') -> dict:
     return {'bag': str(info.path), 'storage': info.storage, 'files': [str(file) for file in info.files],
             'messages': info.messages, 'start_ns': info.start_ns, 'duration_s': info.duration_ns / 1e9,
             'complete': info.complete, 'topics': [topic._asdict() for topic in info.topics]}
@@ -161,33 +162,6 @@ def _progress() -> Progress:
     console = Console(stderr=True)
     return Progress(TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                     console=console, disable=not console.is_terminal)
-
-
-@contextlib.contextmanager
-def _stop_on_signals():
-    """An event that SIGINT and SIGTERM set, so that playing ends between two images."""
-    stop = threading.Event()
-    with _handlers(lambda *_: stop.set()):
-        yield stop
-
-
-@contextlib.contextmanager
-def _stopped_by_signals():
-    """SIGINT and SIGTERM raise, so that half-written output is removed on the way out."""
-    def stop(*_):
-        raise _Stopped
-    with _handlers(stop):
-        yield
-
-
-@contextlib.contextmanager
-def _handlers(handler):
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def _nanoseconds(text: str) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from statekv_ros.errors import BagError
+from statekv_ros.replay.bag_options import check_topic
 from statekv_ros.replay.bag_reader import BagImage, BagInfo, iterate_images
 from statekv_ros.replay.cdr import restamped
 from statekv_ros.replay.publishers import CLOCK_PERIOD_S, Publishers
@@ -76,6 +77,11 @@ def play(info: BagInfo, topics: dict[str, str], options: PlayOptions = PlayOptio
     stop = stop or threading.Event()
     names = {topic: options.remap.get(topic, topic) for topic in topics}
     types = {names[topic]: kind for topic, kind in topics.items()}
+    for name in types:
+        try:
+            check_topic(name)
+        except BagError as error:
+            raise BagError(f'{error}: give it another name, --remap {name}:=/NEW/NAME') from error
     if len(types) < len(topics):
         raise BagError(f'two topics cannot be played under one name: {names}')
     report = PlayReport()

@@ -11,11 +11,18 @@ import numpy as np
 from PIL import Image as PillowImage, ImageOps
 
 from statekv_ros.errors import BagError
+from statekv_ros.images import MAX_PIXELS
+from statekv_ros.replay.bag_options import FOLDER_RATE_HZ, check_rate
 
 IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
-FOLDER_RATE_HZ = 10.0
 # FFmpeg's own lines on broken videos: the BagError says it. Read when OpenCV opens the first video.
 os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
+
+
+def check_size(width: int, height: int) -> None:
+    """Raises BagError for pictures of no pixels, or of more than the node accepts."""
+    if not (width > 0 and height > 0 and width * height <= MAX_PIXELS):
+        raise BagError(f'size must be positive, WIDTHxHEIGHT, and at most {MAX_PIXELS} pixels in all, got {width}x{height}')
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,12 @@ class Source:
     def __post_init__(self):
         if not self.path.exists():
             raise BagError(f'source {self.path} does not exist: give a video file or a folder of images')
-        if self.rate_hz is not None and not (math.isfinite(self.rate_hz) and self.rate_hz > 0):
-            raise BagError(f'rate must be a positive number of frames per second, got {self.rate_hz}')
+        if self.rate_hz is not None:
+            check_rate(self.rate_hz)
         if self.max_frames is not None and self.max_frames < 1:
             raise BagError(f'max frames must be at least 1, got {self.max_frames}')
-        if self.size is not None and min(self.size) < 1:
-            raise BagError(f'size must be positive, WIDTHxHEIGHT, got {self.size[0]}x{self.size[1]}')
+        if self.size is not None:
+            check_size(*self.size)
 
     def frames(self) -> Iterator[tuple[int, np.ndarray]]:
         """(time since the start in ns, picture uint8 [height, width, 3] RGB). Raises BagError on unreadable input."""

@@ -1,12 +1,11 @@
 """Tiny checkpoints with random weights from a fixed seed: the real architectures and a real tokenizer, for tests, benchmarks
 and first steps. What such a model says means nothing."""
-import argparse
 import json
 from pathlib import Path
 
 from safetensors.torch import save_file
 
-from statekv_ros.backbones.tiny.models import BUILDERS, tiny_model
+from statekv_ros.backbones.tiny.models import tiny_model
 from statekv_ros.backbones.tiny.tokenizer import tiny_tokenizer
 
 __all__ = ['tiny_model', 'tiny_tokenizer', 'write_tiny_checkpoint']
@@ -38,16 +37,3 @@ def _write_as_published(model, folder: Path) -> None:
         'AutoModel': 'modeling_eagle2_5_vl.Eagle2_5_VLForConditionalGeneration'})
     config['vision_config'].pop('vision_use_head')
     (folder / 'config.json').write_text(json.dumps(config, indent=2))
-
-
-def main() -> None:
-    """`statekv-tiny-model FOLDER`."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('folder', help='directory to write the checkpoint to')
-    parser.add_argument('--family', choices=sorted(BUILDERS), default='qwen3_vl')
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--layers', type=int, default=3)
-    parser.add_argument('--hidden', type=int, default=64)
-    parser.add_argument('--vision-depth', type=int, default=3)
-    options = vars(parser.parse_args())
-    print(write_tiny_checkpoint(**options))

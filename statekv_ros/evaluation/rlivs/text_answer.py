@@ -61,7 +61,7 @@ def answer_from_captions(backbone: Family, captions: Sequence[Caption], question
         question_tokens=len(words) + len(after), answer_tokens=len(told), context_tokens=len(context) - len(before),
         prefill_ms=prefill_ms, first_token_ms=first_token_ms,
         decode_ms=(time.perf_counter() - begun) * 1e3 - prefill_ms, prefill_policy=options.policy,
-        answer_policy='captions')
+        answer_policy='captions', demonstration_model=bool(backbone.demonstration))
 
 
 def _evidence(captions: Sequence[Caption], mass: list[float], limit: int) -> tuple[Evidence, ...]:

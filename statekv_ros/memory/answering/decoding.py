@@ -1,14 +1,18 @@
 """An answer in the making: the question's tokens and then the answer's own, decoded in slices over a snapshot."""
+import math
 import time
 
 import torch
 
 from statekv_ros.backbones.base import TokenInputs
-from statekv_ros.errors import QuestionError
+from statekv_ros.errors import ModelError, QuestionError
 from statekv_ros.memory.answering.reading import read_snapshot
 from statekv_ros.memory.records import AnswerResult, StepRecord
 from statekv_ros.memory.answering.retrieval import Retrieval
 from statekv_ros.memory.answering.snapshot import Snapshot
+
+# Below it the most likely token has all the probability anyway, and logits divided by it may overflow.
+_GREEDY_BELOW = 1e-6
 
 
 class Answering:
@@ -54,6 +58,7 @@ class Answering:
 
         Raises:
             QuestionError: the stream was reset meanwhile.
+            ModelError: what the model computes is not finite.
             Interrupted: the stream's `cancelled` said so.
         """
         if self.finish_reason:
@@ -97,7 +102,7 @@ class Answering:
             evidence=self._reading.evidence(self._records, self._evidence), question_tokens=self.question_tokens,
             answer_tokens=len(self.token_ids), context_tokens=self._reading.tokens, prefill_ms=self._prefill_ms,
             first_token_ms=self._first_token_ms, decode_ms=self._decode_ms, prefill_policy=snapshot.seen.prefill_policy,
-            answer_policy=str(snapshot.policy))
+            answer_policy=str(snapshot.policy), demonstration_model=bool(self._backbone.demonstration))
 
     def _read_half_step(self) -> None:
         """Frames without a partner as a padded step in the private tail; the stream itself will see them with it."""
@@ -148,7 +153,11 @@ class Answering:
             torch.cuda.synchronize(self._backbone.device)
 
     def _pick(self, logits: torch.Tensor) -> int:
-        if self._temperature == 0:
-            return int(logits.argmax())
+        best, token = logits.max(dim=-1)
+        if not math.isfinite(best):     # NaN goes through max; the most likely of such tokens would mean nothing
+            raise ModelError(f'model {self._backbone.name!r} computes numbers that are not finite: set the parameter "dtype" '
+                             'to bfloat16 or float32, or copy the checkpoint again')
+        if self._temperature < _GREEDY_BELOW:
+            return int(token)
         chances = torch.softmax(logits.float().cpu() / self._temperature, dim=-1)
         return int(torch.multinomial(chances, 1, generator=self._random))

@@ -1,0 +1,80 @@
+"""Arguments of the benchmarks, apart from what they run on, so that --help is there before torch is imported."""
+import argparse
+
+# What other modules define that take seconds to import; a test holds them together.
+DTYPES = ('bf16', 'fp16', 'fp32')                       # hardware.DTYPES
+CUDA_GRAPH = ('auto', 'off')                            # memory.graphs.CUDA_GRAPH
+IMPLEMENTATIONS = ('naive', 'triton')                   # kernels.scored_attention.IMPLEMENTATIONS
+KERNEL_MODELS = ('Qwen3-VL-2B', 'Qwen3-VL-4B', 'Qwen3-VL-8B', 'InternVL3-1B', 'InternVL3-2B', 'InternVL3-8B')     # kernel.MODELS
+GPU_MODELS = ('InternVL3-8B', 'Qwen3-VL-8B')
+CHIPS = (80, 87, 89, 90, 100, 110, 120)
+
+
+def step(parser: argparse.ArgumentParser) -> None:
+    """Of `statekv-bench step`."""
+    parser.add_argument('--policy', default='statekv,window,full', help='comma-separated prefill policies')
+    parser.add_argument('--frames', type=int, nargs='+',
+                        help='frame steps, 400 unless given (Qwen3-VL takes two camera frames for each); with '
+                             '--random-weights, after how many to measure: 16 64 256 512 1024')
+    parser.add_argument('--runs', type=int, default=3, help='staggered streams per policy')
+    parser.add_argument('--budget', type=int, nargs='+',
+                        help='tokens of a policy "statekv" without a number, 512 unless given; with --random-weights those to '
+                             'measure: 256 1024 4096 16384')
+    parser.add_argument('--window', type=int, default=16, help='frames of a policy "window" without a number')
+    parser.add_argument('--model', default='tiny', help='directory or hub id; "tiny" makes a small one with random weights')
+    parser.add_argument('--device', default='auto')
+    parser.add_argument('--size', help='camera frames, WIDTHxHEIGHT; 128x128 unless given, 448x448 with --random-weights')
+    whole = parser.add_argument_group('a whole step at true shapes')
+    whole.add_argument('--random-weights', action='store_true',
+                       help='measure a published model by name (--model InternVL3-8B) with random weights on the device: '
+                            'statekv at each budget and full attention')
+    whole.add_argument('--layers', type=int, help='cut the model and its vision tower to so many layers, for small machines')
+    whole.add_argument('--dtype', choices=DTYPES, help='default: bf16')
+    whole.add_argument('--cuda-graph', choices=CUDA_GRAPH, default='auto',
+                       help='auto: replay steps as CUDA graphs on a GPU, as streams do; default: %(default)s')
+    whole.add_argument('--rounds', type=int, default=10, help='measurements of each, taken in turn; default: %(default)s')
+    whole.add_argument('--plot', metavar='FILE', help='draw step time over frames (png, pdf or svg)')
+    whole.add_argument('--profile', metavar='FILE', help='write where a step\'s time goes, by torch\'s profiler')
+
+
+def kernel(parser: argparse.ArgumentParser) -> None:
+    """Of `statekv-bench kernel`."""
+    parser.add_argument('--models', nargs='+', default=['all'], metavar='MODEL', help=f'all, or of {", ".join(KERNEL_MODELS)}')
+    parser.add_argument('--budgets', nargs='+', type=int, default=[256, 1024, 4096, 16384], metavar='B',
+                        help='tokens of the state; default: %(default)s')
+    parser.add_argument('--tokens', type=int, default=0, help='tokens of a frame step; default: those of the model')
+    parser.add_argument('--dtype', choices=DTYPES, default='bf16', help='default: %(default)s')
+    parser.add_argument('--device', default='cuda', help='default: %(default)s')
+    parser.add_argument('--implementation', choices=IMPLEMENTATIONS, help='default: the best on the device')
+
+
+def gpu(parser: argparse.ArgumentParser) -> None:
+    """Of `statekv-bench gpu`."""
+    parser.add_argument('--out', required=True, metavar='FOLDER', help='where to write the results; must not exist yet')
+    parser.add_argument('--models', nargs='+', default=GPU_MODELS, metavar='MODEL',
+                        help='published models whose whole step to measure; default: %(default)s')
+    parser.add_argument('--device', default='cuda', help='default: %(default)s')
+    parser.add_argument('--minutes', type=float, default=10.0,
+                        help='what has not begun by then is left out; default: %(default)s')
+
+
+def aot(parser: argparse.ArgumentParser) -> None:
+    """Of `statekv-bench aot`."""
+    parser.add_argument('--chips', type=int, nargs='+', default=CHIPS, metavar='SM',
+                        help='compute capabilities without the dot; default: %(default)s')
+    parser.add_argument('--all', action='store_true',
+                        help='all head dims, dtypes and passes, rather than bf16 on the shapes of the models')
+    parser.add_argument('--processes', type=int, default=2, help='compile so many at a time; default: %(default)s')
+
+
+def transport(parser: argparse.ArgumentParser) -> None:
+    """Of `statekv-bench transport`."""
+    parser.add_argument('--sizes', default='640x480,1280x720', help='image sizes, WIDTHxHEIGHT, comma-separated')
+    parser.add_argument('--rate', type=float, default=30.0, help='images per second; default: %(default)s')
+    parser.add_argument('--seconds', type=float, default=10.0, help='length of each run; default: %(default)s')
+    parser.add_argument('--profiles', default='shipped,default', help='Fast DDS profiles; default: %(default)s')
+    parser.add_argument('--reliability', default='best_effort,reliable', help='default: %(default)s')
+
+
+# By the benchmark's name.
+ADD = {'step': step, 'kernel': kernel, 'gpu': gpu, 'aot': aot, 'transport': transport}

@@ -1,0 +1,126 @@
+"""One evaluation from its arguments to its report: everything is checked before anything runs."""
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from statekv_ros.backbones.size import ModelSize
+from statekv_ros.errors import EvaluationError, FrameError
+from statekv_ros.evaluation.footage import Extent, check_video, open_path
+from statekv_ros.evaluation.plan import Job, Settings, describe, make_jobs, parse_policies
+from statekv_ros.evaluation.pool import Worker, check_ray, in_process, on_ray, run_all
+from statekv_ros.evaluation.run import make_memory
+from statekv_ros.evaluation.schema import Video, load_questions
+from statekv_ros.evaluation.store import RunFolder, read_plan
+from statekv_ros.memory.trial import demonstration_warning
+
+
+def evaluate(args: argparse.Namespace) -> dict:
+    """Check everything, then work, then report. Returns the report.
+
+    Args:
+        args: of the command line, as `cli` parses it.
+
+    Raises:
+        StateKVError: a bad input, with a line for each mistake, or what went wrong on the way.
+    """
+    settings = Settings(args.model, args.device, args.dtype, 'online' if args.online else 'offline', args.rate,
+                        args.max_tokens, args.threads, args.lockstep)
+    policies = parse_policies(args.policies)
+    videos, extents = _check_questions(args.inputs)
+    jobs = make_jobs(videos, policies, settings.lockstep)
+    if args.ray:
+        check_ray()
+    if args.online and settings.lockstep > 1:
+        raise EvaluationError(f'--lockstep {settings.lockstep} is for offline runs: a live node watches in its own time')
+    if args.online:
+        _prepare_ros()
+        from statekv_ros.evaluation.online import require_bag
+        for job in jobs:
+            require_bag(job)
+    read_plan(args.out)     # not someone else's folder, before the model is loaded
+    worker = Worker(settings)
+    if warning := demonstration_warning(worker.backbone, 'set --model'):
+        print(f'statekv-eval: {warning}', file=sys.stderr)
+    sizes = _sizes(worker, jobs, dict(zip(videos, extents)))
+    plan = describe(settings, videos, policies, [extent.frames for extent in extents])
+    folder = RunFolder(args.out, plan)
+    if args.ray or args.online:
+        del worker      # the jobs have models of their own
+    if args.ray:
+        run_all(jobs, folder, partial(on_ray, settings, args.ray))
+    elif args.online:
+        _run_online(settings, jobs, folder, sizes)
+    else:
+        run_all(jobs, folder, partial(in_process, worker))
+    return _report(folder.load(plan['jobs']), plan, args.out)
+
+
+def _check_questions(files: Sequence[Path]) -> tuple[list[Video], list[Extent]]:
+    """Videos of all files, and how long each is. Raises EvaluationError with all mistakes of all files."""
+    videos, extents, errors = [], [], []
+    for file in files:
+        try:
+            videos += load_questions(file)
+        except EvaluationError as error:
+            errors.append(str(error))
+    for video in videos:
+        extent, wrong = check_video(video)
+        extents.append(extent)
+        errors += wrong
+    if errors:
+        raise EvaluationError('\n'.join(errors))
+    return videos, extents
+
+
+def _sizes(worker: Worker, jobs: Sequence[Job], extents: dict[Video, Extent]) -> dict[str, ModelSize]:
+    """The model's size for each job's frames, by the name of its first result. Raises StateKVError when the model cannot watch
+    them, or cannot run a policy."""
+    for policy in dict.fromkeys(job.policy for job in jobs):
+        make_memory(worker.backbone, policy)
+    sizes = {}
+    for job in jobs:
+        video = job.videos[0]
+        try:
+            sizes[job.names[0]] = worker.backbone.size(extents[video].height, extents[video].width)
+        except FrameError as error:
+            raise EvaluationError(f'{video.place}: {error}') from error
+    return sizes
+
+
+def _prepare_ros() -> None:
+    """What ROS reads from the environment when it is imported."""
+    from statekv_ros.transport import use_shipped_profile
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    os.environ.setdefault('AMENT_PREFIX_PATH', sys.prefix)
+    use_shipped_profile()
+
+
+def _run_online(settings: Settings, jobs: Sequence[Job], folder: RunFolder, sizes: dict) -> None:
+    import rclpy
+    from rclpy.signals import SignalHandlerOptions
+
+    from statekv_ros.evaluation.online import online
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        run_all(jobs, folder, partial(online, settings, sizes, folder.path / 'logs'))
+    finally:
+        rclpy.try_shutdown()
+
+
+def _report(results: list[dict], plan: dict, out: Path) -> dict:
+    try:
+        from statekv_ros.evaluation.report import write_report
+    except ModuleNotFoundError as error:
+        raise EvaluationError(f"the results are in {out / 'jobs'}, but there is no report, for it needs more packages "
+                              f"({error}): pip install 'statekv_ros[eval]', then run the same command again") from error
+    return write_report(results, plan, out)
+
+
+def attention_statistics(args: argparse.Namespace) -> dict:
+    """`--stats`: see `statistics.write_statistics`."""
+    from statekv_ros.evaluation.statistics import write_statistics
+    return write_statistics(args.model, [open_path(path) for path in args.inputs], args.out, args.budgets, args.device)
+

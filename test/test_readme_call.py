@@ -1,0 +1,71 @@
+"""The call that README.md shows, as it stands there, against a node with its defaults (the patrol model, one camera)."""
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from live import SECOND, Graph, NodeProcess, environment, image, new_domain
+
+pytestmark = pytest.mark.timeout(240)
+
+README = (Path(__file__).resolve().parents[1] / 'README.md').read_text()
+WARN = 1
+
+
+def call(domain: int) -> str:
+    """What README's snippet prints in a process of its own; it must end well whatever comes."""
+    snippet = re.search(r'## Ask it\n\n```python\n(.*?)```', README, re.DOTALL)[1]
+    done = subprocess.run([sys.executable, '-c', snippet], env=environment(domain), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def running(tmp_path_factory):
+    """A node without any parameter, active, and a graph beside it."""
+    domain = new_domain()
+    node, graph = NodeProcess(tmp_path_factory.mktemp('readme'), domain), Graph(domain)
+    try:
+        graph.wait_for_state('active')
+        yield node, graph
+    finally:
+        graph.close()
+        node.stop()
+
+
+def test_without_a_node_the_call_prints_what_to_look_for():
+    assert call(new_domain()).startswith("unavailable: no memory node 'statekv': is it running")
+
+
+def test_before_the_first_image_the_call_prints_the_nodes_reason(running):
+    node, graph = running
+    printed = call(graph.context.get_domain_id())
+    assert printed.startswith('failed: ') and 'nothing has been seen' in printed
+
+
+def test_after_it_the_call_prints_an_answer_with_its_stamp(running):
+    node, graph = running
+    for second in (1, 2):
+        graph.publish(image(second * SECOND), '/camera/image_raw')
+        graph.wait_for_camera('camera', frames_held=second)
+    printed = call(graph.context.get_domain_id())
+    assert 'Time(sec=2, nanosec=0)' in printed and 'failed' not in printed, printed
+
+
+def test_log_diagnostics_and_answers_say_that_the_model_is_a_demonstration(running):
+    node, graph = running
+    level, message, values = graph.fresh_health()['engine']
+    assert level == WARN and 'demonstration' in message and 'set the parameter "model"' in message
+    [line] = [line for line in node.log.splitlines() if 'demonstration' in line]
+    assert '[WARN]' in line and 'made-up patrols' in line and 'set the parameter "model"' in line
+    graph.publish(image(3 * SECOND), '/camera/image_raw')
+    graph.wait(lambda: int(graph.camera('camera')['frames_held']) > 0, 'a frame')
+    response = graph.ask('what is in view?')
+    assert response.success and response.answer.demonstration_model and response.answers[0].demonstration_model
+
+
+def test_the_log_has_no_line_of_a_progress_bar(running):
+    node, _ = running
+    assert all(line.strip() and '%|' not in line for line in node.log.splitlines()), node.log
