@@ -8,6 +8,7 @@ from conftest import SECOND
 from statekv_ros.errors import FrameError, QuestionError
 from statekv_ros.memory import VideoStream
 from statekv_ros.node import engine as engine_module
+from statekv_ros.node.diagnostics import OK, WARN, Diagnosis
 from statekv_ros.node.engine import STOPPING, Camera, Engine
 from statekv_ros.node.questions import Outcome, Question
 
@@ -417,3 +418,18 @@ def test_questions_are_told_of_the_stop_also_when_the_engine_does_not_come_back_
     go_on.set()
     bench.engine._thread.join(30)
     assert not bench.engine._thread.is_alive() and len(bench.outcomes) == 1
+
+
+def test_the_engines_status_warns_while_steps_fail_and_no_longer(backbone, frames):
+    bench = Bench(backbone, frames)
+    diagnosis = Diagnosis(bench.engine, {})
+    for _ in range(3):
+        bench.frame()
+        bench.engine.run_round()
+    assert diagnosis.engine('active', '').level == OK
+    failing(bench.engine.cameras['front'].stream, 1)
+    bench.frame()
+    bench.engine.run_round()
+    failed = diagnosis.engine('active', '')
+    assert failed.level == WARN and '1 failed just now' in failed.message
+    assert diagnosis.engine('active', '').level == OK
