@@ -1,8 +1,10 @@
 """Flash attention over the pages of one split: output, log-sum-exp, and each page's noted part of it.
 
-The query heads of a KV head are rows of one tile, so each page is loaded once per KV head and tile of rows. Keys are held in
-halves, for dimension i turns with dimension i + head_dim / 2. Packed keys become numbers, get their bias and are rotated in
-registers: nothing of a page is ever written in more bits than it has.
+The query heads of a KV head are rows of one tile, so each page is loaded once per KV head and tile of rows. Packed keys become
+numbers, get their bias and are rotated in registers: nothing of a page is ever written in more bits than it has. Keys that turn
+are loaded in halves, for dimension i turns with dimension i + head_dim / 2; put together these lie side by side, as they
+then do in the query. (It also keeps the compiler from computing a rotation in the layout of the product's operand, where a
+thread has four times as many dimensions to keep scales and frequencies of: more than it has registers.)
 """
 import triton
 import triton.language as tl
@@ -22,17 +24,18 @@ def _load(pointers, exists, BYTES: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
-def _load_keys(K, KEY_SCALE, KEY_ZERO, BIAS, POSITIONS, FREQUENCIES, STREAM, AXES, row, exists, move, k_row, s_entry,
-               p_axis, HALF_DIM: tl.constexpr, HALF: tl.constexpr, BITS: tl.constexpr, MOVED: tl.constexpr):
-    """Both halves [keys, HALF] of the keys of a tile as the query meets them; fp32 where something was done to them.
+def _load_turned(K, KEY_SCALE, KEY_ZERO, BIAS, POSITIONS, FREQUENCIES, STREAM, AXES, row, exists, move, here,
+                 k_row, s_entry, p_axis, HALF_DIM: tl.constexpr, HALF: tl.constexpr, BITS: tl.constexpr, MOVED: tl.constexpr):
+    """Keys [keys, 2 * HALF] of a tile, turned, fp32: dimension 2i is the model's i, 2i + 1 the one that it turns with.
 
     `s_entry` is where the page's scale and zero begin.
     """
     dim = tl.arange(0, HALF)
     dim_exists = dim < HALF_DIM
+    at = dim + here
     BYTES: tl.constexpr = HALF // 2 if BITS == 4 else HALF
     HALF_BYTES: tl.constexpr = HALF_DIM // 2 if BITS == 4 else HALF_DIM
-    byte = tl.arange(0, BYTES)
+    byte = tl.max_contiguous(tl.arange(0, BYTES), 4) if BITS < 16 else tl.arange(0, BYTES)
     there = exists[:, None] & (byte < HALF_BYTES)[None, :]
     pointers = K + row[:, None] * k_row + byte[None, :]
     first, second = _load(pointers, there, BYTES, BITS), _load(pointers + HALF_BYTES, there, BYTES, BITS)
@@ -41,24 +44,24 @@ def _load_keys(K, KEY_SCALE, KEY_ZERO, BIAS, POSITIONS, FREQUENCIES, STREAM, AXE
         first_zero = tl.load(zero, mask=dim_exists, other=0.0).to(tl.float32)
         second_zero = tl.load(zero + HALF_DIM, mask=dim_exists, other=0.0).to(tl.float32)
         if BIAS is not None:
-            first_zero += tl.load(BIAS + dim, mask=dim_exists, other=0.0)
-            second_zero += tl.load(BIAS + HALF_DIM + dim, mask=dim_exists, other=0.0)
+            first_zero += tl.load(BIAS + at, mask=dim_exists, other=0.0)
+            second_zero += tl.load(BIAS + HALF_DIM + at, mask=dim_exists, other=0.0)
         first_scale = tl.load(scale, mask=dim_exists, other=0.0).to(tl.float32)
         second_scale = tl.load(scale + HALF_DIM, mask=dim_exists, other=0.0).to(tl.float32)
         first = first.to(tl.float32) * first_scale[None, :] + first_zero[None, :]
         second = second.to(tl.float32) * second_scale[None, :] + second_zero[None, :]
-        axis = tl.load(AXES + dim, mask=dim_exists, other=0)
+        axis = tl.load(AXES + at, mask=dim_exists, other=0)
         position = tl.load(POSITIONS + axis[None, :] * p_axis + row[:, None], mask=exists[:, None], other=0)
-        frequency = tl.load(FREQUENCIES + dim, mask=dim_exists, other=0.0)
+        frequency = tl.load(FREQUENCIES + at, mask=dim_exists, other=0.0)
         if MOVED:
             # Whole numbers are added, so that a page hours away that is read from close by loses nothing to fp32.
-            advances = tl.load(STREAM + dim, mask=dim_exists, other=0.0) != 0.0
+            advances = tl.load(STREAM + at, mask=dim_exists, other=0.0) != 0.0
             position += tl.where(advances, move, 0)[None, :]
         first, second = turned(first, second, position.to(tl.float32) * frequency[None, :])
-    elif MOVED:
-        angle = move.to(tl.float32) * tl.load(STREAM + dim, mask=dim_exists, other=0.0)
+    else:
+        angle = move.to(tl.float32) * tl.load(STREAM + at, mask=dim_exists, other=0.0)
         first, second = turned(first.to(tl.float32), second.to(tl.float32), angle[None, :])
-    return first, second
+    return tl.reshape(tl.join(first, second), (first.shape[0], 2 * HALF))
 
 
 @triton.jit
@@ -67,7 +70,7 @@ def _load_values(V, VALUE_SCALE, VALUE_ZERO, row, exists, v_row, s_entry, HEAD_D
     """Values [keys, HEAD_BLOCK] of a tile; fp32 where they were packed."""
     BYTES: tl.constexpr = HEAD_BLOCK // 2 if BITS == 4 else HEAD_BLOCK
     ALL_BYTES: tl.constexpr = HEAD_DIM // 2 if BITS == 4 else HEAD_DIM
-    byte = tl.arange(0, BYTES)
+    byte = tl.max_contiguous(tl.arange(0, BYTES), 4) if BITS < 16 else tl.arange(0, BYTES)
     values = _load(V + row[:, None] * v_row + byte[None, :], exists[:, None] & (byte < ALL_BYTES)[None, :], BYTES, BITS)
     if BITS < 16:
         dim = tl.arange(0, HEAD_BLOCK)
@@ -90,17 +93,20 @@ def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS
     logarithms are natural. Pointers of what a call has not are None; BITS is 16 for a raw pool of whatever dtype.
     """
     HALF_DIM: tl.constexpr = HEAD_DIM // 2
-    HALF: tl.constexpr = HEAD_BLOCK // 2
+    TURNED: tl.constexpr = BITS < 16 or MOVES is not None
     DOT: tl.constexpr = tl.float32 if UPCAST else Q.dtype.element_ty
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     split, heads = tl.program_id(1), tl.num_programs(2)
     # Offsets across heads and splits can pass 2**31; those of the rows of one head are checked by the launcher.
     head = tl.program_id(2).to(tl.int64)
-    half, dim, token = tl.arange(0, HALF), tl.arange(0, HEAD_BLOCK), tl.arange(0, KEYS)
-    queries = Q + head * q_head + row[:, None] * q_row + half[None, :]
-    asked = (row < rows)[:, None] & (half < HALF_DIM)[None, :]
-    first_query = tl.load(queries, mask=asked, other=0.0).to(DOT)
-    second_query = tl.load(queries + HALF_DIM, mask=asked, other=0.0).to(DOT)
+    dim, token = tl.arange(0, HEAD_BLOCK), tl.arange(0, KEYS)
+    dim_exists = dim < HEAD_DIM
+    if TURNED:
+        asked, asked_exists = dim % 2 * HALF_DIM + dim // 2, dim // 2 < HALF_DIM
+    else:
+        asked, asked_exists = dim, dim_exists
+    query = tl.load(Q + head * q_head + row[:, None] * q_row + asked[None, :],
+                    mask=(row < rows)[:, None] & asked_exists[None, :], other=0.0).to(DOT)
     K += head * k_head
     V += head * v_head
     if BIAS is not None:
@@ -123,12 +129,19 @@ def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS
         noted_total = tl.zeros((ROWS,), tl.float32)
         for begin in range(0, length, KEYS):
             exists = begin + token < length
+            # Always 0, but not to the compiler: what depends on it is loaded where it is used, once a tile, rather than kept in
+            # registers from the page's beginning, which are too few.
+            here = tl.minimum(begin, 0)
             # A token of the page itself stands for those that it has not.
             pool_row = start + tl.minimum(begin + token, length - 1)
-            first, second = _load_keys(K, KEY_SCALE, KEY_ZERO, BIAS, POSITIONS, FREQUENCIES, STREAM, AXES, pool_row, exists,
-                                       move, k_row, s_entry, p_axis, HALF_DIM, HALF, BITS, MOVES is not None)
-            scores = tl.dot(first_query, tl.trans(first.to(DOT)), input_precision=PRECISION)
-            scores = tl.dot(second_query, tl.trans(second.to(DOT)), scores, input_precision=PRECISION)
+            if TURNED:
+                keys = _load_turned(K, KEY_SCALE, KEY_ZERO, BIAS, POSITIONS, FREQUENCIES, STREAM, AXES, pool_row, exists,
+                                    move, here, k_row, s_entry + here, p_axis, HALF_DIM, HEAD_BLOCK // 2, BITS,
+                                    MOVES is not None)
+            else:
+                keys = tl.load(K + pool_row[:, None] * k_row + dim[None, :], mask=exists[:, None] & dim_exists[None, :],
+                               other=0.0)
+            scores = tl.dot(query, tl.trans(keys.to(DOT)), input_precision=PRECISION)
             scores = tl.where(exists[None, :], scores, float('-inf'))
             larger = tl.maximum(largest, tl.max(scores, 1))
             weight = tl.exp2(scores * scale_log2 - (larger * scale_log2)[:, None])
@@ -137,7 +150,8 @@ def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS
             if NOTED is not None:
                 noted = tl.load(NOTED + pool_row) != 0
                 noted_total = noted_total * fade + tl.sum(tl.where(noted[None, :], weight, 0.0), 1)
-            values = _load_values(V, VALUE_SCALE, VALUE_ZERO, pool_row, exists, v_row, s_entry, HEAD_DIM, HEAD_BLOCK, BITS)
+            values = _load_values(V, VALUE_SCALE, VALUE_ZERO, pool_row, exists, v_row, s_entry + here, HEAD_DIM, HEAD_BLOCK,
+                                  BITS)
             accumulator = tl.dot(weight.to(DOT), values.to(DOT), accumulator * fade[:, None], input_precision=PRECISION)
             largest = larger
         if NOTED is not None:
@@ -149,7 +163,7 @@ def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS
     lse = tl.where(read, (largest * scale_log2 + tl.log2(total)) * LN2, float('-inf'))
     part = (split * heads + head) * rows
     tl.store(O + part * HEAD_DIM + row[:, None] * HEAD_DIM + dim[None, :], accumulator / total[:, None],
-             mask=(row < rows)[:, None] & (dim < HEAD_DIM)[None, :])
+             mask=(row < rows)[:, None] & dim_exists[None, :])
     tl.store(LSE + part + row, lse, mask=row < rows)
 
 
