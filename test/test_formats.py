@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.errors import ParameterError
-from statekv_ros.memory.detailed_formats import FORMATS, Stored, find_format
+from statekv_ros.memory.detailed.formats import FORMATS, Stored, find_format
 
 PACKED = [each for each in FORMATS if each.bits]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
