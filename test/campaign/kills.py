@@ -1,0 +1,106 @@
+"""Callers, subscribers and cameras that are killed with SIGKILL at any moment, while the node goes on watching and answering."""
+import os
+import signal
+import time
+from pathlib import Path
+
+from campaign.peers import KINDS, Nursery
+from campaign.record import Record
+from campaign.resources import remove_ownerless, segments
+from campaign.subject import REPLY_S, Broken, Subject
+from live import image
+
+WANTED = 300
+_ALIVE = 6              # peers at once
+_LONGEST_S = 0.5        # between two kills
+_IMAGE_S = 0.033
+_SILENCE_S = 30.0       # of /diagnostics, that means a frozen node
+
+
+def run(record: Record) -> None:
+    """All trials against one node; a trial kills one peer."""
+    with Subject(record, cameras='[front]', reliability='best_effort', max_queued_questions=64) as subject:
+        with subject.judged(0, 'images and questions without any other peer'):
+            witness = _Witness(record, subject)
+            witness.go_on(4.0)
+            record.before = subject.usage()
+        nursery = Nursery(subject.graph.context.get_domain_id())
+        rng, left, freed = record.random('peers'), set(), 0
+        peers = [(kind, nursery.spawn(kind)) for kind in (rng.choice(KINDS) for _ in range(_ALIVE))]
+        try:
+            for number in record.numbers():
+                kind, pid = peers.pop(rng.randrange(len(peers)))
+                with subject.judged(number, f'a {kind} killed'):
+                    witness.go_on(rng.uniform(0.05, _LONGEST_S))
+                left |= segments(pid)
+                os.kill(pid, signal.SIGKILL)
+                record.note(f'{kind} killed')
+                fresh = rng.choice(KINDS)
+                peers.append((fresh, nursery.spawn(fresh)))
+                if witness.of is not subject.graph:
+                    witness = _Witness(record, subject)
+                if number % 50 == 49 and subject.node.alive:
+                    freed += _clear(left)
+        finally:
+            for _, pid in peers:
+                left |= segments(pid)
+                os.kill(pid, signal.SIGKILL)
+            nursery.close()
+        with subject.judged(max(0, record.trials - 1), 'images and questions after all kills'):
+            witness.go_on(4.0)
+            witness.finish()
+        record.figures['left_in_shared_memory_mb'] = round((freed + _clear(left)) / 2**20, 1)
+        subject.conclude()
+
+
+def _clear(left: set[Path]) -> int:
+    """Remove what killed peers left, in bytes; the machine's memory is not the campaign's to fill."""
+    return remove_ownerless({file for file in left if file.exists()})
+
+
+class _Witness:
+    """Publishes images and asks one question after the other: each must be answered, and /diagnostics must not fall silent."""
+
+    def __init__(self, record: Record, subject: Subject):
+        self._record, self._subject, self.of = record, subject, subject.graph
+        self._asked = None
+        self._asked_at = self._sent_at = 0.0
+
+    def go_on(self, seconds: float) -> None:
+        """For so long."""
+        graph, end, seen, seen_at = self.of, time.monotonic() + seconds, self.of.health_count, time.monotonic()
+        while (now := time.monotonic()) < end:
+            if now - self._sent_at >= _IMAGE_S:
+                self._sent_at = now
+                graph.publish(image(time.time_ns()))
+            if self._asked is None:
+                self._ask()
+            elif self._asked.done():
+                self._settle()
+            elif now - self._asked_at > REPLY_S:
+                self._asked = None
+                raise Broken('lost', f'no reply in {REPLY_S:g} s')
+            graph.executor.spin_once(0.01)
+            if graph.health_count > seen:
+                seen, seen_at = graph.health_count, now
+            gap = self._record.figures.get('longest_silence_ms', 0)
+            self._record.figures['longest_silence_ms'] = max(gap, round((now - seen_at) * 1e3))
+            if not self._subject.node.alive:
+                raise Broken('death', f'the node ended with exit code {self._subject.node.process.returncode}')
+            if now - seen_at > _SILENCE_S:
+                raise Broken('hang', f'no /diagnostics in {_SILENCE_S:g} s')
+
+    def finish(self) -> None:
+        """Wait for the last answer."""
+        if self._asked is not None:
+            self._subject.wait(self._asked.done, 'the last answer')
+            self._settle()
+
+    def _ask(self) -> None:
+        self._asked, self._asked_at = self.of.ask_later('what is in view?'), time.monotonic()
+
+    def _settle(self) -> None:
+        response, self._asked = self._asked.result(), None
+        self._record.note('question answered' if response.success else f'refused: {response.error}')
+        slowest = self._record.figures.get('slowest_answer_ms', 0)
+        self._record.figures['slowest_answer_ms'] = max(slowest, round((time.monotonic() - self._asked_at) * 1e3))
