@@ -55,7 +55,8 @@ def _spoil(bag: Path, rng: random.Random) -> str:
     ways = {'bytes': (0.35, lambda data: flipped(data, rng)), 'head': (0.15, lambda data: flipped(data, rng, 0, 600)),
             'tail': (0.1, lambda data: flipped(data, rng, max(0, size - 900))), 'cut': (0.2, lambda data: cut_short(data, rng)),
             'hole': (0.05, lambda data: cut_out(data, rng)), 'zeros': (0.05, lambda data: zero_tail(data, rng)),
-            'metadata cut': (0.05, lambda data: cut_short(data, rng)), 'metadata bytes': (0.05, lambda data: flipped(data, rng))}
+            'metadata cut': (0.05, lambda data: cut_short(data, rng)),
+            'metadata bytes': (0.05, lambda data: flipped(data, rng))}
     way = rng.choices(list(ways), [weight for weight, _ in ways.values()])[0]
     target = bag / 'metadata.yaml' if way.startswith('metadata') else file
     data, what = ways[way][1](target.read_bytes())

@@ -1,4 +1,4 @@
-"""Checkpoints with values, bytes or tensors changed: each works, or is refused when it is loaded, by a sentence that names it."""
+"""Checkpoints with values, bytes or tensors changed: each works, or is refused before the first frame, by its name."""
 import json
 import random
 import shutil
@@ -20,8 +20,8 @@ from statekv_ros.share import find_share
 WANTED = 170
 _LIMIT_S = 60.0
 _LIVE_ONE_IN = 25           # of all trials, so many also through a node
-_VALUES = (0, -1, 1, 2, 3, 7, 10**5, 2**31, 2**40, 1e30, 0.5, None, '', 'x', [], {}, [1, 2], True, 'float64', 'sdpa', 'relu', 'nan',
-           float('nan'), '../../etc/passwd')
+_VALUES = (0, -1, 1, 2, 3, 7, 10**5, 2**31, 2**40, 1e30, 0.5, None, '', 'x', [], {}, [1, 2], True, 'float64', 'sdpa', 'relu',
+           'nan', float('nan'), '../../etc/passwd')
 _JSON_FILES = ('tokenizer.json', 'tokenizer_config.json', 'generation_config.json', 'statekv.json')
 _WEIGHTS = 'model.safetensors'
 
@@ -73,12 +73,12 @@ def _configure_node(record: Record, number: int, whole: str) -> None:
         with subject.judged(number, f'a node with the model: {given}'):
             subject.change(1)
             subject.wait(lambda: subject.engine[0] == 2 or (
-                subject.engine[2].get('state') == 'inactive' and 'loading' not in str(subject.engine)), 'the model, or a reason')
+                subject.engine[2].get('state') == 'inactive' and 'loading' not in str(subject.engine)), 'model or reason')
             level, message, _ = subject.engine
             record.note('node: refused' if level == 2 else 'node: configured')
             response = subject.ask()
             if level == 2 and message not in response.error:
-                record.fail('the reason is not told to callers', number, given, f'{message!r} on /diagnostics, but {response.error!r}')
+                record.fail('the reason is not told to callers', number, given, f'{message!r}, but {response.error!r}')
         subject.conclude()
 
 

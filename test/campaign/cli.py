@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from campaign.record import MOST_FAILURES, Record
+from campaign.subject import Broken
 
 # Share of the time of `all`; what a class leaves over goes to those after it, and the soak lasts for all that is left.
 CLASSES = {'bags': 0.05, 'checkpoints': 0.15, 'lifecycle': 0.15, 'services': 0.1, 'kills': 0.15, 'images': 0.25, 'soak': 0.15}
@@ -41,15 +42,18 @@ def run_class(name: str, seed: int = 1, seconds: float = _MINUTES * 60, trials: 
     module = importlib.import_module(f'campaign.{name}')
     with tempfile.TemporaryDirectory(prefix=f'campaign_{name}_') as folder:
         record = Record(name, seed, module.WANTED if trials is None else trials, seconds, Path(folder), only, slack_mb)
-        module.run(record)
+        try:
+            module.run(record)
+        except (Broken, AssertionError) as error:       # not even begun, or not begun again
+            record.fail_whole('the node does not start', str(error))
         record.ended = time.monotonic()
     return record
 
 
 def _show(record: Record) -> None:
     told = record.as_dict()
-    print(f'{record.name}: {"passed" if record.passed else "FAILED"}, {record.trials} of {told["wanted"]} trials in {told["seconds"]} s, '
-          f'seed {record.seed}')
+    print(f'{record.name}: {"passed" if record.passed else "FAILED"}, {record.trials} of {told["wanted"]} trials in '
+          f'{told["seconds"]} s, seed {record.seed}')
     if record.trials < told['wanted']:
         print(f'  cut short: {"time is over" if len(record.failures) < MOST_FAILURES else "too much failed"}')
     for outcome, count in record.outcomes.most_common(12):
@@ -60,7 +64,9 @@ def _show(record: Record) -> None:
         if told[when]:
             print(f'  {when}: ' + ', '.join(f'{key} {value}' for key, value in told[when].items()))
     for failure in record.failures:
-        print(f'  FAILURE {failure.kind}: {failure.given}\n    {failure.detail[:400]}\n    again: {failure.command}')
+        first, *others = failure.detail.splitlines() or ['']
+        print(f'  FAILURE {failure.kind}: {failure.given[:300]}\n    {first[:300]}')
+        print(*(f'    ... {line[:200]}\n' for line in others[-1:]), f'    again: {failure.command}', sep='')
     sys.stdout.flush()
 
 
@@ -68,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python test/campaign', description='The fault campaign: see docs/reliability.md.')
     parser.add_argument('name', choices=('all', *CLASSES), metavar='class', help='all, ' + ', '.join(CLASSES))
     parser.add_argument('--seed', type=int, default=1, help='of everything that is chosen at random (default: 1)')
-    parser.add_argument('--minutes', type=float, default=_MINUTES, help=f'no trial begins later (default: {_MINUTES:g}, for all classes '
-                        'together); the soak lasts that long')
+    parser.add_argument('--minutes', type=float, default=_MINUTES, help='no trial begins later, and a soak lasts that long; for '
+                        f'all classes together (default: {_MINUTES:g})')
     parser.add_argument('--trials', type=int, help='how many (default: as many as a full run has)')
     parser.add_argument('--only', type=_span, metavar='N[-M]', help='these trials of a run with the same seed alone')
     parser.add_argument('--json', action='store_true', help='print one JSON object as the last line of output')

@@ -51,9 +51,9 @@ class _Cameras:
         self.subject, self.of = subject, subject.graph
         self.sent = {name: 0 for name in (*_RAW, *_COMPRESSED)}
         self._publishers = {
-            name: self.of.node.create_publisher(Image if name.startswith('raw') else CompressedImage,
-                                                f'/{name}/image_raw' + '/compressed' * name.startswith('jpeg'), QoSProfile(depth=10))
-            for name in (*self.sent, *_GARBLED)}
+            name: self.of.node.create_publisher(kind, f'/{name}/image_raw{ending}', QoSProfile(depth=10))
+            for names, kind, ending in (((*_RAW, 'raw9'), Image, ''), ((*_COMPRESSED, 'jpeg9'), CompressedImage, '/compressed'))
+            for name in names}
         self._stamp_ns = _FIRST_NS
         for name, publisher in self._publishers.items():
             subject.wait(lambda publisher=publisher: publisher.get_subscription_count(), f'a subscription of camera {name}')
@@ -67,7 +67,7 @@ class _Cameras:
         """Publish once the camera has room; the outcome of the one before is noted. Broken when that never arrives."""
         if name in self.sent:
             try:
-                self.subject.wait(lambda: self.count(name, 'frames_in') >= self.sent[name] - 1, f'image of camera {name} to arrive')
+                self.subject.wait(lambda: self.count(name, 'frames_in') >= self.sent[name] - 1, f'images of camera {name}')
             except Broken as broken:
                 self.sent[name] = self.count(name, 'frames_in')
                 if broken.args[0] == 'lost':
@@ -86,7 +86,7 @@ class _Cameras:
     def settle(self) -> None:
         """Until all that was sent is counted and dealt with."""
         for name, sent in self.sent.items():
-            self.subject.wait(lambda name=name, sent=sent: self.count(name, 'frames_in') >= sent, f'images of camera {name} to arrive')
+            self.subject.wait(lambda name=name, sent=sent: self.count(name, 'frames_in') >= sent, f'images of camera {name}')
         end = time.monotonic() + REPLY_S
         while time.monotonic() < end:
             before = {name: self.count(name, 'frames_processed', 'rejected', 'dropped') for name in self.sent}

@@ -1,5 +1,6 @@
-"""Callers, subscribers and cameras that are killed with SIGKILL at any moment, while the node goes on watching and answering."""
+"""Callers, subscribers and cameras, killed with SIGKILL at any moment, while the node goes on watching and answering."""
 import os
+import random
 import signal
 import time
 from pathlib import Path
@@ -8,12 +9,13 @@ from campaign.peers import KINDS, Nursery
 from campaign.record import Record
 from campaign.resources import remove_ownerless, segments
 from campaign.subject import REPLY_S, Broken, Subject
-from live import image
+from live import Graph, image
 
 WANTED = 300
 _ALIVE = 6              # peers at once
 _LONGEST_S = 0.5        # between two kills
 _IMAGE_S = 0.033
+_CLEAR_EVERY = 50
 _SILENCE_S = 30.0       # of /diagnostics, that means a frozen node
 
 
@@ -24,38 +26,62 @@ def run(record: Record) -> None:
             witness = _Witness(record, subject)
             witness.go_on(4.0)
             record.before = subject.usage()
-        nursery = Nursery(subject.graph.context.get_domain_id())
-        rng, left, freed = record.random('peers'), set(), 0
-        peers = [(kind, nursery.spawn(kind)) for kind in (rng.choice(KINDS) for _ in range(_ALIVE))]
+        crowd = _Crowd(record, subject.graph)
         try:
             for number in record.numbers():
-                kind, pid = peers.pop(rng.randrange(len(peers)))
-                with subject.judged(number, f'a {kind} killed'):
-                    witness.go_on(rng.uniform(0.05, _LONGEST_S))
-                left |= segments(pid)
-                os.kill(pid, signal.SIGKILL)
-                record.note(f'{kind} killed')
-                fresh = rng.choice(KINDS)
-                peers.append((fresh, nursery.spawn(fresh)))
+                with subject.judged(number, crowd.newest):
+                    witness.go_on(record.random(number).uniform(0.05, _LONGEST_S))
                 if witness.of is not subject.graph:
-                    witness = _Witness(record, subject)
-                if number % 50 == 49 and subject.node.alive:
-                    freed += _clear(left)
+                    crowd.close()
+                    witness, crowd = _Witness(record, subject), _Crowd(record, subject.graph)
+                crowd.kill_one(record.random(number))
+                if number % _CLEAR_EVERY == _CLEAR_EVERY - 1:
+                    crowd.clear()
         finally:
-            for _, pid in peers:
-                left |= segments(pid)
-                os.kill(pid, signal.SIGKILL)
-            nursery.close()
+            crowd.close()
         with subject.judged(max(0, record.trials - 1), 'images and questions after all kills'):
             witness.go_on(4.0)
             witness.finish()
-        record.figures['left_in_shared_memory_mb'] = round((freed + _clear(left)) / 2**20, 1)
         subject.conclude()
 
 
-def _clear(left: set[Path]) -> int:
-    """Remove what killed peers left, in bytes; the machine's memory is not the campaign's to fill."""
-    return remove_ownerless({file for file in left if file.exists()})
+class _Crowd:
+    """Peers that live until they are killed; for each one killed another is born."""
+
+    def __init__(self, record: Record, graph: Graph):
+        self._record, self.newest = record, 'no peer killed so far'
+        self._nursery = Nursery(graph.context.get_domain_id())
+        self._left: set[Path] = set()
+        rng = record.random('crowd')
+        self._peers = [self._born(rng) for _ in range(_ALIVE)]
+
+    def kill_one(self, rng: random.Random) -> None:
+        """Any of them, whatever it is doing."""
+        kind, pid = self._peers.pop(rng.randrange(len(self._peers)))
+        self._kill(pid)
+        self.newest = f'a {kind} killed'
+        self._record.note(self.newest)
+        self._peers.append(self._born(rng))
+
+    def clear(self) -> None:
+        """Remove what the killed left in shared memory: the machine's memory is not the campaign's to fill."""
+        freed = remove_ownerless({file for file in self._left if file.exists()}) / 2**20
+        self._record.figures['left_in_shared_memory_mb'] = round(self._record.figures.get('left_in_shared_memory_mb', 0) + freed, 1)
+
+    def close(self) -> None:
+        """Kill all."""
+        for _, pid in self._peers:
+            self._kill(pid)
+        self._nursery.close()
+        self.clear()
+
+    def _born(self, rng: random.Random) -> tuple[str, int]:
+        kind = rng.choice(KINDS)
+        return kind, self._nursery.spawn(kind)
+
+    def _kill(self, pid: int) -> None:
+        self._left |= segments(pid)
+        os.kill(pid, signal.SIGKILL)
 
 
 class _Witness:

@@ -22,13 +22,14 @@ _ERROR = 2              # of DiagnosticStatus
 _ERROR_SHOWN_S = 10.0   # on /diagnostics, which comes 20 times a second
 _EXIT_S = 10.0
 _QUESTIONS = 8
+_LONG_QUESTION = 'what is in view? ' + 'x ' * 100
 
 
 def run(record: Record) -> None:
     """Rounds with a well node, activations of one that cannot activate, and nodes that get a signal."""
     # Two message types on one topic: the second subscription raises.
-    ill_parameters = {'cameras': '[a,b]', 'a__topic': '/x', 'b__topic': '/x', 'b__transport': 'compressed', 'autostart': 'false'}
-    with Subject(record, cameras='[front]') as well, Subject(record, **ill_parameters) as ill, _graph_for_signals() as graph:
+    two_types = {'cameras': '[a,b]', 'a__topic': '/x', 'b__topic': '/x', 'b__transport': 'compressed', 'autostart': 'false'}
+    with Subject(record, cameras='[front]') as well, Subject(record, **two_types) as ill, _graph_for_signals() as graph:
         with well.judged(0, 'rounds of the warm-up'):
             for warm_up in range(_WARM_UP):
                 _round(record, well, record.random(f'warm-up {warm_up}'))
@@ -126,8 +127,8 @@ def _signal(record: Record, number: int, rng: random.Random, graph: Graph) -> No
             graph.wait_for_state('active')
             graph.publish(image(time.time_ns()))
             graph.wait_for_camera('front', frames_processed=1)
-            futures = [graph.ask_later('what is in view? ' + 'x ' * 100, max_tokens=200, temperature=50.0) for _ in range(_QUESTIONS)]
-            graph.wait(lambda: graph.health['engine'][2].get('active_questions', '0') != '0' or futures[0].done(), 'questions under way')
+            futures = [graph.ask_later(_LONG_QUESTION, max_tokens=200, temperature=50.0) for _ in range(_QUESTIONS)]
+            graph.wait(lambda: graph.health['engine'][2].get('active_questions', '0') != '0' or futures[0].done(), 'questions')
         else:
             graph.wait(lambda: not node.alive or 'rclpy' in Path(f'/proc/{node.process.pid}/maps').read_text(), 'rclpy')
             graph.spin(delay_s)
@@ -140,7 +141,8 @@ def _signal(record: Record, number: int, rng: random.Random, graph: Graph) -> No
         if lost := sum(not future.done() for future in futures):
             record.fail('questions without a reply on a signal', number, given, f'{lost} of {len(futures)}')
         for future in (future for future in futures if future.done()):
-            record.note('question on a signal: ' + ('answered' if future.result().success else f'refused: {future.result().error}'))
+            response = future.result()
+            record.note('question on a signal: ' + ('answered' if response.success else f'refused: {response.error}'))
         record.note(re.sub(r' \d.*', ' while starting', f'signal: {given}'))
     except AssertionError as error:
         record.fail('lost', number, given, f'{error}\n{node.log[-800:]}')

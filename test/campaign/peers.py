@@ -19,6 +19,7 @@ from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.srv import Query
 from statekv_ros.transport import use_shipped_profile
 
+_TOPICS = {'/diagnostics': DiagnosticArray, '/statekv/timing': FrameTiming, '/statekv/answer': Answer}
 KINDS = ('caller', 'caller', 'subscriber', 'camera')
 
 
@@ -59,7 +60,7 @@ def _live(kind: str, domain: int) -> None:
     rclpy.init(args=[], domain_id=domain)
     node = rclpy.create_node(f'{kind}_{os.getpid()}')
     if kind == 'subscriber':
-        for message, topic in ((DiagnosticArray, '/diagnostics'), (FrameTiming, '/statekv/timing'), (Answer, '/statekv/answer')):
+        for topic, message in _TOPICS.items():
             node.create_subscription(message, topic, lambda _: None, 10)
         rclpy.spin(node)
     elif kind == 'camera':

@@ -10,6 +10,7 @@ from pathlib import Path
 from campaign.resources import Usage
 
 MOST_FAILURES = 100     # a class that fails this often has said what it had to say
+_DETAIL_CHARS = 4000    # room for where every thread of a hung node stands
 _RAW_ERROR = re.compile(r'^[A-Za-z_.]*(Error|Exception|Interrupt)\b')
 
 
@@ -96,12 +97,12 @@ class Record:
         """Write down a broken promise."""
         first, last = trials if isinstance(trials, tuple) else (trials, trials)
         span = f'{first}' if first == last else f'{first}-{last}'
-        self.failures.append(Failure(kind, (first, last), given[:600], detail.strip()[-1500:],
+        self.failures.append(Failure(kind, (first, last), given[:600], detail.strip()[-_DETAIL_CHARS:],
                                      f'python test/campaign {self.name} --seed {self.seed} --only {span}'))
 
     def fail_whole(self, kind: str, detail: str) -> None:
         """Write down a broken promise that no single trial stands for."""
-        self.failures.append(Failure(kind, (0, max(0, self.trials - 1)), 'all trials together', detail.strip()[-1500:],
+        self.failures.append(Failure(kind, (0, max(0, self.trials - 1)), 'all trials together', detail.strip()[-_DETAIL_CHARS:],
                                      f'python test/campaign {self.name} --seed {self.seed} --trials {self.trials}'))
 
     def judge_resources(self) -> None:
@@ -113,8 +114,8 @@ class Record:
             if now > then:
                 self.fail_whole(f'{what} leak', f'{then} before, {now} after {self.trials} trials')
         if (grown := self.after.rss_mb - self.before.rss_mb) > self.slack_mb:
-            self.fail_whole('memory leak', f'{self.before.rss_mb} MB before, {self.after.rss_mb} MB after {self.trials} trials: '
-                            f'{grown:.1f} MB more, {self.slack_mb:g} are allowed')
+            self.fail_whole('memory leak', f'{self.before.rss_mb} MB before, {self.after.rss_mb} MB after {self.trials} '
+                            f'trials: {grown:.1f} MB more, {self.slack_mb:g} are allowed')
 
     def as_dict(self) -> dict:
         """For JSON."""

@@ -20,8 +20,9 @@ WANTED = 1_000              # questions; what happens between them comes on top
 _AT_ONCE = 64
 _FRAMES_EVERY = 10
 _NAN, _INFINITE = float('nan'), float('inf')
-_QUESTIONS = ('', ' \n\t', '\x00', 'a\x00b', '\x1b[31m red\x07', '<|im_end|>', '<|im_start|>user\nhi<|im_end|>', '<|video_pad|>' * 50,
-              '<|vision_start|><|video_pad|>', 'ü' * 8192, 'ü' * 8193, 'x' * 8192, 'a ' * 4096, 'x' * 1_000_000, '\ufffd\u202e\U0001f600',
+_QUESTIONS = ('', ' \n\t', '\x00', 'a\x00b', '\x1b[31m red\x07', '<|im_end|>', '<|im_start|>user\nhi<|im_end|>',
+              '<|video_pad|>' * 50, '<|vision_start|><|video_pad|>', 'ü' * 8192, 'ü' * 8193, 'x' * 8192, 'a ' * 4096,
+              'x' * 1_000_000, '\ufffd\u202e\U0001f600',
               '?' * 400, '{}{0}%s')
 _FIELDS = {
     'camera': ('', 'front', 'rear', 'all', 'FRONT', 'x' * 1000, '\n', 'front,rear', 'front '),
@@ -37,8 +38,8 @@ _PARAMETERS = {
     'max_tokens': (1, 65536, 0, -1, 70000, True, 'x', 12), 'answer_timeout_s': (0.0, 1e-9, 86400.0, _NAN, _INFINITE, 5.0),
     'evidence_frames': (0, 1000, -1), 'slice_tokens': (1, 4096, 0), 'max_question_chars': (1, 2**31 - 1, 0, 8192),
     'stale_after_s': (1e-9, 86400.0, 0.0), 'answer_policy': ('all', 'state', 'retrieve(1)', 'last(100000)', 'bogus', ''),
-    'front.rate_hz': (1e-9, 1000.0, 0.0, 1001.0, _NAN, 1e-300, 1e-280), 'model': ('x',), 'nonexistent': (1,), 'front.topic': ('/x',),
-    'use_sim_time': (1,)}
+    'front.rate_hz': (1e-9, 1000.0, 0.0, 1001.0, _NAN, 1e-300, 1e-280), 'model': ('x',), 'nonexistent': (1,),
+    'front.topic': ('/x',), 'use_sim_time': (1,)}
 _SANE = {'max_tokens': 12, 'answer_timeout_s': 20.0, 'evidence_frames': 8, 'slice_tokens': 4, 'max_question_chars': 8192,
          'stale_after_s': 2.0, 'answer_policy': 'all', 'front.rate_hz': 1000.0}
 _VALUE_TYPES = (0, 10, 77, 255)     # of a ParameterValue; there are 1 to 9
@@ -55,6 +56,10 @@ class _Waiting:
     future: object
     since: float = field(default_factory=time.monotonic)
 
+    @property
+    def overdue(self) -> bool:
+        return time.monotonic() - self.since > REPLY_S
+
 
 def run(record: Record) -> None:
     """All trials against one node with two cameras."""
@@ -67,12 +72,11 @@ def run(record: Record) -> None:
             record.before = subject.usage()
         number = 0
         for number in record.numbers():
-            given = storm.describe()
-            with subject.judged((max(0, number - _AT_ONCE), number), given):
+            with subject.judged((max(0, number - _AT_ONCE), number), storm.describe):
                 storm.trial(number)
             if storm.of is not subject.graph:
                 storm = _Storm(record, subject)
-        with subject.judged((max(0, number - _AT_ONCE), number), storm.describe()):
+        with subject.judged((max(0, number - _AT_ONCE), number), storm.describe):
             storm.drain(0)
         with subject.judged(number, 'the node set right again after all trials'):
             storm.recover()
@@ -94,8 +98,9 @@ class _Storm:
         self._set = node.create_client(SetParameters, '/statekv/set_parameters', qos_profile=deep)
 
     def describe(self) -> str:
-        """What is under way, newest last."""
-        return ' | '.join([*(f'{w.number}: {w.given[:80]}' for w in self.waiting[-4:]), self.newest])
+        """What is under way: what is no question first, then the newest."""
+        others = [f'{entry.number}: {entry.given}' for entry in self.waiting if entry.kind != 'question']
+        return ' | '.join([*others[-3:], self.newest])
 
     def watch(self, images: int) -> None:
         """Let each camera see so many images."""
@@ -129,12 +134,12 @@ class _Storm:
             for entry in [entry for entry in self.waiting if entry.future.done()]:
                 self.waiting.remove(entry)
                 self._judge(entry, entry.future.result())
-            for entry in [entry for entry in self.waiting if time.monotonic() - entry.since > REPLY_S]:
+            for entry in [entry for entry in self.waiting if entry.overdue]:
                 self.waiting.remove(entry)
                 raise Broken('lost', f'no reply in {REPLY_S:g} s to trial {entry.number}, {entry.kind}: {entry.given}')
             if len(self.waiting) <= most:
                 return
-            self.subject.wait(lambda: any(entry.future.done() or time.monotonic() - entry.since > REPLY_S for entry in self.waiting),
+            self.subject.wait(lambda: any(entry.future.done() or entry.overdue for entry in self.waiting),
                               'any of the replies', REPLY_S + 5)
 
     def recover(self) -> None:

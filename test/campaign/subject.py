@@ -3,7 +3,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from lifecycle_msgs.msg import Transition
@@ -44,7 +44,6 @@ class Subject:
         os.environ['PYTHONFAULTHANDLER'] = '1'      # SIGABRT then writes where every thread of a hung node stands
         self.record, self.begun_again = record, 0
         self._parameters = PARAMETERS | parameters
-        self._domain = new_domain()
         self._begin()
 
     def __enter__(self) -> 'Subject':
@@ -60,8 +59,11 @@ class Subject:
         return self.graph.health.get('engine', (0, '', {}))
 
     @contextmanager
-    def judged(self, number: int | tuple[int, int], given: str) -> Iterator[None]:
-        """Around the work of a trial: a broken promise is written down, and a dead or hung node is started anew."""
+    def judged(self, number: int | tuple[int, int], given: str | Callable[[], str]) -> Iterator[None]:
+        """Around the work of a trial: a broken promise is written down, and a dead or hung node is started anew.
+
+        given: the trial's input in words, or a function that tells it when something broke.
+        """
         try:
             yield
         except (Broken, AssertionError) as broken:      # what `live` waits for in vain is an AssertionError
@@ -69,8 +71,8 @@ class Subject:
             if kind == 'hang':
                 self.node.stop(signal.SIGABRT)
             if not self.node.alive:
-                detail = f'{detail}\n{self.node.log[-1200:]}'
-            self.record.fail(kind, number, given, detail)
+                detail = f'{detail}\n{self.node.log[-3600:]}'
+            self.record.fail(kind, number, given if isinstance(given, str) else given(), detail)
             if not self.node.alive:
                 self._restart()
 
@@ -134,14 +136,15 @@ class Subject:
             self.record.judge_resources()
         code, seconds = self.node.stop()
         if code != 0:
-            self.record.fail_whole('unclean end', f'SIGINT, then exit code {code} after {seconds:.1f} s\n{self.node.log[-800:]}')
+            self.record.fail_whole('unclean end', f'SIGINT, exit code {code} after {seconds:.1f} s\n{self.node.log[-800:]}')
         tracebacks = re.findall(r'^Traceback .*?^(\S.*?)$', self.node.log, re.MULTILINE | re.DOTALL)
         if tracebacks:
             self.record.fail_whole('traceback in the log', f'{len(tracebacks)}, the last: {tracebacks[-1]}')
 
     def _begin(self) -> None:
-        self.node = NodeProcess(self.record.folder, self._domain, **self._parameters)
-        self.graph = Graph(self._domain)
+        domain = new_domain()       # a lock that a killed process left in shared memory spoils the domain for those after it
+        self.node = NodeProcess(self.record.folder, domain, **self._parameters)
+        self.graph = Graph(domain)
         self.change_client = self.graph.node.create_client(ChangeState, '/statekv/change_state')
         self._get_state = self.graph.node.create_client(GetState, '/statekv/get_state')
         if self._parameters.get('autostart') != 'false':
