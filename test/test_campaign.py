@@ -12,7 +12,9 @@ from campaign.cli import CLASSES, run_class
 from campaign.record import Record
 
 pytestmark = pytest.mark.timeout(300)
-# A small share of a full run's trials; few enough that together they take about a minute.
+# A small share of a full run's trials; few enough that together they take about a minute. The seed is one whose few bags hold
+# what a reader trips over most: text that is no text in a message that is whole.
+SEED = 2
 TRIALS = {'images': 150, 'services': 60, 'kills': 12, 'lifecycle': 7, 'bags': 60, 'checkpoints': 20, 'soak': 8}
 # Few trials stand beside a short warm-up: what the allocator takes for the first large image is no leak.
 SLACK_MB = 60.0
@@ -23,8 +25,8 @@ def test_every_class_of_the_campaign_has_a_short_form():
 
 
 @pytest.mark.parametrize('name', TRIALS)
-def test_the_node_outlives(name):
-    record = run_class(name, trials=TRIALS[name], slack_mb=SLACK_MB)
+def test_every_promise_holds_through(name):
+    record = run_class(name, SEED, trials=TRIALS[name], slack_mb=SLACK_MB)
     assert record.passed, '\n'.join(f'{failure.kind}: {failure.given}\n  {failure.detail}\n  again: {failure.command}'
                                     for failure in record.failures)
     assert record.trials == TRIALS[name]

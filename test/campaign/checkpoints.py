@@ -15,6 +15,7 @@ from campaign.workers import run_trials, tell_input
 from statekv_ros.backbones import load_backbone
 from statekv_ros.errors import StateKVError
 from statekv_ros.memory import VideoStream
+from statekv_ros.memory.trial import try_out
 from statekv_ros.share import find_share
 
 WANTED = 170
@@ -37,15 +38,16 @@ def run(record: Record) -> None:
 
 
 def load_spoiled(record: Record, number: int, whole: str) -> None:
-    """Spoil a copy of the patrol model, load it, watch four frames with it and ask."""
+    """Spoil a copy of the patrol model, load it and try it out as the node does, then watch four frames with it and ask."""
     torch.set_num_threads(1)
     folder, given = _spoiled(record, number, whole)
     tell_input(record, given)
     stage = 'on loading'
     try:
         backbone = load_backbone(str(folder), 'cpu')
-        stage = 'on the first frames'
         backbone.size(480, 640)
+        try_out(backbone)
+        stage = 'on the first frames'
         stream = VideoStream(backbone, 'statekv(64)', 'all', 512)
         for second in range(1, 5):
             stream.step(np.random.default_rng(second).integers(0, 256, (64, 64, 3), dtype=np.uint8), second * 10**9)

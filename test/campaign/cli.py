@@ -74,8 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python test/campaign', description='The fault campaign: see docs/reliability.md.')
     parser.add_argument('name', choices=('all', *CLASSES), metavar='class', help='all, ' + ', '.join(CLASSES))
     parser.add_argument('--seed', type=int, default=1, help='of everything that is chosen at random (default: 1)')
-    parser.add_argument('--minutes', type=float, default=_MINUTES, help='no trial begins later, and a soak lasts that long; for '
-                        f'all classes together (default: {_MINUTES:g})')
+    parser.add_argument('--minutes', type=float, default=_MINUTES, help='no trial begins later, a soak lasts so long; for all '
+                        f'classes together (default: {_MINUTES:g})')
     parser.add_argument('--trials', type=int, help='how many (default: as many as a full run has)')
     parser.add_argument('--only', type=_span, metavar='N[-M]', help='these trials of a run with the same seed alone')
     parser.add_argument('--json', action='store_true', help='print one JSON object as the last line of output')

@@ -3,6 +3,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from campaign.peers import KINDS, Nursery
@@ -15,6 +16,7 @@ WANTED = 300
 _ALIVE = 6              # peers at once
 _LONGEST_S = 0.5        # between two kills
 _IMAGE_S = 0.033
+_WARM_UP_S = 15.0
 _CLEAR_EVERY = 50
 _SILENCE_S = 30.0       # of /diagnostics, that means a frozen node
 
@@ -24,9 +26,12 @@ def run(record: Record) -> None:
     with Subject(record, cameras='[front]', reliability='best_effort', max_queued_questions=64) as subject:
         with subject.judged(0, 'images and questions without any other peer'):
             witness = _Witness(record, subject)
-            witness.go_on(4.0)
-            record.before = subject.usage()
+            witness.go_on(2.0)
+            calm = subject.usage()
         crowd = _Crowd(record, subject.graph)
+        with subject.judged(0, 'peers that nobody kills'):      # their larger images and many questions are no leak
+            witness.go_on(min(_WARM_UP_S, record.wanted / 4))
+            record.before = replace(calm, rss_mb=subject.usage().rss_mb)
         try:
             for number in record.numbers():
                 with subject.judged(number, crowd.newest):
@@ -66,7 +71,8 @@ class _Crowd:
     def clear(self) -> None:
         """Remove what the killed left in shared memory: the machine's memory is not the campaign's to fill."""
         freed = remove_ownerless({file for file in self._left if file.exists()}) / 2**20
-        self._record.figures['left_in_shared_memory_mb'] = round(self._record.figures.get('left_in_shared_memory_mb', 0) + freed, 1)
+        before = self._record.figures.get('left_in_shared_memory_mb', 0)
+        self._record.figures['left_in_shared_memory_mb'] = round(before + freed, 1)
 
     def close(self) -> None:
         """Kill all."""

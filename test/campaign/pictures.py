@@ -14,8 +14,8 @@ from sensor_msgs.msg import CompressedImage, Image
 from campaign.mutation import cut_short, flipped
 from statekv_ros.images import ENCODINGS
 
-_ODD_ENCODINGS = ('8UC1000', 'rgba', 'nv24', '16UC1', '32FC1', '64FC4', '', 'RGB8', ' rgb8', 'rgb8\n', 'ünïcödé', '\U0001f4a9',
-                  'rgb8\x00x', 'x' * 100_000, "'; drop", '{0}%s')
+_ODD_ENCODINGS = ('8UC1000', 'rgba', 'nv24', '16UC1', '32FC1', '64FC4', '', 'RGB8', ' rgb8', 'rgb8\n', 'ünïcödé',
+                  '\U0001f4a9', 'rgb8\x00x', 'x' * 100_000, "'; drop", '{0}%s')
 _FORMATS = ('jpeg', 'jpg', 'png', '', 'rgb8; jpeg compressed bgr8', 'rgb8; jpeg compressed rgb8', '16UC1; compressedDepth',
             '32FC1; compressedDepth png', ';;;;', 'ü\U0001f4a9', 'jpeg' * 10_000)
 _FRAME_IDS = ('camera', '', 'ü' * 50, 'x' * 70_000, 'a\x00b')
