@@ -55,16 +55,15 @@ class _Watch:
         self._answer_ms: list[float] = []
         self._memory: list[tuple[float, float]] = []        # seconds, MB
         self._begun = time.monotonic()
+        self._send()        # seen before the first question
+        subject.wait(lambda: self.of.health.get('front', (0, '', {}))[2].get('frames_processed') == '1', 'the first image')
 
     def second(self, number: int) -> None:
         """A second's images and one question."""
         begun = time.monotonic()
         self._asked.append((begun, self.of.ask_later(_QUESTIONS[number % len(_QUESTIONS)])))
         for k in range(_HZ):
-            message = self._pictures[self._sent % _PICTURES]
-            message.header.stamp = to_stamp(_FIRST_NS + self._sent * 10**9 // _HZ)
-            self._publisher.publish(message)
-            self._sent += 1
+            self._send()
             while (left := begun + (k + 1) / _HZ - time.monotonic()) > 0:
                 self.of.executor.spin_once(left)
                 self._collect()
@@ -99,6 +98,12 @@ class _Watch:
             slope = statistics.linear_regression(*zip(*later)).slope
             figures['rss_slope_mb_per_hour'] = round(slope * 3600, 1)
         return figures
+
+    def _send(self) -> None:
+        message = self._pictures[self._sent % _PICTURES]
+        message.header.stamp = to_stamp(_FIRST_NS + self._sent * 10**9 // _HZ)
+        self._publisher.publish(message)
+        self._sent += 1
 
     def _collect(self) -> None:
         now = time.monotonic()
