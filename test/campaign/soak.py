@@ -31,7 +31,7 @@ def run(record: Record) -> None:
         for number in record.numbers():
             if number == warm_up:
                 record.before = subject.usage()
-            with subject.judged(number, f'second {number} of {record.wanted}'):
+            with subject.judged((0, number), f'second {number} of {record.wanted}'):
                 watch.second(number)
             if watch.of is not subject.graph:
                 watch = _Watch(record, subject)
