@@ -124,14 +124,14 @@ def _make(rng: random.Random, number: int) -> tuple[str, Image | CompressedImage
 
 
 def _warm_up(record: Record, cameras: _Cameras) -> None:
-    for round_number in range(min(_WARM_UP, 2 + record.wanted // 20)):
-        for name in cameras.sent:
-            cameras.send(name, pictures.good_image(round_number) if name in _RAW else pictures.good_compressed(round_number))
-    for message in pictures.each_encoding():        # OpenCV starts a thread for some of them
-        cameras.send('raw0', message)
     if record.wanted >= 1000:
         for message in pictures.heavy_messages():
             cameras.send('raw0' if isinstance(message, Image) else 'jpeg0', message)
+    for message in pictures.each_encoding():        # OpenCV starts a thread for some of them
+        cameras.send('raw0', message)
+    for seed in range(min(_WARM_UP, 2 + record.wanted // 20)):      # last: nothing large is held any more
+        for name in cameras.sent:
+            cameras.send(name, pictures.good_image(seed) if name in _RAW else pictures.good_compressed(seed))
     cameras.settle()
 
 
