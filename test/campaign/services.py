@@ -42,7 +42,7 @@ _PARAMETERS = {
     'front.topic': ('/x',), 'use_sim_time': (1,)}
 _SANE = {'max_tokens': 12, 'answer_timeout_s': 20.0, 'evidence_frames': 8, 'slice_tokens': 4, 'max_question_chars': 8192,
          'stale_after_s': 2.0, 'answer_policy': 'all', 'front.rate_hz': 1000.0}
-_VALUE_TYPES = (0, 10, 77, 255)     # of a ParameterValue; there are 1 to 9
+_VALUE_TYPES = (10, 77, 255)        # of a ParameterValue; there are 0 to 9
 _TRANSITIONS = (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP, Transition.TRANSITION_CONFIGURE,
                 Transition.TRANSITION_ACTIVATE, Transition.TRANSITION_ACTIVATE, 99)
 
@@ -119,8 +119,15 @@ class _Storm:
             self.watch(1)
         if (disturbance := rng.random()) < 0.08:
             self._send(number, 'reset', self._reset, Reset.Request(camera=rng.choice(('', 'front', 'nope'))))
-        elif disturbance < 0.2:
+        elif disturbance < 0.19:
             self._send(number, 'parameter', self._set, SetParameters.Request(parameters=[_parameter(rng)]))
+        elif disturbance < 0.2:
+            # rclpy's own service trips over it before it replies: none is waited for, the node must only live on.
+            request = SetParameters.Request(parameters=[_impossible_parameter(rng)])
+            self._send(number, 'impossible parameter', self._set, request)
+            self.of.executor.spin_once(0.01)
+            self.record.note('parameter of an impossible type sent')
+            self.waiting.pop()
         elif disturbance < 0.26:
             request = transition_request(rng.choice(_TRANSITIONS))
             self._send(number, 'transition', self.subject.change_client, request)
@@ -191,9 +198,11 @@ def _stamp(seconds: int, nanoseconds: int):
     return stamp
 
 
+def _impossible_parameter(rng: random.Random) -> Parameter:
+    return Parameter(name=rng.choice(('max_tokens', '')), value=ParameterValue(type=rng.choice(_VALUE_TYPES)))
+
+
 def _parameter(rng: random.Random) -> Parameter:
-    if rng.random() < 0.08:
-        return Parameter(name=rng.choice(('max_tokens', '')), value=ParameterValue(type=rng.choice(_VALUE_TYPES)))
     name = rng.choice(list(_PARAMETERS))
     return RosParameter(name, value=rng.choice(_PARAMETERS[name])).to_parameter_msg()
 
