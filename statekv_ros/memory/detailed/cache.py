@@ -219,7 +219,7 @@ class DetailedCache:
         except torch.OutOfMemoryError:
             self._pool.most = self._pool.capacity   # what there is must do: forgetting keeps the camera seeing
             return False
-        self.pages.move([row for step in steps for row in step.starts])
+        self.pages.line_up()
         self._leftovers.clear()
         return True
 

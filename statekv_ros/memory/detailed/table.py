@@ -52,9 +52,10 @@ class PageTable:
         self.first += count
         self._front += count
 
-    def move(self, starts: list[int]) -> None:
-        """All pages held lie elsewhere now."""
-        self._starts[self._front:self._front + len(starts)] = torch.tensor(starts, dtype=torch.int32)
+    def line_up(self) -> None:
+        """All pages held lie one behind the other now, from the first row on."""
+        held = slice(self._front, self._front + self.stop - self.first)
+        self._starts[held] = self._lengths[held].cumsum(0) - self._lengths[held]
 
     def starts(self, pages: slice) -> torch.Tensor:
         """First row of pages by number, [pages] int32."""
