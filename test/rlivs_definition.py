@@ -8,9 +8,9 @@ from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration
 
 from conftest import SECOND
 from statekv_ros.backbones import load_backbone
-from statekv_ros.memory.rlivs import CaptionMemory
-from statekv_ros.memory.rlivs.long_term import make_caption
-from statekv_ros.memory.snapshot import PendingFrames
+from statekv_ros.evaluation.rlivs import CaptionMemory
+from statekv_ros.evaluation.rlivs.long_term import make_caption
+from statekv_ros.memory.intake import PendingFrames
 from statekv_ros.patrol.video import patrol_frames
 from statekv_ros.patrol.world import make_patrol
 from statekv_ros.share import find_share

@@ -18,7 +18,7 @@ def stock(tiny_model_dir):
 
 
 def stream_of(backbone, policy, frames, **options) -> VideoStream:
-    stream = VideoStream(backbone, policy, chunk_tokens=40, **options)
+    stream = VideoStream(backbone, policy, **options)
     for frame, stamp in zip(frames, STAMPS):
         stream.step(frame, stamp)
     return stream
@@ -59,9 +59,9 @@ def test_unlimited_memory_equals_one_stock_causal_forward(policy, backbone, stoc
     answer = stream.answer(QUESTION, max_tokens=6)
     ids, expected = stock_forward(stock, tiny_model_dir, backbone, frames[:24], answer.token_ids)
 
-    views, _ = stream.detailed.view(lambda record: True)
+    views = stream.detailed.views()
     seen = stream.detailed_tokens
-    assert len(views) > 3, 'the memory should span several chunks here'
+    assert len(views) == 2, 'the prefix, and all steps side by side'
     key, value = (torch.cat([getattr(view, name) for view in views], dim=2) for name in ('key', 'value'))
     assert ids.shape[1] == seen + answer.question_tokens + answer.answer_tokens
     for layer, reference in enumerate(expected.past_key_values.layers):
@@ -74,7 +74,7 @@ def test_unlimited_memory_equals_one_stock_causal_forward(policy, backbone, stoc
 def test_small_budget_changes_the_result(backbone, stock, tiny_model_dir, frames):
     """Else the equality above would prove nothing about the state."""
     stream = stream_of(backbone, 'statekv(20)', frames[:24])
-    views, _ = stream.detailed.view(lambda record: True)
+    views = stream.detailed.views()
     _, expected = stock_forward(stock, tiny_model_dir, backbone, frames[:24])
     key = torch.cat([view.key for view in views], dim=2)
     assert worst(key[-1], expected.past_key_values.layers[-1].keys[0, :, :stream.detailed_tokens]) > 1e-2
@@ -112,7 +112,7 @@ def test_state_equals_definition_for_every_step_layer_and_head(budget, backbone,
     attend = stream.attend
 
     def watched(layer, query, key, value, scale):
-        definition.watch(layer, query, key, stream.next_ordinal)
+        definition.watch(layer, query, key, stream.seen().ordinal)
         return attend(layer, query, key, value, scale)
 
     monkeypatch.setattr(stream, 'attend', watched)
@@ -131,11 +131,11 @@ def test_state_equals_definition_for_every_step_layer_and_head(budget, backbone,
 
 def test_streams_that_interleave_equal_streams_alone_bit_for_bit(backbone, frames):
     alone = [stream_of(backbone, f'statekv({budget})', frames[start:start + 10]) for start, budget in ((0, 20), (4, 30), (9, 25))]
-    together = [VideoStream(backbone, f'statekv({budget})', chunk_tokens=40) for budget in (20, 30, 25)]
+    together = [VideoStream(backbone, f'statekv({budget})') for budget in (20, 30, 25)]
     for index in range(10):
         for stream, start in zip(together, (0, 4, 9)):
             stream.step(frames[start + index], STAMPS[index])
     for one, other in zip(alone, together):
-        for a, b in zip(one.detailed.view(lambda record: True)[0], other.detailed.view(lambda record: True)[0]):
+        for a, b in zip(one.detailed.views(), other.detailed.views()):
             assert torch.equal(a.key, b.key) and torch.equal(a.value, b.value)
         assert one.answer(QUESTION, max_tokens=8) .token_ids == other.answer(QUESTION, max_tokens=8).token_ids

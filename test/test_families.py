@@ -43,7 +43,7 @@ def pictures(frames) -> list[np.ndarray]:
 
 
 def stream_of(backbone, pictures, policy: str = 'statekv(unlimited)', **options) -> VideoStream:
-    stream = VideoStream(backbone, policy, chunk_tokens=40, **options)
+    stream = VideoStream(backbone, policy, **options)
     for picture, stamp in zip(pictures, STAMPS):
         stream.step(picture, stamp)
     return stream
@@ -51,7 +51,7 @@ def stream_of(backbone, pictures, policy: str = 'statekv(unlimited)', **options)
 
 def cached(stream: VideoStream) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of all tokens, each [layers, kv_heads, tokens, head_dim]."""
-    views, _ = stream.detailed.view(lambda record: True)
+    views = stream.detailed.views()
     return tuple(torch.cat([getattr(view, name) for view in views], dim=2) for name in ('key', 'value'))
 
 
@@ -114,7 +114,7 @@ def test_other_frames_give_other_keys(family, backbones, pictures):
 def test_streams_that_interleave_equal_streams_alone_bit_for_bit(family, backbones, pictures):
     backbone, starts, budgets = backbones[family], (0, 4, 9), (20, 30, 25)
     alone = [stream_of(backbone, pictures[start:start + 6], f'statekv({budget})') for start, budget in zip(starts, budgets)]
-    together = [VideoStream(backbone, f'statekv({budget})', chunk_tokens=40) for budget in budgets]
+    together = [VideoStream(backbone, f'statekv({budget})') for budget in budgets]
     for index in range(6):
         for stream, start in zip(together, starts):
             stream.step(pictures[start + index], STAMPS[index])

@@ -58,13 +58,13 @@ def backbones(tmp_path_factory):
 
 
 def graphed(backbone, record=None, most: int = 4, **options) -> VideoStream:
-    stream = VideoStream(backbone, f'statekv({BUDGET})', chunk_tokens=100, **options)
+    stream = VideoStream(backbone, f'statekv({BUDGET})', **options)
     stream.graphs = StepGraphs(backbone, record or Rerun(), most)
     return stream
 
 
 def eager(backbone, **options) -> VideoStream:
-    return VideoStream(backbone, f'statekv({BUDGET})', chunk_tokens=100, cuda_graph='off', **options)
+    return VideoStream(backbone, f'statekv({BUDGET})', cuda_graph='off', **options)
 
 
 def watch(stream: VideoStream, frames, steps: range) -> list[int]:
@@ -76,7 +76,7 @@ def watch(stream: VideoStream, frames, steps: range) -> list[int]:
 
 def memory_of(stream: VideoStream) -> list[torch.Tensor]:
     """All that a stream remembers: the state by slots, and the detailed cache."""
-    views, _ = stream.detailed.view(lambda record: True)
+    views = stream.detailed.views()
     return [*stream.carried.copy(), *(part for view in views for part in (view.key, view.value))]
 
 

@@ -11,10 +11,10 @@ from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.errors import FrameError, Interrupted, PolicyError, QuestionError
 from statekv_ros.memory import VideoStream
-from statekv_ros.memory.answering import Answering
+from statekv_ros.memory.answering.decoding import Answering
 from statekv_ros.memory.policies import parse_answer_policy
-from statekv_ros.memory.positions import POSITIONS, dense
-from statekv_ros.memory.snapshot import take_snapshot
+from statekv_ros.memory.carried.positions import POSITIONS, dense
+from statekv_ros.memory.answering.snapshot import take_snapshot
 
 FAMILIES = ['qwen3_vl', 'qwen2_5_vl', 'internvl', 'llava_onevision', 'eagle2_5']
 BOUNDED = ['contiguous', 'lazy_shift']
@@ -125,7 +125,7 @@ def test_closing_gaps_equals_its_definition(places, random):
 def test_below_the_limit_all_position_policies_answer_alike(family, policy, backbones, frames, monkeypatch):
     logits = {}
     for positions in POSITIONS:
-        stream = VideoStream(backbones[family], policy, chunk_tokens=40, positions=positions)
+        stream = VideoStream(backbones[family], policy, positions=positions)
         run(stream, frames, until=100)
         assert stream.next_position <= stream.positions.limit and stream.shift == 0
         logits[positions] = logits_of(stream, monkeypatch)
@@ -138,7 +138,7 @@ def test_where_tokens_are_evicted_lazy_is_native_to_the_bit_and_contiguous_is_no
     """`contiguous` closes the gaps that evicted tokens left, so by its nature frames see the past at other distances."""
     logits = {}
     for positions in POSITIONS:
-        stream = VideoStream(backbones[family], 'statekv(16)', chunk_tokens=40, positions=positions)
+        stream = VideoStream(backbones[family], 'statekv(16)', positions=positions)
         run(stream, frames, until=120)
         logits[positions] = logits_of(stream, monkeypatch)
     assert torch.equal(logits['native'], logits['lazy_shift'])
@@ -158,14 +158,14 @@ def test_a_stream_of_four_times_the_trained_context_stays_finite_bounded_and_wit
     backbone = backbones[family]
     seen = given_positions(backbone)
     bound = 8 * 40 * backbone.kv_bytes_per_token
-    stream = VideoStream(backbone, policy, chunk_tokens=40, max_detailed_bytes=bound, positions=positions)
+    stream = VideoStream(backbone, policy, max_detailed_bytes=bound, positions=positions)
     run(stream, frames, until=4 * MAX_POSITION, seconds=1.5)
     assert min(low for low, _ in seen) >= 0 and max(high for _, high in seen) < stream.positions.limit < MAX_POSITION
     assert max(high for _, high in seen) > 30, 'else nothing would be shown'
     assert not stream.beyond_trained_context and stream.next_position >= 4 * MAX_POSITION
     assert stream.state_tokens <= max(100, 5 * backbone.step_tokens(64, 64))
-    assert stream.detailed.allocated_bytes <= bound + backbone.prefix().tokens * backbone.kv_bytes_per_token
-    for view in stream.detailed.view(lambda record: True)[0]:
+    assert stream.detailed.rows()[0].nbytes * 2 <= bound
+    for view in stream.detailed.views():
         assert view.key.isfinite().all() and view.value.isfinite().all()
     for answer_policy in ('all', 'state', 'last(3)'):
         del seen[:]
@@ -187,7 +187,7 @@ def test_native_positions_do_pass_the_trained_context(backbones, frames, given_p
 def test_carried_keys_stand_dense_and_right_before_the_step(positions, policy, backbones, frames):
     """Against the definition: rank among what the head kept; a key of the detailed cache turned to that place."""
     backbone = backbones['eagle2_5']        # one position per token, so the ordinal is the true position
-    stream = VideoStream(backbone, policy, chunk_tokens=40, positions=positions)
+    stream = VideoStream(backbone, policy, positions=positions)
     index, shift, compared = 0, 0, 0
     while stream.next_position < 3 * MAX_POSITION:
         kept = stream.carried.kept().clone()
@@ -195,7 +195,7 @@ def test_carried_keys_stand_dense_and_right_before_the_step(positions, policy, b
         if positions == 'lazy_shift' and stream.shift == shift or kept.shape[-1] < stream.state_tokens:
             continue
         shift, last = stream.shift, [*stream.detailed.records()][-1]
-        views, _ = stream.detailed.view(lambda record: record.first_ordinal < last.first_ordinal)
+        views = stream.detailed.views(stream.detailed.steps(lambda record: record.first_ordinal < last.first_ordinal))
         true_keys = torch.cat([backbone.rotate(view.key, view.shift) for view in views], dim=2)
         now = stream.carried.kept()
         for layer in range(backbone.layout.layers):
@@ -221,11 +221,11 @@ def test_where_nothing_far_is_read_shifted_streams_answer_like_native_ones(famil
     """
     logits = {}
     for positions in POSITIONS:
-        stream = VideoStream(backbones[family], policy, chunk_tokens=40, positions=positions)
+        stream = VideoStream(backbones[family], policy, positions=positions)
         run(stream, frames, until=5 * MAX_POSITION // 2)
-        snapshot = take_snapshot(stream, parse_answer_policy('last(4)'), (None, None))
+        snapshot = take_snapshot(stream.seen(), parse_answer_policy('last(4)'), (None, None))
         near = replace(snapshot, views=snapshot.views[1:])     # the prefix is far
-        logits[positions] = logits_of(stream, monkeypatch, Answering(stream, QUESTION, near, 1, 0.0, 0, 0))
+        logits[positions] = logits_of(stream, monkeypatch, Answering(near, QUESTION, 1, 0.0, 0, 0))
     for positions in BOUNDED:
         assert worst(logits[positions], logits['native']) < 1e-3
 
@@ -233,12 +233,12 @@ def test_where_nothing_far_is_read_shifted_streams_answer_like_native_ones(famil
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('positions', BOUNDED)
 def test_an_answer_sees_every_part_at_its_true_distance_up_to_the_limit(family, positions, backbones, frames):
-    stream = VideoStream(backbones[family], 'statekv(16)', chunk_tokens=40, positions=positions)
+    stream = VideoStream(backbones[family], 'statekv(16)', positions=positions)
     run(stream, frames, until=3 * MAX_POSITION, seconds=1.5)
-    snapshot, limit = take_snapshot(stream, parse_answer_policy('all'), (None, None)), stream.positions.limit
-    true = [snapshot.position - view.position for view in snapshot.views]
-    seen = [snapshot.position - snapshot.shift + turn - (view.position - view.shift)
-            for view, turn in zip(snapshot.views, snapshot.turns(limit))]
+    snapshot, limit = take_snapshot(stream.seen(), parse_answer_policy('all'), (None, None)), stream.positions.limit
+    true = [snapshot.seen.position - view.position for view in snapshot.views]
+    seen = [snapshot.position + snapshot.turn(view.position, view.shift) - (view.position - view.shift)
+            for view in snapshot.views]
     assert seen == [min(distance, limit) for distance in true] and min(true) < limit < max(true)
 
 
@@ -246,7 +246,7 @@ def test_an_answer_sees_every_part_at_its_true_distance_up_to_the_limit(family, 
 @pytest.mark.parametrize('answer_policy', ['all', 'state', 'last(3)'])
 def test_an_answer_reads_the_moment_of_asking_through_later_shifts(positions, answer_policy, backbones, frames):
     def stream():
-        stream = VideoStream(backbones['qwen3_vl'], 'statekv(20)', chunk_tokens=40, positions=positions)
+        stream = VideoStream(backbones['qwen3_vl'], 'statekv(20)', positions=positions)
         return stream, run(stream, frames, until=MAX_POSITION + 40)
 
     quiet, _ = stream()
@@ -266,7 +266,7 @@ def test_an_answer_reads_the_moment_of_asking_through_later_shifts(positions, an
 @pytest.mark.parametrize('positions', BOUNDED)
 def test_streams_that_interleave_equal_streams_alone_bit_for_bit(positions, backbones, frames):
     def streams():
-        return [VideoStream(backbones['internvl'], f'statekv({budget})', chunk_tokens=40, positions=positions)
+        return [VideoStream(backbones['internvl'], f'statekv({budget})', positions=positions)
                 for budget in (20, 30)]
 
     together, alone = streams(), streams()
@@ -278,7 +278,7 @@ def test_streams_that_interleave_equal_streams_alone_bit_for_bit(positions, back
             stream.step(frames[start + index % 24], (index + 1) * SECOND)
     for one, other in zip(together, alone):
         assert one.shift == other.shift > 0
-        for a, b in zip(one.detailed.view(lambda record: True)[0], other.detailed.view(lambda record: True)[0]):
+        for a, b in zip(one.detailed.views(), other.detailed.views()):
             assert torch.equal(a.key, b.key) and torch.equal(a.value, b.value)
         assert one.answer(QUESTION, max_tokens=4).token_ids == other.answer(QUESTION, max_tokens=4).token_ids
 
@@ -294,7 +294,7 @@ def test_a_step_interrupted_after_keys_were_moved_leaves_a_sound_memory(position
             calls += 1
             return calls > stop_in
 
-        stream, dropped = VideoStream(backbones['llava_onevision'], 'statekv(20)', chunk_tokens=40, cancelled=cancelled,
+        stream, dropped = VideoStream(backbones['llava_onevision'], 'statekv(20)', cancelled=cancelled,
                                       positions=positions), set()
         for index in range(40):
             if index in missing:
@@ -323,7 +323,7 @@ def test_a_pause_longer_than_the_context_is_survived(positions, pause_s, backbon
     """Qwen2.5-VL counts seconds, so a camera that was away comes back at a far position."""
     backbone = backbones['qwen2_5_vl']
     seen = given_positions(backbone)
-    stream = VideoStream(backbone, 'statekv(16)', chunk_tokens=40, positions=positions)
+    stream = VideoStream(backbone, 'statekv(16)', positions=positions)
     for index in range(40):
         stream.step(frames[index % 32], int(((index + 1) * 0.5 + (index // 20) * pause_s) * SECOND))
     assert all(0 <= low and high < stream.positions.limit for low, high in seen)
@@ -345,7 +345,7 @@ def test_keys_in_bf16_are_rounded_no_further_however_long_they_are_carried(tmp_p
         assert all(torch.equal(now[token], written[token]) for token in now.keys() & written.keys())
         written = {token: written.get(token, key) for token, key in now.items()}
     oldest = min(ordinal for _, _, ordinal in written)
-    assert oldest < stream.next_ordinal - 200, 'some token should have been turned many times'
+    assert oldest < stream.seen().ordinal - 200, 'some token should have been turned many times'
 
 
 def test_bad_position_policies_are_named(backbones, frames):

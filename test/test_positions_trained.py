@@ -63,7 +63,7 @@ def test_an_old_fact_stays_readable_four_times_past_the_trained_context(backbone
                 return hidden
 
             backbone.forward = forward
-            stream = VideoStream(lockstep, 'statekv(36)', chunk_tokens=512, positions=positions)
+            stream = VideoStream(lockstep, 'statekv(36)', positions=positions)
             frames = zip(*(patrol_frames(patrol, seed, 64, 64) for seed, patrol in enumerate(made)))
             for number, shown in enumerate(frames):
                 stream.step(np.concatenate([frame for _, frame in shown]), SECOND + shown[0][0])

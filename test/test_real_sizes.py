@@ -25,7 +25,7 @@ def test_a_step_runs_at_true_widths(name):
     stream = VideoStream(backbone, 'statekv(64)')
     frame = np.random.default_rng(0).integers(0, 256, (*FRAME, 3), dtype=np.uint8)
     report = [stream.step(frame, index + 1) for index in range(backbone.frames_per_step)][-1]
-    views, (*_, record) = stream.detailed.view(lambda record: True)
+    views, (*_, record) = stream.detailed.views(), stream.detailed.records()
     assert record.visual_tokens == VISUAL_TOKENS[row.family]
     assert report.step_tokens == backbone.step_tokens(*FRAME)
     assert report.state_tokens == min(64, report.detailed_tokens)

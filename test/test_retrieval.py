@@ -24,7 +24,7 @@ def stamp(index: int) -> int:
 
 
 def stream_of(backbone, frames, count: int, policy: str = 'statekv(30)', **options) -> VideoStream:
-    stream = VideoStream(backbone, policy, chunk_tokens=60, **options)
+    stream = VideoStream(backbone, policy, **options)
     for index in range(count):
         stream.step(frames[index % len(frames)], stamp(index))
     return stream
@@ -162,27 +162,45 @@ def test_a_time_span_bounds_what_can_be_retrieved(backbones, frames):
 
 def test_ties_go_to_the_earlier_step(backbones, frames):
     stream = stream_of(backbones['internvl'], frames, 20)
-    for block in stream.detailed.blocks(lambda record: True):
-        block.chunk.means = torch.ones_like(block.chunk.means)
+    for step in stream.detailed.steps(lambda record: True):
+        step.mean = torch.ones_like(stream.detailed.mean_key(step))
     assert set(map(tuple, finished(stream, 'retrieve(4)')._retrieval.chosen.values())) == {(0, 1, 2, 3)}
 
 
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('tokens', [1, 3])
 def test_slices_and_frames_that_come_meanwhile_change_nothing(family, tokens, backbones, frames):
-    """The stream even forgets meanwhile what is being read."""
-    bound = 3 * 60 * backbones[family].kv_bytes_per_token
-    whole = finished(stream_of(backbones[family], frames, 41, max_detailed_bytes=bound), 'retrieve(2)').result()
-    stream = stream_of(backbones[family], frames, 41, max_detailed_bytes=bound)
-    answering, index = stream.begin_answer(QUESTION, 'retrieve(2)', max_tokens=4, evidence=99), 41
-    forgotten = stream.forgotten_frames
+    whole = finished(stream_of(backbones[family], frames, 41), 'retrieve(2)').result()
+    stream, index = stream_of(backbones[family], frames, 41), 41
+    answering = stream.begin_answer(QUESTION, 'retrieve(2)', max_tokens=4, evidence=99)
     while not answering.advance(tokens):
         for _ in range(6):
             stream.step(frames[index % 32], stamp(index))
             index += 1
-    assert answering.result().token_ids == whole.token_ids and stream.forgotten_frames > forgotten
+    assert answering.result().token_ids == whole.token_ids
     assert [(e.first_stamp_ns, round(e.share, 5)) for e in answering.result().evidence] == \
         [(e.first_stamp_ns, round(e.share, 5)) for e in whole.evidence]
+
+
+@pytest.mark.parametrize('answer_policy', ['retrieve(2)', 'all', 'sparse(30)', 'last(30)'])
+def test_what_is_overwritten_meanwhile_is_not_read_any_more(answer_policy, backbones, frames, monkeypatch):
+    """A bound of 20 steps, and 60 new ones while the answer is decoded: what it read at first is gone, and no newer frame shows."""
+    backbone = backbones['internvl']
+    bound = 20 * backbone.step_tokens(64, 64) * backbone.kv_bytes_per_token
+    stream = stream_of(backbone, frames, 40, max_detailed_bytes=bound)
+    answering = stream.begin_answer(QUESTION, answer_policy, max_tokens=6, evidence=99)
+    for index in range(40, 100):
+        stream.step(frames[index % 32], stamp(index))
+        if index % 4 == 0:
+            answering.advance(2)
+    assert stream.detailed.overwritten > answering._seen.ordinal
+    poisoned = stream.detailed.rows()
+    with torch.inference_mode():
+        poisoned[0].fill_(float('nan'))
+    while not answering.advance(2):
+        pass
+    assert len(answering.token_ids) == 6 or answering.finish_reason == 'stop'
+    assert torch.isfinite(torch.tensor([evidence.share for evidence in answering.result().evidence])).all()
 
 
 def test_a_question_before_the_first_whole_step_reads_the_waiting_frame(backbones, frames):

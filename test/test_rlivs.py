@@ -11,8 +11,8 @@ from rlivs_definition import (PROMPT, QUESTION, SMALL, TEXTS, backbone, contents
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.errors import FrameError, Interrupted, PolicyError, QuestionError
-from statekv_ros.memory.rlivs import CaptionMemory, parse_rlivs
-from statekv_ros.memory.rlivs.options import pick_layers
+from statekv_ros.evaluation.rlivs import CaptionMemory, parse_rlivs
+from statekv_ros.evaluation.rlivs.options import pick_layers
 
 
 @pytest.mark.parametrize('model, score_layers, layers', [

@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from rlivs_definition import (QUESTION, TEXTS, backbone, contents, definitions, frames, memory_of, stamp,  # noqa: F401
                               written)
 from statekv_ros.errors import QuestionError
-from statekv_ros.memory.rlivs.long_term import Caption, retrieve
+from statekv_ros.evaluation.rlivs.long_term import Caption, retrieve
 
 
 def captions_of(embeddings: np.ndarray, lengths: list[int]) -> list[Caption]:

@@ -16,14 +16,14 @@ def stamp(index: int) -> int:
 
 
 def stream_of(backbone, frames, policy='statekv(20)', **options) -> VideoStream:
-    stream = VideoStream(backbone, policy, **{'chunk_tokens': 40, **options})
+    stream = VideoStream(backbone, policy, **options)
     for index, frame in enumerate(frames):
         stream.step(frame, stamp(index))
     return stream
 
 
 def cache_of(stream) -> torch.Tensor:
-    return torch.cat([view.key for view in stream.detailed.view(lambda record: True)[0]], dim=2)
+    return torch.cat([view.key for view in stream.detailed.views()], dim=2)
 
 
 @pytest.mark.parametrize('policy', ['statekv(20)', 'statekv(5)', 'window(4)', 'window(1)', 'full', 'none'])
@@ -38,13 +38,13 @@ def test_every_policy_reports_what_it_holds(policy, backbone, frames):
                'full': prefix + sum(tokens), 'none': 0}[policy]
     assert reports[-1].state_tokens == carried
     assert reports[-1].detailed_tokens == prefix + sum(tokens)
-    assert reports[-1].detailed_bytes == reports[-1].detailed_tokens * backbone.kv_bytes_per_token
+    assert reports[-1].detailed_bytes == stream.detailed.bytes > reports[-1].detailed_tokens * backbone.kv_bytes_per_token
     assert (reports[0].first_stamp_ns, reports[-1].last_stamp_ns) == (stamp(0), stamp(19))
 
 
 def test_asking_never_disturbs_watching(backbone, frames):
     quiet = stream_of(backbone, frames[:20])
-    asked = VideoStream(backbone, 'statekv(20)', chunk_tokens=40)
+    asked = VideoStream(backbone, 'statekv(20)')
     open_answers = []
     for index, frame in enumerate(frames[:20]):
         asked.step(frame, stamp(index))
@@ -261,17 +261,16 @@ def test_reset_forgets_and_ends_open_answers(backbone, frames):
 
 
 def test_a_bound_on_the_detailed_cache_forgets_the_oldest_and_says_so(backbone, frames):
-    chunk = 40
-    bound = 3 * chunk * backbone.kv_bytes_per_token
-    stream = VideoStream(backbone, 'statekv(20)', chunk_tokens=chunk, max_detailed_bytes=bound)
+    bound = 120 * backbone.kv_bytes_per_token
+    stream = VideoStream(backbone, 'statekv(20)', max_detailed_bytes=bound)
     for index in range(60):
         stream.step(frames[index % 32], stamp(index))
-        assert stream.detailed.allocated_bytes <= bound + backbone.prefix().tokens * backbone.kv_bytes_per_token
+        assert 2 * stream.detailed.rows()[0].nbytes <= bound
     assert stream.forgotten_frames > 0 and stream.frames == 60 - stream.forgotten_frames
     answer = stream.answer(QUESTION, max_tokens=3)
     assert answer.frames_covered == stream.frames and answer.first_stamp_ns == stream.first_stamp_ns > stamp(0)
     with pytest.raises(ParameterError, match='max_detailed_mb'):
-        VideoStream(backbone, chunk_tokens=chunk, max_detailed_bytes=chunk * backbone.kv_bytes_per_token)
+        VideoStream(backbone, max_detailed_bytes=40 * backbone.kv_bytes_per_token)
 
 
 @pytest.mark.parametrize('text', ['statekv', 'statekv()', 'statekv(0)', 'statekv(-5)', 'statekv(nan)', 'statekv(4.5)', 'window',

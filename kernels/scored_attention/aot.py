@@ -50,8 +50,6 @@ def compile_pass(name: str, capability: int, head_dim: int, group: int, dtype: s
         capability: 90 for compute capability 9.0.
         dtype: 'bf16', 'fp16' or 'fp32', as Triton writes them.
     """
-    if not isinstance(forward_kernel, triton.JITFunction):
-        raise RuntimeError('kernels can be compiled only where TRITON_INTERPRET is not set')
     kernel = {'mass': mass_kernel, 'combine': combine_kernel}.get(name, forward_kernel)
     tile = tile_of(name, capability, head_dim, dtype)
     constants = {'GROUP': group, 'HEAD_DIM': head_dim, 'HEAD_BLOCK': head_block(head_dim), 'ROWS': tile.rows,
@@ -69,6 +67,18 @@ def compile_pass(name: str, capability: int, head_dim: int, group: int, dtype: s
         # As at a launch: allocations are aligned, and strides are multiples of a head dim that is one of 16.
         if argument in pointers or re.fullmatch(r'[qkvop]_(split|batch|head|row)', argument) and head_dim % 16 == 0:
             attributes[index,] = [['tt.divisibility', 16]]
+    return compiled_usage(kernel, signature, values, attributes, capability, tile)
+
+
+def compiled_usage(kernel: triton.JITFunction, signature: dict, values: dict, attributes: dict, capability: int,
+                   tile: Tile) -> Usage:
+    """Compile a kernel, its arguments given as Triton's ASTSource wants them, and look at what came out.
+
+    Raises:
+        RuntimeError: Triton's interpreter is on.
+    """
+    if not isinstance(kernel, triton.JITFunction):
+        raise RuntimeError('kernels can be compiled only where TRITON_INTERPRET is not set')
     compiled = triton.compile(ASTSource(kernel, signature, values, attributes), target=GPUTarget('cuda', capability, 32),
                               options={'num_warps': tile.warps, 'num_stages': tile.stages, 'enable_fp_fusion': True})
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:

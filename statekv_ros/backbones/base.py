@@ -9,6 +9,7 @@ import torch
 
 from statekv_ros.backbones.size import ModelSize
 from statekv_ros.backbones.upload import to_device
+from statekv_ros.kernels.paged_attention import Rope
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,11 @@ class Backbone(ABC):
         """Keys or queries [..., tokens, head_dim] as they are before any rotation, from those at `positions` (as in
         `TokenInputs`).
         """
+
+    @property
+    @abstractmethod
+    def rope(self) -> Rope:
+        """How keys turn with their positions, for kernels."""
 
     @abstractmethod
     def starts(self, inputs: TokenInputs) -> torch.Tensor:

@@ -16,6 +16,7 @@ from statekv_ros.backbones.rope import freeze_rope, rotate
 from statekv_ros.backbones.size import ModelSize
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.errors import ModelError
+from statekv_ros.kernels.paged_attention import Rope
 
 
 class Family(Backbone):
@@ -192,6 +193,10 @@ class Family(Backbone):
     def unrotated(self, vectors: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         per_axis = positions.reshape(-1, positions.shape[-1])
         return rotate(vectors, -per_axis[self._axes].T.float() * self._frequencies)
+
+    @property
+    def rope(self) -> Rope:
+        return Rope(self._frequencies, self._stream_frequencies, self._axes)
 
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         positions = inputs.positions.reshape(-1, inputs.tokens)

@@ -11,11 +11,11 @@ from statekv_ros.bench.grown_cache import GrownCache
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.capacity import available_memory, gigabytes
 from statekv_ros.memory.clock import PhaseClock
-from statekv_ros.memory.positions import StepPlace
+from statekv_ros.memory.carried.positions import StepPlace
 from statekv_ros.memory.recorded import CudaRecorder, RecordedStep
 from statekv_ros.memory.records import StepRecord
 
-_CHUNK_TOKENS = 1024
+_HELD_TOKENS = 1024
 _FOR_THE_CACHE = .6  # of what is free; the rest is for the steps' own memory
 
 
@@ -53,8 +53,8 @@ class Step:
 
     def statekv(self, budget: int, frame: int) -> Variant:
         """A step over the state as it would be: at most `budget` tokens, and full where this step would fill it."""
-        stream = VideoStream(self.backbone, f'statekv({budget})', chunk_tokens=_CHUNK_TOKENS, cuda_graph=self._cuda_graph,
-                             max_detailed_bytes=2 * _CHUNK_TOKENS * self.backbone.kv_bytes_per_token)
+        stream = VideoStream(self.backbone, f'statekv({budget})', cuda_graph=self._cuda_graph,
+                             max_detailed_bytes=2 * _HELD_TOKENS * self.backbone.kv_bytes_per_token)
         runner = stream.graphs or self.backbone
         carried = self.seen_tokens(frame)
         full = carried + self.staged(frame).tokens > budget

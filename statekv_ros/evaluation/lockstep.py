@@ -13,10 +13,11 @@ import torch
 from statekv_ros.backbones.base import AttentionMemory, Backbone, TokenInputs
 from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import QuestionError
+from statekv_ros.kernels.paged_attention import Rope
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.policies import AnswerPolicy
-from statekv_ros.memory.reading import Part, Reading
-from statekv_ros.memory.snapshot import take_snapshot
+from statekv_ros.memory.answering.reading import read_snapshot
+from statekv_ros.memory.answering.snapshot import take_snapshot
 
 
 class Lockstep(Backbone):
@@ -77,6 +78,10 @@ class Lockstep(Backbone):
     def unrotated(self, vectors: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         return self.inner.unrotated(vectors, positions)
 
+    @property
+    def rope(self) -> Rope:
+        return self.inner.rope
+
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         return self.inner.starts(inputs)
 
@@ -127,14 +132,13 @@ def answer_together(stream: VideoStream, questions: Sequence[str], answer_policy
     if len(set(map(len, asked))) > 1:
         raise QuestionError(f'questions asked together need equally many tokens, got {sorted(set(map(len, asked)))}: ask those '
                             'of one length at a time')
-    snapshot = take_snapshot(stream, answer_policy, (None, None))
-    if snapshot.pending is not None:
+    snapshot = take_snapshot(stream.seen(), answer_policy, (None, None))
+    if snapshot.pending:
         raise QuestionError('a frame waits for its partner: ask after a whole step')
     if answer_policy.kind == 'retrieve':
         raise QuestionError('videos in lockstep retrieve other steps each: ask one video at a time, see video_of')
-    parts = [Part(view, turn) for view, turn in zip(snapshot.views, snapshot.turns(stream.positions.limit))]
-    reading = Reading(lockstep, parts, snapshot.ordinal, lambda: False)
-    position, told = snapshot.position - snapshot.shift, [[] for _ in questions]
+    reading = read_snapshot(snapshot)
+    position, told = snapshot.position, [[] for _ in questions]
     running = set(range(len(questions)))
     for _ in range(max_tokens):
         inputs = lockstep.embed_each(asked, position)

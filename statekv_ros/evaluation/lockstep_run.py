@@ -18,7 +18,6 @@ from statekv_ros.evaluation.schema import Question, Video
 from statekv_ros.memory import VideoStream, parse_answer_policy
 
 _NS = 10**9
-_CHUNK_TOKENS = 512        # a token of many videos is large
 _WORTH_IT = 1 / 6          # share of the videos that must ask at once for asking together to cost less than one by one
 
 
@@ -55,7 +54,7 @@ class Group:
 def run_together(group: Group, job: Job, max_tokens: int) -> list[dict]:
     """A result for each video of the job; see `run.run_job`."""
     lockstep = group.lockstep
-    stream = VideoStream(lockstep, job.policy.prefill, chunk_tokens=_CHUNK_TOKENS, cuda_graph='off')
+    stream = VideoStream(lockstep, job.policy.prefill, cuda_graph='off')
     size = lockstep.inner.size(*group.size)
     waiting = sorted(((question.ask_at, row, number, question) for row, video in enumerate(group.videos)
                       for number, question in enumerate(video.questions)), key=lambda entry: entry[:3])

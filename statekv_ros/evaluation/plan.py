@@ -134,7 +134,7 @@ def model_digest(model: str) -> str:
 def _parse_pair(text: str) -> tuple[str, str]:
     prefill, times, answer = (part.strip() for part in text.partition(' x '))
     if prefill.startswith(RLIVS):
-        from statekv_ros.memory.rlivs import parse_rlivs
+        from statekv_ros.evaluation.rlivs import parse_rlivs
         if times:
             raise PolicyError(f'{RLIVS} answers from its captions only, so it takes no answer policy: got {text!r}')
         return (RLIVS if parse_rlivs(prefill) else f'{RLIVS}(norecurrence)'), CAPTIONS

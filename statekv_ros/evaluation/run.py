@@ -35,7 +35,7 @@ def make_memory(backbone: Backbone, policy: Policy):
     """
     if not policy.is_rlivs:
         return VideoStream(backbone, policy.prefill)
-    from statekv_ros.memory.rlivs import CaptionMemory
+    from statekv_ros.evaluation.rlivs import CaptionMemory
     return CaptionMemory(backbone, recurrent='norecurrence' not in policy.prefill)
 
 

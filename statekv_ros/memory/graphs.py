@@ -15,7 +15,7 @@ from statekv_ros.errors import Interrupted, ParameterError
 from statekv_ros.memory.recorded import CudaRecorder, RecordedStep, Recorder
 
 if TYPE_CHECKING:
-    from statekv_ros.memory.state import CompressedState
+    from statekv_ros.memory.carried.state import CompressedState
     from statekv_ros.memory.stream import VideoStream
 
 CUDA_GRAPH = ('auto', 'off')

@@ -1,50 +1,81 @@
-"""Camera frames one by one, gathered until there are enough for the memory's next piece of work."""
-from abc import ABC, abstractmethod
+"""Camera frames one by one, prepared and gathered until there are enough for the memory's next piece of work."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.memory.clock import PhaseClock
-from statekv_ros.memory.records import StepReport
-from statekv_ros.memory.snapshot import PendingFrames
 from statekv_ros.memory.stamps import StreamTime, check_frame
 
 
-class FrameIntake(ABC):
-    """Base of the memories; `flush` works on what was gathered and leaves `_pending` empty.
+@dataclass
+class PendingFrames:
+    """Prepared frames that wait until there are enough of them for a step; `failed`: one with them in it failed."""
+    frames: list[np.ndarray] = field(default_factory=list)
+    stamps_ns: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    preprocess_ms: float = 0.0
+    segment: int = 0
+    failed: bool = False
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def add(self, frame: np.ndarray, stamp_ns: int, seconds: float, preprocess_ms: float) -> None:
+        self.frames.append(frame)
+        self.stamps_ns.append(stamp_ns)
+        self.seconds.append(seconds)
+        self.preprocess_ms += preprocess_ms
+
+    def copy(self) -> PendingFrames:
+        return PendingFrames([*self.frames], [*self.stamps_ns], [*self.seconds], self.preprocess_ms, self.segment, self.failed)
+
+    def after_failure(self) -> PendingFrames:
+        """What waits again when their step failed: all but the newest, once. Were they at fault, every later step would fail too."""
+        if self.failed or len(self) < 2:
+            return PendingFrames()
+        return PendingFrames(self.frames[:-1], self.stamps_ns[:-1], self.seconds[:-1], self.preprocess_ms, self.segment, True)
+
+
+class FrameIntake:
+    """Checks and prepares frames, and keeps those that wait.
 
     Attributes:
-        backbone: prepares the frames.
+        pending: frames that wait.
+        time: stamps so far.
     """
-    backbone: Backbone
-    _pending: PendingFrames
-    _time: StreamTime
 
-    @abstractmethod
-    def flush(self) -> StepReport | None:
-        """Work on the frames that wait, as few as they are; None when none waits."""
+    def __init__(self, backbone: Backbone):
+        self.pending = PendingFrames()
+        self.time = StreamTime()
+        self._backbone = backbone
 
-    def _take(self, frame: np.ndarray, stamp_ns: int, preprocess_ms: float, wanted: int) -> StepReport | None:
-        """Take a frame, and flush when `wanted` are there. One of another size or segment than those that wait flushes first.
-
-        Returns:
-            The report of what was flushed, or None.
+    def prepare(self, frame: np.ndarray, stamp_ns: int) -> tuple[np.ndarray, float]:
+        """The frame as the model wants it, and the ms that took.
 
         Raises:
             FrameError: not an image, or a stamp that is not positive or the same as the last one.
         """
-        check_frame(frame, stamp_ns, self._time.last_ns)
+        check_frame(frame, stamp_ns, self.time.last_ns)
         clock = PhaseClock(torch.device('cpu'))
-        prepared = self.backbone.prepare(frame)
+        prepared = self._backbone.prepare(frame)
         clock.mark()
-        unfit = self._pending and (self._pending.frames[0].shape != prepared.shape or self._time.goes_back(stamp_ns))
-        try:
-            report = self.flush() if unfit else None
-        except BaseException:
-            self._pending = PendingFrames()     # none of them can share a step with this frame, which itself is a good one
-            raise
-        finally:
-            self._pending.add(prepared, stamp_ns, self._time.advance(stamp_ns), preprocess_ms + clock.phases_ms()[0])
-            self._pending.segment = self._time.segment
-        return report if len(self._pending) < wanted else self.flush()
+        return prepared, clock.phases_ms()[0]
+
+    def parts_from(self, prepared: np.ndarray, stamp_ns: int) -> bool:
+        """Whether frames wait that cannot be in one step with this one: of another size, or of another segment."""
+        return bool(self.pending) and (self.pending.frames[0].shape != prepared.shape or self.time.goes_back(stamp_ns))
+
+    def add(self, prepared: np.ndarray, stamp_ns: int, preprocess_ms: float) -> int:
+        """Let a prepared frame wait with the others; how many wait now."""
+        self.pending.add(prepared, stamp_ns, self.time.advance(stamp_ns), preprocess_ms)
+        self.pending.segment = self.time.segment
+        return len(self.pending)
+
+    def take(self) -> PendingFrames:
+        """The frames that wait, which then do so no longer."""
+        pending, self.pending = self.pending, PendingFrames()
+        return pending

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statekv_ros.errors import PolicyError
 
 UNLIMITED = 2**31 - 1
-_ANSWER_EXAMPLES = 'all, state, last(4) or retrieve(64)'
+_ANSWER_EXAMPLES = 'all, sparse(4096), state, last(4) or retrieve(64)'
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,16 @@ class PrefillPolicy:
 
 @dataclass(frozen=True)
 class AnswerPolicy:
-    """`all` of the detailed cache; `retrieve(k)`: in every layer the k frame steps that are nearest to the question;
+    """`all` of the detailed cache; `sparse(n)`: in every layer, KV head and pass the pages that the pass wants most, n tokens of
+    them; `retrieve(k)`: in every layer the k frame steps that are nearest to the question;
     `state`: the carried tokens only; `last(n)`: the newest n frames."""
     kind: str
     last_frames: int = 0
     retrieved_steps: int = 0
+    loaded_tokens: int = 0
 
     def __str__(self) -> str:
-        argument = self.last_frames or self.retrieved_steps
+        argument = self.last_frames or self.retrieved_steps or self.loaded_tokens
         return f'{self.kind}({argument})' if argument else self.kind
 
 
@@ -50,7 +52,7 @@ def parse_prefill_policy(text: str) -> PrefillPolicy:
 
 
 def parse_answer_policy(text: str) -> AnswerPolicy:
-    """Parse `all`, `state`, `last(n)` or `retrieve(k)`.
+    """Parse `all`, `sparse(n)`, `state`, `last(n)` or `retrieve(k)`.
 
     Raises:
         PolicyError: unknown name, or an argument that is missing, not a whole number or not positive.
@@ -58,6 +60,8 @@ def parse_answer_policy(text: str) -> AnswerPolicy:
     name, argument = _split(text, 'answer policy', _ANSWER_EXAMPLES)
     if name == 'last':
         return AnswerPolicy('last', last_frames=_positive(argument, text, 'last', 'frames', 'last(4)'))
+    if name == 'sparse':
+        return AnswerPolicy('sparse', loaded_tokens=_positive(argument, text, 'sparse', 'tokens', 'sparse(4096)'))
     if name == 'retrieve':
         steps = _positive(argument, text, 'retrieve', 'frame steps', 'retrieve(64)')
         return AnswerPolicy('retrieve', retrieved_steps=steps)

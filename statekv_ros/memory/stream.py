@@ -6,20 +6,20 @@ import torch
 
 from statekv_ros.backbones.base import Backbone, TokenInputs
 from statekv_ros.errors import Interrupted, QuestionError
-from statekv_ros.memory.answering import Answering
+from statekv_ros.memory.answering.decoding import Answering
 from statekv_ros.memory.carried import make_carried
 from statekv_ros.memory.clock import PhaseClock
-from statekv_ros.memory.detailed import DetailedCache
+from statekv_ros.memory.detailed.cache import PAGE_TOKENS, DetailedCache
+from statekv_ros.memory.detailed.index import DEFAULT_INDEX
 from statekv_ros.memory.graphs import make_graphs
-from statekv_ros.memory.intake import FrameIntake
+from statekv_ros.memory.intake import FrameIntake, PendingFrames
 from statekv_ros.memory.policies import AnswerPolicy, PrefillPolicy, parse_answer_policy, parse_prefill_policy
-from statekv_ros.memory.positions import StepPlace, parse_positions
+from statekv_ros.memory.carried.positions import StepPlace, parse_positions
 from statekv_ros.memory.records import AnswerResult, StepRecord, StepReport
-from statekv_ros.memory.snapshot import PendingFrames, take_snapshot
-from statekv_ros.memory.stamps import StreamTime
+from statekv_ros.memory.answering.snapshot import Seen, take_snapshot
 
 
-class VideoStream(FrameIntake):
+class VideoStream:
     """Frames of one camera through one backbone; many streams may share the backbone. Not for several threads at once.
 
     Attributes:
@@ -32,16 +32,17 @@ class VideoStream(FrameIntake):
     """
 
     def __init__(self, backbone: Backbone, prefill_policy: str | PrefillPolicy = 'statekv(4096)',
-                 answer_policy: str | AnswerPolicy = 'all', chunk_tokens: int = 4096, max_detailed_bytes: int = 0,
-                 cancelled: Callable[[], bool] = lambda: False, positions: str = '', cuda_graph: str = 'auto'):
+                 answer_policy: str | AnswerPolicy = 'all', max_detailed_bytes: int = 0,
+                 cancelled: Callable[[], bool] = lambda: False, positions: str = '', cuda_graph: str = 'auto',
+                 page_tokens: int = PAGE_TOKENS, index: str = DEFAULT_INDEX):
         """
         Args:
             positions: `native`, `contiguous`, `lazy_shift`, or '' for the default; see the module `positions`.
-            chunk_tokens: the detailed cache grows by this many tokens at a time.
-            max_detailed_bytes: past this many bytes the oldest chunk of the detailed cache is forgotten; 0: never.
+            max_detailed_bytes: past this many bytes the oldest steps of the detailed cache are forgotten; 0: never.
             cancelled: looked at once per layer; when true, the step or slice in progress ends with `Interrupted` and
                 leaves the memory as it was, without the newest frame of that step. A step replayed as a graph looks once.
             cuda_graph: `auto`: on a GPU, frame steps are replayed as CUDA graphs once the state is full; `off`: never.
+            page_tokens, index: how the detailed cache is cut and described for the answer policy `sparse`.
 
         Raises:
             PolicyError, ParameterError: a policy or a size that cannot work.
@@ -51,7 +52,7 @@ class VideoStream(FrameIntake):
         self.answer_policy = parse_answer_policy(str(answer_policy))
         self.positions = parse_positions(positions, self.prefill_policy, backbone.max_position)
         self.cancelled = cancelled
-        self._chunk_tokens, self._max_detailed_bytes = chunk_tokens, max_detailed_bytes
+        self._detailed_options = max_detailed_bytes, self.positions, page_tokens, index
         self.generation = 0
         self.graphs = make_graphs(cuda_graph, backbone, self.prefill_policy.kind)
         self._clear()
@@ -73,7 +74,15 @@ class VideoStream(FrameIntake):
             Interrupted: `cancelled` said so.
             Exception: whatever else went wrong in the step; see `flush` for what becomes of its frames.
         """
-        return self._take(frame, stamp_ns, preprocess_ms, self.backbone.frames_per_step)
+        prepared, prepare_ms = self._intake.prepare(frame, stamp_ns)
+        try:
+            report = self.flush() if self._intake.parts_from(prepared, stamp_ns) else None
+        except BaseException:
+            self._intake.take()     # none of them can share a step with this frame, which itself is a good one
+            raise
+        finally:
+            waiting = self._intake.add(prepared, stamp_ns, preprocess_ms + prepare_ms)
+        return report if waiting < self.backbone.frames_per_step else self.flush()
 
     @torch.inference_mode()
     def flush(self) -> StepReport | None:
@@ -81,13 +90,13 @@ class VideoStream(FrameIntake):
 
         A step that fails costs its newest frame; the others wait for the next one, unless they were in a failed step before.
         """
-        if not self._pending:
+        pending = self._intake.take()
+        if not pending:
             return None
-        pending, self._pending = self._pending, PendingFrames()
         try:
             return self._run(pending)
         except BaseException:
-            self._pending = pending.after_failure()
+            self._intake.pending = pending.after_failure()
             raise
 
     def _run(self, pending: PendingFrames) -> StepReport:
@@ -132,8 +141,14 @@ class VideoStream(FrameIntake):
         if not 0 <= temperature < float('inf'):
             raise QuestionError(f'temperature must be 0 or a positive number, got {temperature}')
         policy = self.answer_policy if answer_policy is None else parse_answer_policy(str(answer_policy))
-        snapshot = take_snapshot(self, policy, span)
-        return Answering(self, question, snapshot, max_tokens, temperature, seed, evidence)
+        return Answering(take_snapshot(self.seen(), policy, span), question, max_tokens, temperature, seed, evidence)
+
+    def seen(self) -> Seen:
+        """This moment, as far as an answer is concerned."""
+        generation = self.generation
+        return Seen(self.backbone, self.detailed, self.carried.copy, self.positions, self.pending, self._next_position,
+                    self._next_ordinal, self.shift, self._frames, self.steps, str(self.prefill_policy), self.cancelled,
+                    lambda: self.generation == generation)
 
     def answer(self, question: str, **options) -> AnswerResult:
         """`begin_answer` with the same options, decoded to its end."""
@@ -151,12 +166,12 @@ class VideoStream(FrameIntake):
 
     @property
     def frames(self) -> int:
-        return self._frames - self.forgotten_frames + len(self._pending)
+        return self._frames - self.forgotten_frames + len(self.pending)
 
     @property
     def segment(self) -> int:
         """How often header stamps went back."""
-        return self._time.segment
+        return self._intake.time.segment
 
     @property
     def first_stamp_ns(self) -> int | None:
@@ -164,12 +179,12 @@ class VideoStream(FrameIntake):
         oldest = next(self.detailed.records(), None)
         if oldest is not None:
             return oldest.first_stamp_ns
-        return self._pending.stamps_ns[0] if self._pending else None
+        return self.pending.stamps_ns[0] if self.pending else None
 
     @property
     def last_stamp_ns(self) -> int | None:
         """Header stamp of the newest frame held; None before the first."""
-        return self._time.last_ns
+        return self._intake.time.last_ns
 
     @property
     def state_tokens(self) -> int:
@@ -198,7 +213,7 @@ class VideoStream(FrameIntake):
     @property
     def pending(self) -> PendingFrames:
         """Frames that wait for their partner."""
-        return self._pending
+        return self._intake.pending
 
     @property
     def next_position(self) -> int:
@@ -209,16 +224,6 @@ class VideoStream(FrameIntake):
     def shift(self) -> int:
         """How far left of its virtual position the model is given a token."""
         return self.carried.shift
-
-    @property
-    def next_frame(self) -> int:
-        """Number in the stream, from 0, of the first frame of the next step."""
-        return self._frames
-
-    @property
-    def next_ordinal(self) -> int:
-        """Stream index of the next token."""
-        return self._next_ordinal
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                scale: float) -> torch.Tensor:
@@ -232,9 +237,8 @@ class VideoStream(FrameIntake):
         if self.graphs is not None:
             self.graphs.clear()
         self.carried = make_carried(self.backbone, self.prefill_policy, self.positions)
-        self.detailed = DetailedCache(self.backbone, self._chunk_tokens, self._max_detailed_bytes, self.positions)
-        self._pending = PendingFrames()
-        self._time = StreamTime()
+        self.detailed = DetailedCache(self.backbone, *self._detailed_options)
+        self._intake = FrameIntake(self.backbone)
         self.steps = 0
         self._frames = 0
         self._next_position = self._next_ordinal = 0

@@ -2,7 +2,7 @@
 
 Written from the paper's description alone. Its authors state that a patent on the method is pending.
 """
-from statekv_ros.memory.rlivs.caption_memory import CaptionMemory
-from statekv_ros.memory.rlivs.options import parse_rlivs
+from statekv_ros.evaluation.rlivs.caption_memory import CaptionMemory
+from statekv_ros.evaluation.rlivs.options import parse_rlivs
 
 __all__ = ['CaptionMemory', 'parse_rlivs']

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from statekv_ros.backbones.family import Family
-from statekv_ros.memory.snapshot import PendingFrames
+from statekv_ros.memory.intake import PendingFrames
 
 SEPARATOR = ' .'
 

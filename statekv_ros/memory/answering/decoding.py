@@ -1,21 +1,15 @@
 """An answer in the making: the question's tokens and then the answer's own, decoded in slices over a snapshot."""
-from __future__ import annotations
-
 import math
 import time
-from typing import TYPE_CHECKING
 
 import torch
 
 from statekv_ros.backbones.base import TokenInputs
 from statekv_ros.errors import ModelError, QuestionError
-from statekv_ros.memory.reading import Part, Reading
+from statekv_ros.memory.answering.reading import read_snapshot
 from statekv_ros.memory.records import AnswerResult, StepRecord
-from statekv_ros.memory.retrieval import Retrieval
-from statekv_ros.memory.snapshot import Snapshot
-
-if TYPE_CHECKING:
-    from statekv_ros.memory.stream import VideoStream
+from statekv_ros.memory.answering.retrieval import Retrieval
+from statekv_ros.memory.answering.snapshot import Snapshot
 
 # Below it the most likely token has all the probability anyway, and logits divided by it may overflow.
 _GREEDY_BELOW = 1e-6
@@ -30,35 +24,23 @@ class Answering:
         token_ids: the answer's tokens so far.
     """
 
-    def __init__(self, stream: VideoStream, question: str, snapshot: Snapshot, max_tokens: int, temperature: float,
-                 seed: int, evidence: int):
+    def __init__(self, snapshot: Snapshot, question: str, max_tokens: int, temperature: float, seed: int, evidence: int):
         self.question = question
         self.finish_reason = ''
         self.token_ids: list[int] = []
-        self._stream, self._backbone, self._snapshot = stream, stream.backbone, snapshot
+        self._snapshot, self._seen, self._backbone = snapshot, snapshot.seen, snapshot.seen.backbone
         self._max_tokens, self._temperature, self._evidence = max_tokens, temperature, evidence
         self._random = torch.Generator().manual_seed(seed % 2**63)
-        self._position, self._end = snapshot.position - snapshot.shift, stream.positions.end  # as the model is given them
-        limit = stream.positions.limit
-        if snapshot.policy.kind == 'retrieve':
-            self._retrieval = Retrieval(self._backbone, snapshot.blocks, snapshot.policy.retrieved_steps, self._position,
-                                        limit)
-            parts = self._retrieval.prefix()
-        else:
-            self._retrieval = None
-            parts = [Part(view, turn) for view, turn in zip(snapshot.views, snapshot.turns(limit))]
-        self._reading = Reading(self._backbone, parts, snapshot.ordinal, stream.cancelled)
+        self._position, self._end = snapshot.position, self._seen.positions.end     # as the model is given them
+        self._retrieval = Retrieval(snapshot) if snapshot.policy.kind == 'retrieve' else None
+        self._reading = read_snapshot(snapshot)
         self._records = list(snapshot.records)
-        self._waiting_half_step = snapshot.pending is not None
-        if snapshot.position == 0:  # asked before the first whole step: the prefix has not been read by anyone yet
-            self._prefix: TokenInputs | None = self._backbone.prefix()
-        else:
-            self._prefix = None
+        self._waiting_half_step = bool(snapshot.pending)
+        # Asked before the first whole step: the prefix has not been read by anyone yet.
+        self._prefix = self._backbone.prefix() if self._seen.position == 0 else None
         self._prompt = self._backbone.tokenize_question(question)
         self.question_tokens = len(self._prompt)
-        if self._position + self.question_tokens > self._end:
-            raise QuestionError(f'question has {self.question_tokens} tokens, and {max(0, self._end - self._position)} '
-                                'positions are left for it: shorten it')
+        self._require_positions()
         self._begun = time.perf_counter()
         self._prefill_ms = self._decode_ms = self._first_token_ms = 0.0
 
@@ -81,7 +63,7 @@ class Answering:
         """
         if self.finish_reason:
             return True
-        if self._stream.generation != self._snapshot.generation:
+        if not self._seen.is_current():
             raise QuestionError('the memory was reset while this question was being answered: ask again')
         begun = time.perf_counter()
         if self._waiting_half_step:
@@ -119,22 +101,27 @@ class Answering:
             first_stamp_ns=snapshot.first_stamp_ns, last_stamp_ns=snapshot.last_stamp_ns, frames_covered=snapshot.frames,
             evidence=self._reading.evidence(self._records, self._evidence), question_tokens=self.question_tokens,
             answer_tokens=len(self.token_ids), context_tokens=self._reading.tokens, prefill_ms=self._prefill_ms,
-            first_token_ms=self._first_token_ms, decode_ms=self._decode_ms, prefill_policy=snapshot.prefill_policy,
+            first_token_ms=self._first_token_ms, decode_ms=self._decode_ms, prefill_policy=snapshot.seen.prefill_policy,
             answer_policy=str(snapshot.policy), demonstration_model=bool(self._backbone.demonstration))
 
     def _read_half_step(self) -> None:
         """Frames without a partner as a padded step in the private tail; the stream itself will see them with it."""
-        pending, ordinal = self._snapshot.pending, self._snapshot.ordinal
+        seen, pending, ordinal = self._seen, self._snapshot.pending, self._seen.ordinal
         if self._prefix is not None:
             self._read(self._prefix)
             ordinal += self._prefix.tokens
-        shift = self._snapshot.shift
-        inputs = self._backbone.encode(pending.frames, pending.seconds, self._position + shift, self._snapshot.frame_number)
+        inputs = self._backbone.encode(pending.frames, pending.seconds, self._position + seen.shift, seen.frame_number)
         self._records.append(StepRecord(
-            self._stream.steps, pending.segment, pending.stamps_ns[0], pending.stamps_ns[-1], len(pending), ordinal,
+            seen.step_number, pending.segment, pending.stamps_ns[0], pending.stamps_ns[-1], len(pending), ordinal,
             inputs.tokens, inputs.visual_start, inputs.visual_tokens, inputs.start, inputs.next_position))
-        self._read(self._backbone.shifted(inputs, shift))
+        self._read(self._backbone.shifted(inputs, seen.shift))
         self._waiting_half_step = False
+        self._require_positions()
+
+    def _require_positions(self) -> None:
+        if self._position + self.question_tokens > self._end:
+            raise QuestionError(f'question has {self.question_tokens} tokens, and {max(0, self._end - self._position)} '
+                                'positions are left for it: shorten it')
 
     def _decode_one(self) -> None:
         token = self._prompt.pop() if self._prompt else self.token_ids[-1]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from statekv_ros.backbones.base import Backbone
-from statekv_ros.memory.causal import causal_attention
-from statekv_ros.memory.positions import PositionPolicy, StepPlace
+from statekv_ros.memory.carried.causal import causal_attention
+from statekv_ros.memory.carried.positions import PositionPolicy, StepPlace
 
 _FIRST_CAPACITY = 256
 

@@ -5,7 +5,7 @@ import torch
 
 from statekv_ros.backbones.base import TokenInputs
 from statekv_ros.backbones.family import Family
-from statekv_ros.memory.reading import Reading
+from statekv_ros.memory.answering.reading import Reading
 
 
 class Telling:
@@ -19,7 +19,7 @@ class Telling:
     def __init__(self, backbone: Family, cancelled: Callable[[], bool], layers: Collection[int] | None = None):
         """layers: whose attention is noted; None for all."""
         self._backbone = backbone
-        self._reading = Reading(backbone, [], 0, cancelled)
+        self._reading = Reading(backbone, cancelled)
         self._layers = range(backbone.layout.layers) if layers is None else layers
         self._noting = False
         self.position = self.tokens = 0

@@ -65,10 +65,15 @@ class PositionPolicy:
         kind: one of POSITIONS.
         limit: no frame step is given a position at or past it.
         end: no question or answer is given a position at or past it; the room between is theirs.
+        stretch: so many positions of the detailed cache keep their true distances from each other.
     """
     kind: str
     limit: int = _UNBOUNDED
     end: int = _UNBOUNDED
+
+    @property
+    def stretch(self) -> int:
+        return self.limit // 2
 
     def __str__(self) -> str:
         return self.kind

@@ -2,7 +2,7 @@
 import torch
 
 from statekv_ros.backbones.base import KVLayout
-from statekv_ros.memory.positions import PositionPolicy, StepPlace, dense
+from statekv_ros.memory.carried.positions import PositionPolicy, StepPlace, dense
 
 
 class SlotPositions:

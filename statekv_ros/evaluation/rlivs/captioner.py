@@ -8,9 +8,9 @@ from statekv_ros.backbones.base import TokenInputs
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import PolicyError
 from statekv_ros.memory.clock import PhaseClock
-from statekv_ros.memory.rlivs.options import Options
-from statekv_ros.memory.rlivs.telling import Telling
-from statekv_ros.memory.snapshot import PendingFrames
+from statekv_ros.evaluation.rlivs.options import Options
+from statekv_ros.evaluation.rlivs.telling import Telling
+from statekv_ros.memory.intake import PendingFrames
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import torch
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.kernels.scored_attention import scored_attention
 from statekv_ros.kernels.state_update import update_state
-from statekv_ros.memory.positions import PositionPolicy, StepPlace
-from statekv_ros.memory.slot_positions import SlotPositions
+from statekv_ros.memory.carried.positions import PositionPolicy, StepPlace
+from statekv_ros.memory.carried.slot_positions import SlotPositions
 
 _FIRST_CAPACITY = 256
 _SLOT_GROUP = 16

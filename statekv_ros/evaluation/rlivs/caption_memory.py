@@ -10,15 +10,13 @@ from statekv_ros.errors import QuestionError
 from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.intake import FrameIntake
 from statekv_ros.memory.records import AnswerResult, StepReport
-from statekv_ros.memory.rlivs.captioner import Captioner, Kept
-from statekv_ros.memory.rlivs.long_term import Caption, make_caption
-from statekv_ros.memory.rlivs.options import Options, pick_layers
-from statekv_ros.memory.rlivs.text_answer import answer_from_captions
-from statekv_ros.memory.snapshot import PendingFrames
-from statekv_ros.memory.stamps import StreamTime
+from statekv_ros.evaluation.rlivs.captioner import Captioner, Kept
+from statekv_ros.evaluation.rlivs.long_term import Caption, make_caption
+from statekv_ros.evaluation.rlivs.options import Options, pick_layers
+from statekv_ros.evaluation.rlivs.text_answer import answer_from_captions
 
 
-class CaptionMemory(FrameIntake):
+class CaptionMemory:
     """rLiVS (arXiv 2510.17364) with the face of `VideoStream`; not for several threads at once.
 
     Per clip the model is asked for a caption, with the visual tokens kept of past clips before the clip itself. The visual
@@ -80,13 +78,16 @@ class CaptionMemory(FrameIntake):
             PolicyError: a clip of such frames does not fit the model's trained context.
             Interrupted: `cancelled` said so.
         """
-        return self._take(frame, stamp_ns, preprocess_ms, self.options.clip_frames)
+        prepared, prepare_ms = self._intake.prepare(frame, stamp_ns)
+        report = self.flush() if self._intake.parts_from(prepared, stamp_ns) else None
+        waiting = self._intake.add(prepared, stamp_ns, preprocess_ms + prepare_ms)
+        return report if waiting < self.options.clip_frames else self.flush()
 
     def flush(self) -> StepReport | None:
         """Tell the clip as far as it has come; None when no frame waits."""
-        if not self._pending:
+        clip = self._intake.take()
+        if not clip:
             return None
-        clip, self._pending = self._pending, PendingFrames()
         told = self._captioner.tell(clip, self._told_frames, self.selected)
         clock = PhaseClock(self.backbone.device)
         if self.options.recurrent:
@@ -137,19 +138,19 @@ class CaptionMemory(FrameIntake):
     @property
     def frames(self) -> int:
         """Camera frames that the memory holds, those of a filling clip included, forgotten ones not."""
-        return self._told_frames - self.forgotten_frames + len(self._pending)
+        return self._told_frames - self.forgotten_frames + len(self._intake.pending)
 
     @property
     def first_stamp_ns(self) -> int | None:
         """Header stamp of the oldest frame held; None before the first."""
         if self.captions:
             return self.captions[0].first_stamp_ns
-        return self._pending.stamps_ns[0] if self._pending else None
+        return self._intake.pending.stamps_ns[0] if self._intake.pending else None
 
     @property
     def last_stamp_ns(self) -> int | None:
         """Header stamp of the newest frame held; None before the first."""
-        return self._time.last_ns
+        return self._intake.time.last_ns
 
     @property
     def state_tokens(self) -> int:
@@ -169,8 +170,7 @@ class CaptionMemory(FrameIntake):
     def _clear(self) -> None:
         self.captions: deque[Caption] = deque()
         self.selected: deque[Kept] = deque(maxlen=self.options.fifo_clips)
-        self._pending = PendingFrames()
-        self._time = StreamTime()
+        self._intake = FrameIntake(self.backbone)
         self.steps = self.forgotten_frames = self._told_frames = 0
 
     def _readable(self, begin: int | None, end: int | None) -> list[Caption]:
@@ -178,7 +178,7 @@ class CaptionMemory(FrameIntake):
             return (begin is None or first_ns >= begin) and (end is None or last_ns <= end)
 
         captions = [caption for caption in self.captions if in_span(caption.first_stamp_ns, caption.last_stamp_ns)]
-        if self._pending and in_span(self._pending.stamps_ns[0], self._pending.stamps_ns[-1]):
-            told = self._captioner.tell(self._pending, self._told_frames, self.selected)
-            captions.append(make_caption(self.backbone, told.text, self._pending, self.options.max_caption_tokens))
+        if self._intake.pending and in_span(self._intake.pending.stamps_ns[0], self._intake.pending.stamps_ns[-1]):
+            told = self._captioner.tell(self._intake.pending, self._told_frames, self.selected)
+            captions.append(make_caption(self.backbone, told.text, self._intake.pending, self.options.max_caption_tokens))
         return captions

@@ -1,0 +1,148 @@
+"""Attention of an answer over chosen pages of its memory, which may be in few bits, and what share each page got."""
+import importlib.util
+import math
+
+import torch
+
+from statekv_ros.kernels.scored_attention import IMPLEMENTATIONS, default_implementation
+
+from .naive import naive_paged_attention
+from .pool import PackedPool, Rope
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, value: torch.Tensor | None, starts: torch.Tensor,
+                    lengths: torch.Tensor, scale: float, moves: torch.Tensor | None = None,
+                    noted: torch.Tensor | None = None, rope: Rope | None = None, entries: torch.Tensor | None = None,
+                    implementation: str | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Attention of rows over pages of a pool: part of a whole that its log-sum-exp puts together with other parts.
+
+    A page is a run of the pool's rows. Each KV head reads pages of its own, all of whose tokens every query row sees. With
+    `lse` of everything that a row reads, here and elsewhere, `exp(page_lse - lse)` is the share that a page got.
+
+    Args:
+        query: [kv_heads, rows, head_dim], rotated; rows = query heads of a KV head x tokens. bf16, fp16 or fp32.
+        key: [kv_heads, capacity, head_dim] in the dtype of `query`, rotated; or a `PackedPool`, with `rope` and `entries`.
+        value: as `key`; None with a `PackedPool`.
+        starts: [kv_heads, pages] int32, first row of each page in the pool, in any order.
+        lengths: [kv_heads, pages] int32, tokens of each page, best of like lengths; 0 for an entry that is not used, which
+            may have anything in `starts`, `moves` and `entries`.
+        scale: factor on the scores, above 0.
+        moves: [kv_heads, pages] int32, or None for 0: each page's keys are read as if they stood so many positions further
+            right along the stream (negative: left). Needs `rope`.
+        noted: [capacity] bool, rows that count as evidence; None where nobody asks.
+        rope: how keys turn.
+        entries: [kv_heads, pages] int32, row of the scales and zeros that each page has in a `PackedPool`.
+        implementation: 'triton' (CUDA; head_dim up to 256), 'naive' (any device), or None for 'triton' on CUDA where it is
+            installed and 'naive' elsewhere. Only 'naive' checks that pages are in the pool: on a GPU that would wait.
+
+    Returns:
+        output [kv_heads, rows, head_dim] fp32, normalised within what was read (0 where nothing was); lse [kv_heads, rows]
+        fp32, natural logarithm of the sum of exp(score * scale), -inf where nothing was read; page_lse
+        [kv_heads, rows, pages] fp32, the same of each page's noted rows, or None; -inf where there are none, or where they
+        have less than 2**-126 of the row's greatest.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit each other, something needed is missing, a page is not in the pool,
+            or the implementation is unknown or cannot run here.
+
+    Example:
+        >>> query, key, value = torch.randn(2, 4, 32), torch.randn(2, 100, 32), torch.randn(2, 100, 32)
+        >>> starts, lengths = torch.tensor([[0, 50], [9, 0]]).int(), torch.tensor([[9, 9], [9, 0]]).int()
+        >>> output, lse, _ = paged_attention(query, key, value, starts, lengths, scale=32 ** -0.5)
+        >>> output.shape, lse.shape
+        (torch.Size([2, 4, 32]), torch.Size([2, 4]))
+    """
+    _check(query, key, value, starts, lengths, moves, noted, rope, entries)
+    if not 0 < scale < math.inf:
+        raise ValueError(f'scale must be a positive number, got {scale}')
+    name = implementation or default_implementation(query.device)
+    arguments = (query, key, value, starts, lengths, scale, moves, noted, rope, entries)
+    if name == 'naive':
+        return naive_paged_attention(*arguments)
+    if name != 'triton':
+        raise ValueError(f'implementation must be one of {", ".join(IMPLEMENTATIONS)}, got {name!r}')
+    if importlib.util.find_spec('triton') is None:
+        raise ValueError("implementation 'triton' needs the package triton, which is not installed: pip install triton, or "
+                         "use 'naive'")
+    # Here rather than above: most machines without a GPU never need it, and some cannot install it.
+    from .triton import triton_paged_attention
+    return triton_paged_attention(*arguments)
+
+
+def _check(query, key, value, starts, lengths, moves, noted, rope, entries) -> None:
+    if query.ndim != 3 or 0 in query.shape or query.dtype not in _FLOATS:
+        raise ValueError('query must be [kv_heads, rows, head_dim], not empty, in float32, float16 or bfloat16, got '
+                         f'{query.dtype} {tuple(query.shape)}')
+    kv_heads, _, head_dim = query.shape
+    if head_dim % 2:
+        raise ValueError(f'head_dim must be even, for dimensions turn in pairs, got {head_dim}')
+    packed = isinstance(key, PackedPool)
+    capacity = _check_packed(key, value, kv_heads, head_dim) if packed else _check_raw(query, key, value)
+    if starts.ndim != 2 or starts.shape[0] != kv_heads or starts.dtype != torch.int32:
+        raise ValueError(f'starts must be int32 [{kv_heads}, pages], got {starts.dtype} {tuple(starts.shape)}')
+    for name, tensor in (('lengths', lengths), ('moves', moves), ('entries', entries)):
+        if tensor is not None and (tensor.shape != starts.shape or tensor.dtype != torch.int32):
+            raise ValueError(f'{name} must be int32 {tuple(starts.shape)} like starts, got {tensor.dtype} '
+                             f'{tuple(tensor.shape)}')
+    if noted is not None and (noted.shape != (capacity,) or noted.dtype not in (torch.bool, torch.uint8)):
+        raise ValueError(f'noted must be bool [{capacity}], one per row of the pool, got {noted.dtype} {tuple(noted.shape)}')
+    if rope is None and (packed or moves is not None):
+        raise ValueError(f'rope must be given: {"a PackedPool has its keys before RoPE" if packed else "moves turn the keys"}')
+    if packed and entries is None:
+        raise ValueError('entries must be given: they say which scale and zero each page of a PackedPool has')
+    if rope is not None:
+        _check_rope(rope, kv_heads, head_dim, capacity if packed else None)
+    for name, tensor in (('starts', starts), ('lengths', lengths), ('moves', moves), ('entries', entries), ('noted', noted)):
+        if tensor is not None and tensor.device != query.device:
+            raise ValueError(f'{name} is on {tensor.device} rather than {query.device} like query')
+
+
+def _check_raw(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    for name, tensor in (('key', key), ('value', value)):
+        if tensor is None or tensor.ndim != 3 or (tensor.shape[0], tensor.shape[2]) != (query.shape[0], query.shape[2]):
+            raise ValueError(f'{name} must be [{query.shape[0]}, capacity, {query.shape[2]}] to go with query '
+                             f'{tuple(query.shape)}, got {None if tensor is None else tuple(tensor.shape)}')
+        if tensor.dtype != query.dtype or tensor.device != query.device:
+            raise ValueError(f'{name} is {tensor.dtype} on {tensor.device} rather than {query.dtype} on {query.device} '
+                             'like query')
+    if key.shape != value.shape:
+        raise ValueError(f'key and value must have the same shape, got {tuple(key.shape)} and {tuple(value.shape)}')
+    return key.shape[1]
+
+
+def _check_packed(pool: PackedPool, value: torch.Tensor | None, kv_heads: int, head_dim: int) -> int:
+    if value is not None:
+        raise ValueError('value must be None with a PackedPool, which has the values too')
+    if pool.bits not in (4, 8):
+        raise ValueError(f'bits of a PackedPool must be 4 or 8, got {pool.bits}')
+    capacity, page_capacity = pool.key_codes.shape[1], pool.key_scale.shape[1]
+    codes = (kv_heads, capacity, head_dim * pool.bits // 8)
+    for name in ('key_codes', 'value_codes', 'key_scale', 'key_zero', 'value_scale', 'value_zero'):
+        tensor = getattr(pool, name)
+        shape, dtype = (codes, torch.uint8) if name.endswith('codes') else ((kv_heads, page_capacity, head_dim), torch.float16)
+        if tensor.shape != shape or tensor.dtype != dtype:
+            raise ValueError(f'{name} of a PackedPool of {pool.bits} bits must be {dtype} {shape} with heads of {head_dim}, '
+                             f'got {tensor.dtype} {tuple(tensor.shape)}')
+    return capacity
+
+
+def _check_rope(rope: Rope, kv_heads: int, head_dim: int, capacity: int | None) -> None:
+    """`capacity` of a packed pool, None for a raw one."""
+    for name in ('frequencies', 'stream_frequencies'):
+        tensor = getattr(rope, name)
+        if tensor.shape != (head_dim // 2,) or tensor.dtype != torch.float32:
+            raise ValueError(f'{name} of rope must be float32 [{head_dim // 2}], got {tensor.dtype} {tuple(tensor.shape)}')
+    if capacity is None:
+        return
+    if rope.axes is None or rope.axes.shape != (head_dim // 2,) or rope.axes.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f'axes of rope must be integers [{head_dim // 2}], got '
+                         f'{None if rope.axes is None else (rope.axes.dtype, tuple(rope.axes.shape))}')
+    positions = rope.positions
+    if positions is None or positions.ndim != 2 or positions.shape[1] != capacity or positions.dtype != torch.int32:
+        raise ValueError(f'positions of rope must be int32 [axes, {capacity}], one per row of the pool, got '
+                         f'{None if positions is None else (positions.dtype, tuple(positions.shape))}')
+    if rope.bias is not None and (rope.bias.shape != (kv_heads, head_dim) or rope.bias.dtype != torch.float32):
+        raise ValueError(f'bias of rope must be float32 [{kv_heads}, {head_dim}], got {rope.bias.dtype} '
+                         f'{tuple(rope.bias.shape)}')

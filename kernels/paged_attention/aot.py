@@ -1,0 +1,67 @@
+"""Compile the kernels for a chip without one: what a launch configuration costs in registers, stack and shared memory."""
+import re
+
+import triton
+
+from statekv_ros.kernels.scored_attention.aot import Usage, compiled_usage
+
+from .configs import COMBINE, FEW_ROWS, Tile, find_tile, head_block
+from .forward import combine_kernel, forward_kernel
+
+POOLS = {'raw': 16, 'int8': 8, 'int4': 4}
+# A decoded token's rows read and note what each page got; a question's rows only read. With ' moved', pages are turned too.
+PASSES = ('combine', *(f'{pool} {rows}{moved}' for pool in POOLS for rows in ('few', 'many') for moved in ('', ' moved')))
+
+
+def tile_of(name: str, capability: int, head_dim: int, dtype: str) -> Tile:
+    """The tile that a pass is launched with (`keys` means nothing to 'combine')."""
+    if name == 'combine':
+        return COMBINE
+    pool, rows = name.split()[:2]
+    return find_tile(capability, head_dim, 4 if dtype == 'fp32' else 2, POOLS[pool],
+                     FEW_ROWS if rows == 'few' else FEW_ROWS + 1)
+
+
+def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Usage:
+    """Compile one pass as `triton_paged_attention` launches it on the chip.
+
+    Args:
+        name: one of PASSES.
+        capability: 90 for compute capability 9.0.
+        dtype: of the query, 'bf16', 'fp16' or 'fp32', as Triton writes them.
+    """
+    tile = tile_of(name, capability, head_dim, dtype)
+    constants = {'HEAD_DIM': head_dim, 'HEAD_BLOCK': head_block(head_dim), 'ROWS': tile.rows}
+    pointers = dict.fromkeys(('O', 'LSE', 'PARTIAL', 'PARTIAL_LSE', 'PAGE_LSE', 'FREQUENCIES', 'STREAM', 'BIAS'), 'fp32')
+    kernel = combine_kernel
+    if name != 'combine':
+        kernel, bits = forward_kernel, POOLS[name.split()[0]]
+        stored = dtype if bits == 16 else 'u8'
+        pointers |= {'Q': dtype, 'K': stored, 'V': stored, 'NOTED': 'i1', 'AXES': 'i64'}
+        pointers |= dict.fromkeys(('KEY_SCALE', 'KEY_ZERO', 'VALUE_SCALE', 'VALUE_ZERO'), 'fp16')
+        pointers |= dict.fromkeys(('STARTS', 'LENGTHS', 'MOVES', 'ENTRIES', 'POSITIONS'), 'i32')
+        constants |= {'KEYS': tile.keys, 'BITS': bits, 'PRECISION': 'ieee', 'UPCAST': False} | _without(name, bits)
+    signature, values, attributes = {}, {}, {}
+    for index, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument], values[index,] = 'constexpr', constants[argument]
+        elif argument in pointers:
+            signature[argument] = f'*{pointers[argument]}'
+        else:
+            signature[argument] = 'fp32' if argument == 'scale_log2' else 'i32'
+        # As at a launch: allocations are aligned, and strides are multiples of a head dim that is one of 32.
+        if (argument in pointers and argument not in constants
+                or re.fullmatch(r'[qkvs]_(head|row)', argument) and head_dim % 32 == 0):
+            attributes[index,] = [['tt.divisibility', 16]]
+    return compiled_usage(kernel, signature, values, attributes, capability, tile)
+
+
+def _without(name: str, bits: int) -> dict[str, None]:
+    """What such a call does not have."""
+    missing = [] if bits < 16 else ['KEY_SCALE', 'KEY_ZERO', 'VALUE_SCALE', 'VALUE_ZERO', 'ENTRIES', 'FREQUENCIES', 'AXES',
+                                    'POSITIONS', 'BIAS']
+    if 'moved' not in name:
+        missing += ['MOVES'] if bits < 16 else ['MOVES', 'STREAM']
+    if 'few' not in name:
+        missing += ['NOTED', 'PAGE_LSE']
+    return dict.fromkeys(missing)

@@ -1,0 +1,170 @@
+"""Paged attention from its definition, in plain torch on any device: the specification of the fast kernel, and what CPUs run.
+
+Pages are gathered and read all at once, without a loop over pages or heads. The host looks at the lengths: on a GPU it waits.
+"""
+from typing import NamedTuple
+
+import torch
+
+from .pool import PackedPool, Rope, unpack
+
+# Elements of the largest temporaries: scores [kv_heads, rows, tokens], and keys or values gathered, in fp32 (16 MiB). Pages are
+# read in pieces, and the rows of each in pieces, where these would be larger; one page of one row is the least piece.
+PIECE = 2**22
+
+
+class Pages(NamedTuple):
+    """What to read: [kv_heads, pages] each; see `paged_attention`."""
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    moves: torch.Tensor | None
+    entries: torch.Tensor | None
+
+    def piece(self, first: int, end: int) -> 'Pages':
+        return Pages(*(part if part is None else part[:, first:end] for part in self))
+
+
+class Gathered(NamedTuple):
+    """Tokens of some pages, each page as long as the longest: key, value [kv_heads, tokens, head_dim] fp32.
+
+    `hidden` and `counted` are [kv_heads, 1, tokens] bool: tokens that are not there, and those that are evidence.
+    """
+    key: torch.Tensor
+    value: torch.Tensor
+    hidden: torch.Tensor | None
+    counted: torch.Tensor | None
+
+
+def naive_paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, value: torch.Tensor | None,
+                          starts: torch.Tensor, lengths: torch.Tensor, scale: float, moves: torch.Tensor | None,
+                          noted: torch.Tensor | None, rope: Rope | None, entries: torch.Tensor | None,
+                          ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Arguments and results as in `paged_attention`. Raises ValueError for a page that is not in the pool."""
+    kv_heads, rows, head_dim = query.shape
+    count = starts.shape[1]
+    shortest, longest = (end.item() for end in lengths.aminmax()) if lengths.numel() else (0, 0)
+    pages = Pages(starts, lengths, moves, entries)
+    if shortest <= 0:
+        # Such an entry may say anything. Row 0 stands for its tokens, hidden.
+        unused = lengths == 0
+        pages = Pages(*(part if part is None else part.masked_fill(unused, 0) for part in pages))
+    _check_in_pool(pages, shortest, key)
+
+    per_piece = max(1, PIECE // (kv_heads * max(longest, 1) * head_dim))
+    rows_per_piece = max(1, PIECE // (kv_heads * max(longest, 1) * min(per_piece, max(count, 1))))
+    if longest and count <= per_piece and rows <= rows_per_piece:
+        return _attend(query, _gather(key, value, pages, noted, rope, shortest, longest), scale, count)
+    output = torch.zeros_like(query, dtype=torch.float32)
+    lse = output.new_full((kv_heads, rows), float('-inf'))
+    page_lse = None if noted is None else lse[..., None].repeat(1, 1, count)
+    for first in range(0, count if longest else 0, per_piece):
+        piece = pages.piece(first, first + per_piece)
+        gathered = _gather(key, value, piece, noted, rope, shortest, longest)
+        for row in range(0, rows, rows_per_piece):
+            cut = slice(row, row + rows_per_piece)
+            more, more_lse, of_pages = _attend(query[:, cut], gathered, scale, piece.starts.shape[1])
+            # Finite, so that nothing weighs 0 where nothing was read at all.
+            total = torch.logaddexp(lse[:, cut], more_lse)
+            finite = total.clamp_min(-1e30)
+            output[:, cut] = (output[:, cut] * (lse[:, cut] - finite).exp()[..., None]
+                              + more * (more_lse - finite).exp()[..., None])
+            lse[:, cut] = total
+            if of_pages is not None:
+                page_lse[:, cut, first:first + per_piece] = of_pages
+    return output, lse, page_lse
+
+
+def _attend(query: torch.Tensor, gathered: Gathered, scale: float,
+            pages: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    scores = torch.bmm(query.float() * scale, gathered.key.transpose(1, 2))
+    if gathered.hidden is not None:
+        scores.masked_fill_(gathered.hidden, float('-inf'))
+    top = scores.amax(dim=-1, keepdim=True)
+    if gathered.hidden is not None:
+        top.clamp_min_(-1e30)    # finite, so that a row of nothing has weights of 0 rather than NaN
+    weights = scores.sub_(top).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    lse = total.log().add_(top).squeeze(-1)
+    page_lse = None
+    if gathered.counted is not None:
+        page_lse = (weights * gathered.counted).view(*weights.shape[:2], pages, -1).sum(dim=-1).log_().add_(top)
+    if gathered.hidden is not None:
+        total.clamp_min_(1)      # changes nothing but 0: the greatest weight alone is 1
+    return torch.bmm(weights, gathered.value).div_(total), lse, page_lse
+
+
+def _gather(key: torch.Tensor | PackedPool, value: torch.Tensor | None, pages: Pages, noted: torch.Tensor | None,
+            rope: Rope | None, shortest: int, longest: int) -> Gathered:
+    offset = torch.arange(longest, dtype=torch.int32, device=pages.starts.device)
+    hidden = None
+    if shortest < longest:
+        hidden = (offset >= pages.lengths[..., None]).flatten(1).unsqueeze(1)
+        # A page's last token stands for those that it has not, so that no row is read that was never written.
+        offset = offset.minimum((pages.lengths[..., None] - 1).clamp_min_(0))
+    index = pages.starts[..., None] + offset
+    if isinstance(key, PackedPool):
+        keys, values = _unpacked(key, index, pages.entries)
+        if rope.bias is not None:
+            keys += rope.bias[:, None, None]
+        keys = _turned(keys, _angles(rope, index, pages.moves)).flatten(1, 2)
+    else:
+        keys, values = (rows.float() for rows in _rows((key, value), index.flatten(1)))
+        if pages.moves is not None:
+            angles = pages.moves[..., None, None] * rope.stream_frequencies
+            keys = _turned(keys.view(*index.shape, -1), angles).flatten(1, 2)
+    if shortest <= 0:
+        values.masked_fill_(hidden.transpose(1, 2), 0)   # 0 times a NaN that lies in row 0 would be NaN
+    counted = None
+    if noted is not None:
+        counted = noted.bool()[index].flatten(1).unsqueeze(1)
+        counted = counted if hidden is None else counted & ~hidden
+    return Gathered(keys, values, hidden, counted)
+
+
+def _rows(pools: tuple[torch.Tensor, ...], index: torch.Tensor) -> list[torch.Tensor]:
+    """Rows `index` [kv_heads, n] of each of some [kv_heads, capacity, width]: [kv_heads, n, width]."""
+    heads = torch.arange(index.shape[0], device=index.device)[:, None]
+    if not all(pool.is_contiguous() for pool in pools):
+        return [pool[heads, index] for pool in pools]
+    # Four times as fast on a CPU.
+    flat = (index + heads * pools[0].shape[1]).flatten()
+    return [pool.flatten(0, 1).index_select(0, flat).view(*index.shape, -1) for pool in pools]
+
+
+def _unpacked(pool: PackedPool, index: torch.Tensor, entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys [kv_heads, pages, tokens of a page, head_dim] fp32, not rotated, and values with pages and tokens in one."""
+    codes = _rows((pool.key_codes, pool.value_codes), index.flatten(1))
+    scales = _rows((pool.key_scale, pool.key_zero, pool.value_scale, pool.value_zero), entries)
+    key_scale, key_zero, value_scale, value_zero = (each.float().unsqueeze(2) for each in scales)
+    keys, values = (unpack(each, pool.bits).float().view(*index.shape, -1) for each in codes)
+    return torch.addcmul(key_zero, keys, key_scale), torch.addcmul(value_zero, values, value_scale).flatten(1, 2)
+
+
+def _angles(rope: Rope, index: torch.Tensor, moves: torch.Tensor | None) -> torch.Tensor:
+    """Of rows `index` [kv_heads, pages, tokens]: [..., head_dim / 2] fp32, as the model has them for tokens standing there."""
+    positions = rope.positions.index_select(1, index.flatten()).t().index_select(1, rope.axes).view(*index.shape, -1)
+    if moves is not None:
+        # Whole numbers are added, so that a page hours away that is read from close by loses nothing to fp32.
+        positions = positions + moves[..., None, None] * (rope.stream_frequencies != 0)
+    return positions * rope.frequencies
+
+
+def _turned(keys: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Keys [kv_heads, pages, tokens, head_dim], turned by angles [kv_heads, pages, tokens or 1, head_dim / 2]."""
+    cos, sin = angles.cos(), angles.sin()
+    first, second = keys.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def _check_in_pool(pages: Pages, shortest: int, key: torch.Tensor | PackedPool) -> None:
+    if not pages.starts.numel():
+        return
+    capacity = (key.key_codes if isinstance(key, PackedPool) else key).shape[1]
+    first, end = pages.starts.min().item(), (pages.starts + pages.lengths).max().item()
+    if shortest < 0 or first < 0 or end > capacity:
+        raise ValueError(f'pages must lie within the {capacity} rows of the pool, got lengths from {shortest}, starts from '
+                         f'{first} and ends up to {end}')
+    if isinstance(key, PackedPool):
+        first, last = (number.item() for number in pages.entries.aminmax())
+        if first < 0 or last >= key.key_scale.shape[1]:
+            raise ValueError(f'entries must be among the {key.key_scale.shape[1]} scales of the pool, got {first} to {last}')

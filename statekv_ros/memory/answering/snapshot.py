@@ -1,0 +1,142 @@
+"""What an answer may read: the memory as it stood when the question was asked, cut by answer policy and time span."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from statekv_ros.backbones.base import Backbone
+from statekv_ros.errors import QuestionError
+from statekv_ros.memory.carried.positions import PositionPolicy
+from statekv_ros.memory.detailed.cache import DetailedCache
+from statekv_ros.memory.detailed.pages import HeldStep, MemoryView
+from statekv_ros.memory.intake import PendingFrames
+from statekv_ros.memory.policies import AnswerPolicy
+from statekv_ros.memory.records import StepRecord
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A memory at one moment, as far as an answer is concerned.
+
+    Attributes:
+        carried: copies of the compressed state: keys, values, ordinals; called only for the answer policy `state`.
+        pending: frames that wait for their partner.
+        position, ordinal: virtual position and stream index of the first token that follows.
+        shift: how far left of that position the model is given it.
+        frame_number, step_number: numbers in the stream, from 0, of the first frame and of the step that follow.
+        cancelled: true when work should end; is_current: false once the memory was reset.
+    """
+    backbone: Backbone
+    detailed: DetailedCache
+    carried: Callable[[], tuple]
+    positions: PositionPolicy
+    pending: PendingFrames
+    position: int
+    ordinal: int
+    shift: int
+    frame_number: int
+    step_number: int
+    prefill_policy: str
+    cancelled: Callable[[], bool]
+    is_current: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The readable part of a memory at one moment; later frames do not change it. What the memory forgets meanwhile to make room
+    for them is not read any more.
+
+    Attributes:
+        seen: with `pending` only if those frames are readable too.
+        views: keys and values to read, the prefix first; without `steps`, where those are chosen from.
+        steps: for `retrieve` and `sparse`, the steps to choose from.
+        records: the steps that can be read, for coverage and evidence (every step that the state may stem from, for `state`).
+        earlier_frames, earlier_ns: camera frames before those that the state may stem from too, and the first one's stamp.
+    """
+    seen: Seen
+    policy: AnswerPolicy
+    views: list[MemoryView]
+    steps: list[HeldStep]
+    records: list[StepRecord]
+    earlier_frames: int = 0
+    earlier_ns: int | None = None
+
+    @property
+    def pending(self) -> PendingFrames:
+        return self.seen.pending
+
+    @property
+    def position(self) -> int:
+        """Where the model is given the first token that follows."""
+        return self.seen.position - self.seen.shift
+
+    @property
+    def frames(self) -> int:
+        return self.earlier_frames + sum(record.frames for record in self.records) + len(self.pending)
+
+    @property
+    def first_stamp_ns(self) -> int:
+        stamps = [*(record.first_stamp_ns for record in self.records), *self.pending.stamps_ns]
+        return min(stamps if self.earlier_ns is None else [self.earlier_ns, *stamps])
+
+    @property
+    def last_stamp_ns(self) -> int:
+        return max([*(record.last_stamp_ns for record in self.records), *self.pending.stamps_ns])
+
+    def turn(self, position: int, shift: int | None) -> int:
+        """By how many positions a query has to be turned for keys that stand at their true positions less `shift`, so that the
+        token at true `position` is as far from the token that follows as it truly is, or as many positions as there are where
+        that is less; 0 where the keys stand in the carried context (`shift` None)."""
+        if shift is None:
+            return 0
+        return self.seen.shift - shift - max(0, self.seen.position - position - self.seen.positions.limit)
+
+
+def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int | None]) -> Snapshot:
+    """Cut the memory by policy and time span (header stamps in ns, None unbounded; a step belongs to every span that it
+    touches); copies nothing but a `state`.
+
+    Raises:
+        QuestionError: nothing seen yet, a span that ends before it begins, or one without a frame.
+    """
+    detailed, held = seen.detailed, list(seen.detailed.records())
+    if not held and not seen.pending:
+        raise QuestionError('nothing has been seen yet: ask again after the first frame')
+    begin, end = span
+    if begin is not None and end is not None and end < begin:
+        raise QuestionError(f'time span ends at {end} ns, before it begins at {begin} ns')
+    if policy.kind == 'state' and (begin is not None or end is not None):
+        raise QuestionError('answer policy "state" cannot be cut to a time span: use "all" or "last(n)"')
+
+    def touches(first_ns: int, last_ns: int) -> bool:
+        return (begin is None or last_ns >= begin) and (end is None or first_ns <= end)
+
+    pending = PendingFrames()
+    if seen.pending and touches(seen.pending.stamps_ns[0], seen.pending.stamps_ns[-1]):
+        pending = seen.pending.copy()
+    seen = replace(seen, pending=pending)
+    if policy.kind == 'state':
+        return Snapshot(seen, policy, [MemoryView(*seen.carried())], [], held, detailed.forgotten_frames,
+                        detailed.forgotten_first_ns)
+    steps = detailed.steps(lambda record: touches(record.first_stamp_ns, record.last_stamp_ns))
+    if policy.kind == 'last':
+        steps = _newest(steps, policy.last_frames - len(pending))
+    if not steps and not pending:
+        first = min([*(record.first_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
+        last = max([*(record.last_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
+        raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns')
+    records = [step.record for step in steps]
+    chosen = policy.kind == 'retrieve' or (
+        policy.kind == 'sparse' and sum(record.tokens for record in records) > policy.loaded_tokens)
+    if chosen:
+        return Snapshot(seen, policy, detailed.prefix(), steps, records)
+    return Snapshot(seen, policy, detailed.views(steps), [], records)
+
+
+def _newest(steps: list[HeldStep], frames: int) -> list[HeldStep]:
+    """Whole steps, as few as hold the newest `frames` frames."""
+    count = 0
+    while count < len(steps) and frames > 0:
+        count += 1
+        frames -= steps[-count].record.frames
+    return steps[len(steps) - count:]

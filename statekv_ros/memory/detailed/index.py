@@ -1,0 +1,101 @@
+"""What tells whether a query wants a page without reading it: an entry per layer, KV head and page, made from its rotated keys.
+
+An index is a small class with `entry_width`, `entries` and `scores`; INDEXES lists them, and every test and measurement
+applies to each. Scores of a page are comparable with those of another: they estimate the logarithm of the softmax mass that a
+query would give to the whole page.
+"""
+from typing import Protocol
+
+import torch
+
+
+class PageIndex(Protocol):
+    """How pages are described and scored."""
+
+    def entry_width(self, head_dim: int) -> int:
+        """Numbers in an entry."""
+
+    def entries(self, keys: torch.Tensor, pages: int) -> torch.Tensor:
+        """Entries of a step's pages.
+
+        Args:
+            keys: rotated keys [layers, kv_heads, tokens, head_dim] of the step, fp32.
+            pages: it is cut into so many, as `page_lengths` does.
+
+        Returns:
+            [layers, kv_heads, pages, entry_width] fp32.
+        """
+
+    def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+        """How much each row wants each page, without the page's length.
+
+        Args:
+            rows: rotated queries times the attention scale, [kv_heads, rows, head_dim].
+            entries: [kv_heads, pages, entry_width], in the rows' dtype.
+
+        Returns:
+            [kv_heads, rows, pages].
+        """
+
+
+class MeanIndex:
+    """The mean of the page's keys: the score to first order."""
+
+    def entry_width(self, head_dim: int) -> int:
+        return head_dim
+
+    def entries(self, keys: torch.Tensor, pages: int) -> torch.Tensor:
+        return _averaging(keys.shape[2], pages, keys.device) @ keys
+
+    def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+        return rows @ entries.transpose(1, 2)
+
+
+class MeanVarianceIndex:
+    """Mean and variance per channel: the logarithm of the mean exponential to second order, q . mean + 1/2 sum_d q_d^2 var_d,
+    were channels independent."""
+
+    def entry_width(self, head_dim: int) -> int:
+        return 2 * head_dim
+
+    def entries(self, keys: torch.Tensor, pages: int) -> torch.Tensor:
+        average = _averaging(keys.shape[2], pages, keys.device)
+        middle = keys.mean(dim=2, keepdim=True)     # keys of some models stand far from 0: squares would swallow the spread
+        keys = keys - middle
+        mean = average @ keys
+        variance = (average @ keys.square() - mean.square()).clamp_min_(0)
+        return torch.cat([mean + middle, variance], dim=-1)
+
+    def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+        return torch.cat([rows, rows.square() / 2], dim=-1) @ entries.transpose(1, 2)
+
+
+class BoundsIndex:
+    """Least and greatest value per channel (Quest, arXiv 2406.10774): no key of the page scores higher."""
+
+    def entry_width(self, head_dim: int) -> int:
+        return 2 * head_dim
+
+    def entries(self, keys: torch.Tensor, pages: int) -> torch.Tensor:
+        parts = keys.split(even_lengths(keys.shape[2], pages), dim=2)
+        return torch.stack([torch.cat([part.amax(dim=2), part.amin(dim=2)], dim=-1) for part in parts], dim=2)
+
+    def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+        return torch.cat([rows.clamp_min(0), rows.clamp_max(0)], dim=-1) @ entries.transpose(1, 2)
+
+
+INDEXES: dict[str, PageIndex] = {'mean_variance': MeanVarianceIndex(), 'mean': MeanIndex(), 'bounds': BoundsIndex()}
+DEFAULT_INDEX = 'mean_variance'
+
+
+def even_lengths(tokens: int, pages: int) -> list[int]:
+    """Tokens of each of so many pages of a step, as even as can be."""
+    cuts = [tokens * page // pages for page in range(pages + 1)]
+    return [end - begin for begin, end in zip(cuts, cuts[1:])]
+
+
+def _averaging(tokens: int, pages: int, device: torch.device) -> torch.Tensor:
+    """[pages, tokens] that averages over the tokens of each page; made on the device, so that nobody waits for it."""
+    cuts = torch.arange(pages + 1, device=device) * tokens // pages
+    token, begin, end = torch.arange(tokens, device=device), cuts[:-1, None], cuts[1:, None]
+    return ((token >= begin) & (token < end)) / (end - begin)

@@ -1,0 +1,100 @@
+"""What lies where in the detailed cache: steps, the stretches of positions they stand in, and views of them for answers."""
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from statekv_ros.memory.detailed.index import even_lengths
+from statekv_ros.memory.records import StepRecord
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Consecutive steps whose keys stand at their true distances from each other, whatever was re-indexed meanwhile.
+
+    It spans no more positions than the model knows; an answer turns its query to read it.
+
+    Attributes:
+        position: true position of its first token.
+        shift: keys stand at their true positions less this.
+    """
+    position: int
+    shift: int
+
+
+@dataclass
+class HeldStep:
+    """One step of the cache.
+
+    Attributes:
+        row: where its rows begin in the pool; changes when the pool grows.
+        stretch: the one that it stands in.
+        page: number of its first page; lengths: tokens of its pages.
+        positions: of its tokens as the backbone wants them, as in `TokenInputs`.
+        mean: its keys before rotation, averaged over its tokens, [layers, kv_heads, head_dim] fp32; None until asked for.
+    """
+    record: StepRecord
+    row: int
+    stretch: Stretch
+    page: int
+    lengths: list[int]
+    positions: torch.Tensor
+    mean: torch.Tensor | None = None
+
+    @property
+    def starts(self) -> list[int]:
+        """First rows of its pages."""
+        rows, row = [], self.row
+        for length in self.lengths:
+            rows.append(row)
+            row += length
+        return rows
+
+
+@dataclass(frozen=True)
+class MemoryView:
+    """Keys and values that an answer reads, without a copy where it can be avoided.
+
+    Attributes:
+        key, value: [layers, kv_heads, tokens, head_dim].
+        ordinal: stream index of each token, [tokens] int64, or [layers, kv_heads, tokens] where heads hold different ones.
+        position: true position of its first token.
+        shift: how far left of their true positions its keys stand; None: where the carried context has them.
+        first_ordinal: of its first token.
+        reused: whether its rows may be used again for newer steps.
+    """
+    key: torch.Tensor
+    value: torch.Tensor
+    ordinal: torch.Tensor
+    position: int = 0
+    shift: int | None = None
+    first_ordinal: int = 0
+    reused: bool = False
+
+    def newer(self, ordinal: int) -> 'MemoryView':
+        """Only its tokens from `ordinal` on."""
+        if not self.reused or not self.first_ordinal < ordinal:
+            return self
+        gone = ordinal - self.first_ordinal
+        return replace(self, key=self.key[:, :, gone:], value=self.value[:, :, gone:], ordinal=self.ordinal[gone:],
+                       first_ordinal=ordinal)
+
+
+def page_lengths(tokens: int, page_tokens: int) -> list[int]:
+    """Tokens of a step's pages: as few pages as are no longer than `page_tokens`, as even as can be."""
+    return even_lengths(tokens, -(-tokens // page_tokens))
+
+
+def runs(steps: Sequence[HeldStep], seamless: bool = False) -> list[list[HeldStep]]:
+    """As few runs of steps that lie side by side in one stretch as hold all; if `seamless`, none has a position between two of
+    its steps."""
+    found: list[list[HeldStep]] = []
+    for step in steps:
+        last = found[-1][-1] if found else None
+        if last is not None and last.stretch is step.stretch and last.row + last.record.tokens == step.row and \
+                last.record.first_ordinal + last.record.tokens == step.record.first_ordinal and (
+                not seamless or last.record.next_position == step.record.position):
+            found[-1].append(step)
+        else:
+            found.append([step])
+    return found

@@ -1,0 +1,379 @@
+"""Paged attention against its definition in float64: the naive twin, and the Triton kernels on a GPU or interpreted.
+
+Triton decides when it is imported whether it interprets, so interpreted cases run in a process of their own.
+"""
+import itertools
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from statekv_ros.kernels.paged_attention import PackedPool, Rope, naive, paged_attention
+from statekv_ros.kernels.paged_attention.pool import pack
+
+HEAD_DIMS, GROUPS, LONGEST = (32, 64, 80, 100, 128, 256), (1, 2, 3, 4, 7, 8), (1, 2, 7, 9, 16, 33)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# In fp32, an angle of 3,000 radians is off by up to 1e-4.
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
+KV_HEADS, PAGE_CAPACITY, AXES = 2, 40, 3
+
+
+class Case(NamedTuple):
+    """Shapes and kinds of one call. `rows` is group x tokens; pages have 1 to `longest` tokens, `bits` 16 is a raw pool."""
+
+    pages: int
+    longest: int
+    rows: int
+    head_dim: int
+    dtype: torch.dtype
+    bits: int
+    moved: bool = False
+    noted: bool = True
+    unused: str = 'some'    # of the entries: 'none' (and then pages of one length), 'some', 'all' or 'head' (all of one head)
+    seed: int = 0
+
+    def __str__(self):
+        return '-'.join(map(str, self)).replace('torch.', '')
+
+
+def cases() -> list[Case]:
+    """Every head dim with every format, moved and not, over odd sizes; then the edges."""
+    sizes = itertools.cycle(itertools.product((1, 5, 17), LONGEST))
+    tokens = itertools.cycle((1, 3, 15, 38))
+    kinds = itertools.product(HEAD_DIMS, (16, 8, 4), (False, True))
+    all_kinds = [Case(*next(sizes), GROUPS[index % 6] * next(tokens), head_dim, DTYPES[index % 3 - index // 3 % 3], bits, moved,
+                      noted=index % 4 != 3, unused=('some', 'none')[index // 2 % 2], seed=index)
+                 for index, (head_dim, bits, moved) in enumerate(kinds)]
+    edges = [Case(4, 9, 300, 64, torch.float32, bits, True, unused=unused)
+             for bits, unused in itertools.product((16, 8, 4), ('all', 'head', 'none'))]
+    return all_kinds + edges
+
+
+CASES = cases()
+
+
+class Inputs(NamedTuple):
+    query: torch.Tensor
+    key: torch.Tensor | PackedPool
+    value: torch.Tensor | None
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    scale: float
+    moves: torch.Tensor | None
+    noted: torch.Tensor | None
+    rope: Rope
+    entries: torch.Tensor | None
+
+
+def inputs(case: Case) -> Inputs:
+    """Pages anywhere in a pool whose other rows are NaN; unused entries say nonsense."""
+    random = torch.Generator().manual_seed(case.seed)
+    half, capacity = case.head_dim // 2, PAGE_CAPACITY * case.longest
+    # Every page has a place of its own, so that none overlaps another.
+    entries = torch.stack([torch.randperm(PAGE_CAPACITY, generator=random)[:case.pages] for _ in range(KV_HEADS)]).int()
+    lengths = torch.randint(1, case.longest + 1, entries.shape, generator=random).int()
+    lengths[:, 0] = case.longest
+    starts = entries * case.longest + (torch.rand(lengths.shape, generator=random) * (case.longest - lengths + 1)).int()
+    if case.unused == 'none':
+        lengths.fill_(case.longest)
+        starts = entries * case.longest
+    moves = torch.randint(-200, 200, entries.shape, generator=random).int() if case.moved else None
+
+    frequencies = 1e4 ** (-torch.arange(half) / half)
+    axes = torch.randint(AXES, (half,), generator=random)
+    rope = Rope(frequencies, frequencies * (axes != 2), axes, torch.randint(0, 3000, (AXES, capacity), generator=random).int(),
+                torch.randn(KV_HEADS, case.head_dim, generator=random) * 3 if case.seed % 2 else None)
+    shape = (KV_HEADS, capacity, case.head_dim)
+    if case.bits == 16:
+        # As a layer of a whole model's pool, of which only some rows were written so far.
+        key, value = torch.randn(2, *shape[:1], capacity + 3, case.head_dim, generator=random).to(case.dtype)[:, :, :capacity]
+        for head in range(KV_HEADS):
+            for rows in (key, value):
+                written = torch.zeros(capacity, dtype=torch.bool)
+                for start, length in zip(starts[head].tolist(), lengths[head].tolist()):
+                    written[start:start + length] = True
+                rows[head, ~written] = torch.nan
+    else:
+        codes = [pack(torch.randint(0, 2**case.bits, shape, generator=random).to(torch.uint8), case.bits) for _ in range(2)]
+        span = 2**case.bits - 1
+        # Random numbers of about -1.5 to 1.5, times channels of different sizes.
+        size = torch.rand(2, KV_HEADS, PAGE_CAPACITY, case.head_dim, generator=random) + 0.3
+        key_scale, value_scale = (size * 3 / span).half()
+        key_zero, value_zero = (-1.5 * size).half()
+        key, value = PackedPool(*codes, key_scale, key_zero, value_scale, value_zero, case.bits), None
+    if case.unused in ('some', 'head', 'all'):
+        unused = torch.rand(lengths.shape, generator=random) < 0.3
+        unused[:, 0] = case.unused == 'all'
+        unused[0] |= case.unused in ('head', 'all')
+        unused |= case.unused == 'all'
+        lengths[unused], starts[unused], entries[unused] = 0, 10**6, -7
+    query = torch.randn(KV_HEADS, case.rows, case.head_dim, generator=random).to(case.dtype)
+    noted = torch.rand(capacity, generator=random) < 0.7 if case.noted else None
+    return Inputs(query, key, value, starts, lengths, case.head_dim ** -0.5, moves, noted, rope,
+                  entries if case.bits < 16 else None)
+
+
+def turned(keys: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    first, second = keys.chunk(2, -1)
+    return torch.cat([first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()], -1)
+
+
+def page_of(given: Inputs, head: int, page: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [tokens, head_dim] of one page in float64, one number after the other in spirit."""
+    start, length = given.starts[head, page].item(), given.lengths[head, page].item()
+    rows, rope, pool = slice(start, start + length), given.rope, given.key
+    move = 0 if given.moves is None else given.moves[head, page].item()
+    if given.entries is None:
+        keys, values = given.key[head, rows].double(), given.value[head, rows].double()
+        return turned(keys, move * rope.stream_frequencies.double().expand(length, -1)), values
+    entry, numbers = given.entries[head, page].item(), []
+    for codes, scale, zero in ((pool.key_codes, pool.key_scale, pool.key_zero),
+                               (pool.value_codes, pool.value_scale, pool.value_zero)):
+        channels = torch.arange(given.query.shape[2])
+        of_channel = codes[head, rows].long()[:, channels * pool.bits // 8] >> (channels % (8 // pool.bits) * pool.bits)
+        numbers.append((of_channel & (2**pool.bits - 1)) * scale[head, entry].double() + zero[head, entry].double())
+    if rope.bias is not None:
+        numbers[0] = numbers[0] + rope.bias[head].double()
+    positions = rope.positions[rope.axes, rows].T.double()
+    return turned(numbers[0], positions * rope.frequencies.double() + move * rope.stream_frequencies.double()), numbers[1]
+
+
+def definition(given: Inputs):
+    """Output, log-sum-exp and that of each page's noted rows in float64."""
+    kv_heads, rows, head_dim = given.query.shape
+    pages = given.starts.shape[1]
+    output = torch.zeros(kv_heads, rows, head_dim, dtype=torch.float64)
+    lse = torch.full((kv_heads, rows), -torch.inf, dtype=torch.float64)
+    page_lse = torch.full((kv_heads, rows, pages), -torch.inf, dtype=torch.float64)
+    for head in range(kv_heads):
+        used = [page for page in range(pages) if given.lengths[head, page] > 0]
+        read = {page: page_of(given, head, page) for page in used}
+        scores = {page: given.query[head].double() @ key.T * given.scale for page, (key, _) in read.items()}
+        for page in used:
+            start, length = given.starts[head, page], given.lengths[head, page]
+            if given.noted is not None:
+                page_lse[head, :, page] = scores[page][:, given.noted[start:start + length]].logsumexp(-1)
+        if used:
+            every = torch.cat([scores[page] for page in used], -1)
+            lse[head] = every.logsumexp(-1)
+            output[head] = every.softmax(-1) @ torch.cat([read[page][1] for page in used])
+    return output, lse, page_lse if given.noted is not None else None
+
+
+def on(given: Inputs, device: str) -> Inputs:
+    def move(part):
+        if isinstance(part, torch.Tensor):
+            return part.to(device)
+        if isinstance(part, (PackedPool, Rope)):
+            return replace(part, **{name: move(value) for name, value in vars(part).items()})
+        return part
+    return Inputs(*map(move, given))
+
+
+class Errors(NamedTuple):
+    """Relative error of the output by norm; largest error of the log-sum-exp and of a page's share."""
+
+    output: float
+    lse: float
+    share: float
+
+
+def errors(given: Inputs, results) -> Errors:
+    output, lse, page_lse = (part if part is None else part.cpu().double() for part in results)
+    right_output, right_lse, right_page_lse = definition(given)
+    assert output.shape == right_output.shape and lse.shape == right_lse.shape
+    nothing = right_lse == -torch.inf
+    assert (lse[nothing] == -torch.inf).all() and (output[nothing] == 0).all()
+    off = ((output - right_output).norm() / right_output.norm().clamp_min(1e-30)).item()
+    off_lse = (lse - right_lse)[~nothing].abs().amax().item() if (~nothing).any() else 0.0
+    if right_page_lse is None:
+        assert page_lse is None
+        return Errors(off, off_lse, 0.0)
+    assert page_lse.shape == right_page_lse.shape and (page_lse[right_page_lse == -torch.inf] == -torch.inf).all()
+    total = right_lse.masked_fill(nothing, 0)[..., None]
+    return Errors(off, off_lse, ((page_lse - total).exp() - (right_page_lse - total).exp()).abs().amax().item())
+
+
+def measure(case: Case, implementation: str, device: str = 'cpu') -> Errors:
+    given = inputs(case)
+    results = paged_attention(*on(given, device), implementation)
+    assert all(part is None or part.dtype == torch.float32 for part in results)
+    return errors(given, results)
+
+
+def assert_close(found: Errors, dtype: torch.dtype) -> None:
+    # NaN, a place that was not written, compares false.
+    assert all(error <= TOLERANCE[dtype] for error in found), found
+
+
+def test_the_cases_cover_every_value():
+    for index, values in ((0, (1, 5, 17)), (1, LONGEST), (3, HEAD_DIMS), (4, DTYPES), (5, (16, 8, 4))):
+        assert {case[index] for case in CASES} >= set(values)
+    assert {case[4:6] for case in CASES} == set(itertools.product(DTYPES, (16, 8, 4)))
+
+
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_naive_twin_equals_the_definition(case):
+    assert_close(measure(case, 'naive'), case.dtype)
+
+
+@pytest.mark.parametrize('piece', [1, 3000, 20_000])
+@pytest.mark.parametrize('case', [case for case in CASES if case.dtype == torch.float32][::4], ids=str)
+def test_reading_in_pieces_changes_nothing(case, piece, monkeypatch):
+    monkeypatch.setattr(naive, 'PIECE', piece)
+    assert_close(measure(case, 'naive'), case.dtype)
+
+
+def test_no_temporary_of_the_naive_twin_is_larger_than_its_bound(monkeypatch):
+    monkeypatch.setattr(naive, 'PIECE', 2**14)
+    sizes, multiply = [], torch.bmm
+
+    def watched(first, second):
+        product = multiply(first, second)
+        sizes.append(max(tensor.numel() for tensor in (first, second, product)))
+        return product
+    monkeypatch.setattr(torch, 'bmm', watched)
+    given = inputs(Case(17, 9, 20, 32, torch.float32, 16))
+    query = given.query.repeat(1, 10, 1)
+    paged_attention(*given._replace(query=query))
+    assert len(sizes) > 2 and max(sizes) <= 2**14
+
+
+def test_pages_and_another_part_are_put_together_by_their_log_sum_exp():
+    given = inputs(Case(10, 9, 6, 64, torch.float32, 16, unused='none'))
+    whole, whole_lse, _ = paged_attention(*given)
+    parts = [paged_attention(*given._replace(starts=given.starts[:, cut], lengths=given.lengths[:, cut]))
+             for cut in (slice(0, 4), slice(4, 10))]
+    lse = torch.logaddexp(parts[0][1], parts[1][1])
+    torch.testing.assert_close(lse, whole_lse)
+    torch.testing.assert_close(sum(out * (part_lse - lse).exp()[..., None] for out, part_lse, _ in parts), whole)
+
+
+def test_shares_of_all_pages_add_up_to_one_when_every_row_is_noted():
+    given = inputs(Case(17, 33, 12, 64, torch.float32, 8, moved=True))
+    _, lse, page_lse = paged_attention(*given._replace(noted=torch.ones_like(given.noted)))
+    torch.testing.assert_close((page_lse - lse[..., None]).exp().sum(-1), torch.ones_like(lse))
+
+
+@pytest.mark.parametrize('bits', [16, 8, 4])
+def test_a_moved_page_is_read_as_a_page_whose_tokens_stand_there(bits):
+    given = inputs(Case(5, 9, 6, 64, torch.float32, bits, moved=True, unused='none'))
+    rope, moves = given.rope, given.moves
+    moved = paged_attention(*given)
+    if bits == 16:
+        keys = given.key.clone()
+        for head, page in itertools.product(range(KV_HEADS), range(5)):
+            rows = slice(given.starts[head, page], given.starts[head, page] + 9)
+            keys[head, rows] = turned(keys[head, rows], (moves[head, page] * rope.stream_frequencies).expand(9, -1))
+        there = [paged_attention(*given._replace(key=keys, moves=None))] * KV_HEADS
+    else:
+        # Positions belong to rows, which the heads share: one call per head.
+        there = []
+        for head in range(KV_HEADS):
+            positions = rope.positions.clone()
+            for page in range(5):
+                rows = slice(given.starts[head, page], given.starts[head, page] + 9)
+                positions[:2, rows] += moves[head, page]    # the third axis does not advance
+            there.append(paged_attention(*given._replace(rope=replace(rope, positions=positions), moves=None)))
+    for index in range(3):
+        for head in range(KV_HEADS):
+            torch.testing.assert_close(moved[index][head], there[head][index][head], rtol=1e-4, atol=1e-5)
+
+
+def test_a_page_of_hours_ago_that_is_read_from_close_by_loses_nothing():
+    case = Case(5, 9, 6, 64, torch.float32, 8, moved=True, unused='none')
+    given = inputs(case)
+    advances = given.rope.positions.new_tensor([1, 1, 0])[:, None]
+    far = given._replace(rope=replace(given.rope, positions=given.rope.positions + advances * 8_000_000),
+                         moves=given.moves - 8_000_000)
+    assert torch.equal(paged_attention(*far)[0], paged_attention(*given)[0])
+
+
+def test_an_answer_with_no_page_at_all_has_read_nothing():
+    given = inputs(Case(5, 9, 6, 64, torch.float32, 16))
+    output, lse, page_lse = paged_attention(*given._replace(starts=given.starts[:, :0], lengths=given.lengths[:, :0]))
+    assert (output == 0).all() and (lse == -torch.inf).all() and page_lse.shape == (KV_HEADS, 6, 0)
+
+
+def change(given: Inputs, name: str, new) -> Inputs:
+    """`given` with one argument, or one field 'rope.axes' or 'key.bits', replaced by `new(old)`."""
+    name, _, field = name.partition('.')
+    old = getattr(given, name)
+    return given._replace(**{name: replace(old, **{field: new(getattr(old, field))}) if field else new(old)})
+
+
+@pytest.mark.parametrize('bits, name, new, words', [
+    (16, 'query', lambda q: q[0], r'query must be .kv_heads, rows, head_dim.*got torch.float32 \(6, 64\)'),
+    (16, 'query', lambda q: q.double(), 'query must be .* got torch.float64'),
+    (16, 'query', lambda q: q[..., :63], 'head_dim must be even, for dimensions turn in pairs, got 63'),
+    (16, 'key', lambda k: k[:1], r'key must be \[2, capacity, 64\] to go with query \(2, 6, 64\), got \(1, 360, 64\)'),
+    (16, 'value', lambda v: None, r'value must be \[2, capacity, 64\] .* got None'),
+    (16, 'value', lambda v: v[:, 1:], r'key and value must have the same shape, got \(2, 360, 64\) and \(2, 359, 64\)'),
+    (16, 'value', lambda v: v.half(), 'value is torch.float16 on cpu rather than torch.float32 on cpu'),
+    (16, 'starts', lambda s: s.long(), r'starts must be int32 \[2, pages\], got torch.int64 \(2, 5\)'),
+    (16, 'starts', lambda s: s[0], r'starts must be int32 \[2, pages\], got torch.int32 \(5,\)'),
+    (16, 'starts', lambda s: s + 400, 'within the 360 rows of the pool, got lengths from 9'),
+    (16, 'starts', lambda s: s - 400, 'within the 360 rows of the pool, .* starts from -'),
+    (16, 'lengths', lambda n: n[:, 1:], r'lengths must be int32 \(2, 5\) like starts, got torch.int32 \(2, 4\)'),
+    (16, 'lengths', lambda n: -n, 'within the 360 rows of the pool, got lengths from -9'),
+    (16, 'lengths', lambda n: n + 600, 'within the 360 rows of the pool, .* ends up to'),
+    (16, 'scale', lambda s: 0.0, 'scale must be a positive number, got 0.0'),
+    (16, 'moves', lambda m: m.float(), r'moves must be int32 \(2, 5\) like starts, got torch.float32'),
+    (16, 'noted', lambda n: n[1:], r'noted must be bool \[360\], one per row of the pool, got torch.bool \(359,\)'),
+    (16, 'rope', lambda r: None, 'rope must be given: moves turn the keys'),
+    (8, 'rope', lambda r: None, 'rope must be given: a PackedPool has its keys before RoPE'),
+    (8, 'entries', lambda e: None, 'entries must be given: they say which scale'),
+    (8, 'entries', lambda e: e + 40, 'entries must be among the 40 scales of the pool, got'),
+    (8, 'value', lambda v: torch.ones(1), 'value must be None with a PackedPool'),
+    (8, 'key.bits', lambda b: 3, 'bits of a PackedPool must be 4 or 8, got 3'),
+    (8, 'key.bits', lambda b: 4, r'key_codes of a PackedPool of 4 bits must be torch.uint8 \(2, 360, 32\)'),
+    (8, 'key.value_zero', lambda z: z.float(), r'value_zero .* must be torch.float16 \(2, 40, 64\) .* got torch.float32'),
+    (8, 'rope.frequencies', lambda f: f[1:], r'frequencies of rope must be float32 \[32\], got torch.float32 \(31,\)'),
+    (8, 'rope.axes', lambda a: None, r'axes of rope must be integers \[32\], got None'),
+    (8, 'rope.positions', lambda p: p[0], r'positions of rope must be int32 \[axes, 360\], one per row'),
+    (8, 'rope.bias', lambda b: torch.ones(64), r'bias of rope must be float32 \[2, 64\], got torch.float32 \(64,\)'),
+])
+def test_bad_arguments_are_errors_that_name_them(bits, name, new, words):
+    given = inputs(Case(5, 9, 6, 64, torch.float32, bits, moved=True, unused='none'))
+    paged_attention(*given)
+    with pytest.raises(ValueError, match=words):
+        paged_attention(*change(given, name, new))
+
+
+def test_an_unknown_implementation_is_an_error_that_names_the_known():
+    with pytest.raises(ValueError, match="implementation must be one of naive, triton, got 'cuda'"):
+        paged_attention(*inputs(Case(5, 9, 6, 64, torch.float32, 16)), implementation='cuda')
+
+
+def _interpret():
+    os.environ['TRITON_INTERPRET'] = '1'
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='module')
+def interpreter():
+    """Runs a function of this file where Triton interprets its kernels."""
+    pytest.importorskip('triton')
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _interpret) as pool:
+        yield lambda function, *args: pool.submit(function, *args).result()
+
+
+@pytest.fixture(params=['interpreter', 'cuda'])
+def run_triton(request):
+    """`run_triton(function, case)` calls function(case, 'triton', device) on a GPU or interpreted."""
+    if request.param == 'interpreter':
+        run = request.getfixturevalue('interpreter')
+        return lambda function, case: run(function, case, 'triton', 'cpu')
+    if not torch.cuda.is_available():
+        pytest.skip('needs a CUDA device')
+    return lambda function, case: function(case, 'triton', 'cuda')
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_triton_equals_the_definition(case, run_triton):
+    assert_close(run_triton(measure, case), case.dtype)
