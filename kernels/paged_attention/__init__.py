@@ -34,8 +34,8 @@ def paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, value: 
         noted: [capacity] bool, rows that count as evidence; None where nobody asks.
         rope: how keys turn.
         entries: [kv_heads, pages] int32, row of the scales and zeros that each page has in a `PackedPool`.
-        implementation: 'triton' (CUDA; head_dim up to 256), 'naive' (any device), or None for 'triton' on CUDA where it is
-            installed and 'naive' elsewhere. Only 'naive' checks that pages are in the pool: on a GPU that would wait.
+        implementation: 'triton' (CUDA; head_dim up to 256, 128 of a PackedPool), 'naive' (any device), or None for 'triton'
+            on CUDA where it is installed and 'naive' elsewhere. Only 'naive' checks that pages are in the pool: on a GPU that would wait.
 
     Returns:
         output [kv_heads, rows, head_dim] fp32, normalised within what was read (0 where nothing was); lse [kv_heads, rows]
