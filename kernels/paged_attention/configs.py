@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from statekv_ros.kernels.scored_attention.configs import MAX_HEAD_DIM, Tile, head_block
 
-__all__ = ['COMBINE', 'FEW_ROWS', 'INTERPRETER', 'MAX_HEAD_DIM', 'MAX_PACKED_HEAD_DIM', 'MAX_REGISTERS', 'TABLE', 'Config', 'Tile',
-           'choose_splits', 'find_tile', 'head_block']
+__all__ = ['COMBINE', 'FEW_ROWS', 'INTERPRETER', 'MAX_HEAD_DIM', 'MAX_PACKED_HEAD_DIM', 'MAX_REGISTERS', 'TABLE', 'Config',
+           'Tile', 'choose_splits', 'find_tile', 'head_block']
 
 
 class Config(NamedTuple):

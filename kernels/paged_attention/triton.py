@@ -6,7 +6,8 @@ import math
 import torch
 import triton
 
-from .configs import COMBINE, INTERPRETER, MAX_HEAD_DIM, MAX_PACKED_HEAD_DIM, MAX_REGISTERS, Tile, choose_splits, find_tile, head_block
+from .configs import (COMBINE, INTERPRETER, MAX_HEAD_DIM, MAX_PACKED_HEAD_DIM, MAX_REGISTERS, Tile, choose_splits, find_tile,
+                      head_block)
 from .forward import combine_kernel, forward_kernel
 from .pool import PackedPool, Rope
 
@@ -76,8 +77,8 @@ def _check(query: torch.Tensor, pools: tuple, scales: tuple, bits: int, rope: Ro
                          "Triton's interpreter, set TRITON_INTERPRET=1 before Python starts")
     largest = MAX_HEAD_DIM if bits == 16 else MAX_PACKED_HEAD_DIM
     if head_dim > largest:
-        raise ValueError(f"implementation 'triton' takes head_dim up to {largest} from a pool of {bits} bits, got {head_dim}: use "
-                         "'naive'")
+        raise ValueError(f"implementation 'triton' takes head_dim up to {largest} from a pool of {bits} bits, got {head_dim}: "
+                         "use 'naive'")
     if bits == 4 and head_dim % 4:
         raise ValueError("implementation 'triton' takes 4 bits where head_dim is a multiple of 4, so that both halves of a key "
                          f"are whole bytes, got {head_dim}: use 'naive'")
