@@ -37,7 +37,7 @@ def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Usage
     tile = tile_of(name, head_dim, dtype)
     constants = {'HEAD_DIM': head_dim, 'HEAD_BLOCK': head_block(head_dim), 'ROWS': tile.rows}
     pointers = dict.fromkeys(('O', 'LSE', 'PARTIAL', 'PARTIAL_LSE', 'PAGE_LSE', 'FREQUENCIES', 'STREAM', 'BIAS'), 'fp32')
-    kernel = combine_kernel
+    kernel, bits = combine_kernel, 16
     if name != 'combine':
         kernel, bits = forward_kernel, POOLS[name.split()[0]]
         stored = dtype if bits == 16 else 'u8'
@@ -53,9 +53,10 @@ def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Usage
             signature[argument] = f'*{pointers[argument]}'
         else:
             signature[argument] = 'fp32' if argument == 'scale_log2' else 'i32'
-        # As at a launch: allocations are aligned, and strides are multiples of a head dim that is one of 32.
+        # As at a launch: allocations are aligned, and strides are multiples of a row's length.
+        row = head_dim * min(bits, 8) // 8 if argument[0] in 'kv' else head_dim
         if (argument in pointers and argument not in constants
-                or re.fullmatch(r'[qkvs]_(head|row)', argument) and head_dim % 32 == 0):
+                or re.fullmatch(r'[qkvs]_(head|row)', argument) and row % 16 == 0):
             attributes[index,] = [['tt.divisibility', 16]]
     return compiled_usage(kernel, signature, values, attributes, capability, tile, maxnreg=MAX_REGISTERS)
 
