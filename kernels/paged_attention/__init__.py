@@ -9,6 +9,7 @@ from statekv_ros.kernels.scored_attention import IMPLEMENTATIONS, default_implem
 from .naive import naive_paged_attention
 from .pool import PackedPool, Rope
 
+_triton_is_installed = importlib.util.find_spec('triton') is not None
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -34,8 +35,9 @@ def paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, value: 
         noted: [capacity] bool, rows that count as evidence; None where nobody asks.
         rope: how keys turn.
         entries: [kv_heads, pages] int32, row of the scales and zeros that each page has in a `PackedPool`.
-        implementation: 'triton' (CUDA; head_dim up to 256), 'naive' (any device), or None for 'triton' on CUDA where it is
-            installed and 'naive' elsewhere. Only 'naive' checks that pages are in the pool: on a GPU that would wait.
+        implementation: 'triton' (CUDA; head_dim up to 256, 128 of a PackedPool), 'naive' (any device), or None for 'triton'
+            on CUDA where it is installed and 'naive' elsewhere. Only 'naive' checks that pages are in the pool: a GPU would
+            have to be waited for.
 
     Returns:
         output [kv_heads, rows, head_dim] fp32, normalised within what was read (0 where nothing was); lse [kv_heads, rows]
@@ -63,7 +65,7 @@ def paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, value: 
         return naive_paged_attention(*arguments)
     if name != 'triton':
         raise ValueError(f'implementation must be one of {", ".join(IMPLEMENTATIONS)}, got {name!r}')
-    if importlib.util.find_spec('triton') is None:
+    if not _triton_is_installed:
         raise ValueError("implementation 'triton' needs the package triton, which is not installed: pip install triton, or "
                          "use 'naive'")
     # Here rather than above: most machines without a GPU never need it, and some cannot install it.

@@ -5,7 +5,7 @@ import triton
 
 from statekv_ros.kernels.scored_attention.aot import Usage, compiled_usage
 
-from .configs import COMBINE, FEW_ROWS, Tile, find_tile, head_block
+from .configs import COMBINE, FEW_ROWS, MAX_PACKED_HEAD_DIM, MAX_REGISTERS, Tile, find_tile, head_block
 from .forward import combine_kernel, forward_kernel
 
 POOLS = {'raw': 16, 'int8': 8, 'int4': 4}
@@ -13,13 +13,17 @@ POOLS = {'raw': 16, 'int8': 8, 'int4': 4}
 PASSES = ('combine', *(f'{pool} {rows}{moved}' for pool in POOLS for rows in ('few', 'many') for moved in ('', ' moved')))
 
 
-def tile_of(name: str, capability: int, head_dim: int, dtype: str) -> Tile:
+def passes(head_dim: int) -> list[str]:
+    """Those of PASSES that can be launched with such heads."""
+    return [name for name in PASSES if not name.startswith('int') or head_dim <= MAX_PACKED_HEAD_DIM]
+
+
+def tile_of(name: str, head_dim: int, dtype: str) -> Tile:
     """The tile that a pass is launched with (`keys` means nothing to 'combine')."""
     if name == 'combine':
         return COMBINE
     pool, rows = name.split()[:2]
-    return find_tile(capability, head_dim, 4 if dtype == 'fp32' else 2, POOLS[pool],
-                     FEW_ROWS if rows == 'few' else FEW_ROWS + 1)
+    return find_tile(head_dim, 4 if dtype == 'fp32' else 2, POOLS[pool], FEW_ROWS if rows == 'few' else FEW_ROWS + 1)
 
 
 def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Usage:
@@ -30,10 +34,10 @@ def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Usage
         capability: 90 for compute capability 9.0.
         dtype: of the query, 'bf16', 'fp16' or 'fp32', as Triton writes them.
     """
-    tile = tile_of(name, capability, head_dim, dtype)
+    tile = tile_of(name, head_dim, dtype)
     constants = {'HEAD_DIM': head_dim, 'HEAD_BLOCK': head_block(head_dim), 'ROWS': tile.rows}
     pointers = dict.fromkeys(('O', 'LSE', 'PARTIAL', 'PARTIAL_LSE', 'PAGE_LSE', 'FREQUENCIES', 'STREAM', 'BIAS'), 'fp32')
-    kernel = combine_kernel
+    kernel, bits = combine_kernel, 16
     if name != 'combine':
         kernel, bits = forward_kernel, POOLS[name.split()[0]]
         stored = dtype if bits == 16 else 'u8'
@@ -49,11 +53,12 @@ def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Usage
             signature[argument] = f'*{pointers[argument]}'
         else:
             signature[argument] = 'fp32' if argument == 'scale_log2' else 'i32'
-        # As at a launch: allocations are aligned, and strides are multiples of a head dim that is one of 32.
+        # As at a launch: allocations are aligned, and strides are multiples of a row's length.
+        row = head_dim * min(bits, 8) // 8 if argument[0] in 'kv' else head_dim
         if (argument in pointers and argument not in constants
-                or re.fullmatch(r'[qkvs]_(head|row)', argument) and head_dim % 32 == 0):
+                or re.fullmatch(r'[qkvs]_(head|row)', argument) and row % 16 == 0):
             attributes[index,] = [['tt.divisibility', 16]]
-    return compiled_usage(kernel, signature, values, attributes, capability, tile)
+    return compiled_usage(kernel, signature, values, attributes, capability, tile, maxnreg=MAX_REGISTERS)
 
 
 def _without(name: str, bits: int) -> dict[str, None]:

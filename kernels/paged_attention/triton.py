@@ -6,7 +6,8 @@ import math
 import torch
 import triton
 
-from .configs import COMBINE, INTERPRETER, MAX_HEAD_DIM, Tile, choose_splits, find_tile, head_block
+from .configs import (COMBINE, INTERPRETER, MAX_HEAD_DIM, MAX_PACKED_HEAD_DIM, MAX_REGISTERS, Tile, choose_splits, find_tile,
+                      head_block)
 from .forward import combine_kernel, forward_kernel
 from .pool import PackedPool, Rope
 
@@ -21,7 +22,7 @@ def triton_paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, 
     """Arguments and results as in `paged_attention`.
 
     Args:
-        tile: that of the pass over the pages; the entry of configs.py for the device when None.
+        tile: that of the pass over the pages; the entry of configs.py when None.
         splits: parts of the pages worked on side by side; as many as keep the device busy when None.
 
     Raises:
@@ -35,7 +36,7 @@ def triton_paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, 
         pools, scales = (key.key_codes, key.value_codes), (key.key_scale, key.key_zero, key.value_scale, key.value_zero)
         s_stride = key.key_scale.stride()[:2]
     _check(query, pools, scales, bits, rope)
-    tile = tile or _tile(query.device, head_dim, query.element_size(), bits, rows)
+    tile = tile or (INTERPRETER if INTERPRETED else find_tile(head_dim, query.element_size(), bits, rows))
     row_tiles = triton.cdiv(rows, tile.rows)
     if splits is None:
         splits = 1 if INTERPRETED else _splits(row_tiles * kv_heads, pages, query.device)
@@ -61,11 +62,11 @@ def triton_paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, 
             pages_per_split, *query.stride()[:2], *pools[0].stride()[:2], *pools[1].stride()[:2], *s_stride,
             rope.positions.stride(0) if bits < 16 else 0, **shape, ROWS=tile.rows, KEYS=tile.keys, BITS=bits,
             PRECISION='ieee', UPCAST=INTERPRETED and query.dtype == torch.bfloat16, num_warps=tile.warps,
-            num_stages=tile.stages, enable_fp_fusion=True)
+            num_stages=tile.stages, maxnreg=MAX_REGISTERS, enable_fp_fusion=True)
         if splits > 1:
             combine_kernel[triton.cdiv(kv_heads * rows, COMBINE.rows),](
                 partial, partial_lse, output, lse, kv_heads * rows, splits, **shape, ROWS=COMBINE.rows,
-                num_warps=COMBINE.warps, num_stages=COMBINE.stages, enable_fp_fusion=True)
+                num_warps=COMBINE.warps, num_stages=COMBINE.stages, maxnreg=MAX_REGISTERS, enable_fp_fusion=True)
     return output, lse, page_lse
 
 
@@ -74,11 +75,13 @@ def _check(query: torch.Tensor, pools: tuple, scales: tuple, bits: int, rope: Ro
     if query.device.type != 'cuda' and not INTERPRETED:
         raise ValueError(f"implementation 'triton' needs tensors on a CUDA device, got {query.device}: use 'naive', or, for "
                          "Triton's interpreter, set TRITON_INTERPRET=1 before Python starts")
-    if head_dim > MAX_HEAD_DIM:
-        raise ValueError(f"implementation 'triton' takes head_dim up to {MAX_HEAD_DIM}, got {head_dim}: use 'naive'")
+    largest = MAX_HEAD_DIM if bits == 16 else MAX_PACKED_HEAD_DIM
+    if head_dim > largest:
+        raise ValueError(f"implementation 'triton' takes head_dim up to {largest} from a pool of {bits} bits, got {head_dim}: "
+                         "use 'naive'")
     if bits == 4 and head_dim % 4:
-        raise ValueError("implementation 'triton' takes 4 bits with a head_dim that is a multiple of 4, so that both halves of a "
-                         f"key are whole bytes, got {head_dim}: use 'naive'")
+        raise ValueError("implementation 'triton' takes 4 bits where head_dim is a multiple of 4, so that both halves of a key "
+                         f"are whole bytes, got {head_dim}: use 'naive'")
     for name, tensor in zip(('query', 'keys of the pool', 'values of the pool'), (query, *pools)):
         if tensor.stride(2) != 1:
             raise ValueError(f'{name} must be contiguous along head_dim (stride 1), got strides {tensor.stride()}')
@@ -98,14 +101,6 @@ def _check(query: torch.Tensor, pools: tuple, scales: tuple, bits: int, rope: Ro
         tensor = getattr(rope, name)
         if tensor is not None and not tensor.is_contiguous():
             raise ValueError(f'{name} of rope must be contiguous, got strides {tensor.stride()}: call .contiguous()')
-
-
-@functools.lru_cache
-def _tile(device: torch.device, head_dim: int, itemsize: int, bits: int, rows: int) -> Tile:
-    if INTERPRETED:
-        return INTERPRETER
-    major, minor = torch.cuda.get_device_capability(device)
-    return find_tile(10 * major + minor, head_dim, itemsize, bits, rows)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -2,10 +2,12 @@
 import triton
 import triton.language as tl
 
-# pi / 2 in three parts, of which the first two have few enough bits that a multiple of them is exact; and minimax polynomials on
-# [-pi / 4, pi / 4] (Cephes, sinf.c and cosf.c): off by 1e-7, up to angles of about 1e5, where fp32 itself is off by 4e-3.
+# pi / 2 in three parts, of which the first two have few enough bits that a multiple of them is exact; and polynomials on
+# [-pi / 4, pi / 4] (Cephes, sinf.c): off by 1e-7, up to angles of about 1e5, where fp32 itself is off by 4e-3.
 _PER_QUARTER = tl.constexpr(0.6366197723675814)
-_QUARTER_1, _QUARTER_2, _QUARTER_3 = tl.constexpr(1.5703125), tl.constexpr(4.837512969970703e-4), tl.constexpr(7.549789954891882e-8)
+_QUARTER_1 = tl.constexpr(1.5703125)
+_QUARTER_2 = tl.constexpr(4.837512969970703e-4)
+_QUARTER_3 = tl.constexpr(7.549789954891882e-8)
 
 
 @triton.jit
@@ -21,7 +23,8 @@ def _cos_sin(angle):
     quarter = quarters.to(tl.int32) & 3
     swapped = (quarter & 1) != 0
     turned_cos, turned_sin = tl.where(swapped, sin, cos), tl.where(swapped, cos, sin)
-    return (tl.where(((quarter + 1) & 2) != 0, -turned_cos, turned_cos), tl.where((quarter & 2) != 0, -turned_sin, turned_sin))
+    return (tl.where(((quarter + 1) & 2) != 0, -turned_cos, turned_cos),
+            tl.where((quarter & 2) != 0, -turned_sin, turned_sin))
 
 
 @triton.jit

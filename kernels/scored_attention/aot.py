@@ -71,8 +71,10 @@ def compile_pass(name: str, capability: int, head_dim: int, group: int, dtype: s
 
 
 def compiled_usage(kernel: triton.JITFunction, signature: dict, values: dict, attributes: dict, capability: int,
-                   tile: Tile) -> Usage:
+                   tile: Tile, **options: int) -> Usage:
     """Compile a kernel, its arguments given as Triton's ASTSource wants them, and look at what came out.
+
+    `options` are further ones of the compiler.
 
     Raises:
         RuntimeError: Triton's interpreter is on.
@@ -80,7 +82,7 @@ def compiled_usage(kernel: triton.JITFunction, signature: dict, values: dict, at
     if not isinstance(kernel, triton.JITFunction):
         raise RuntimeError('kernels can be compiled only where TRITON_INTERPRET is not set')
     compiled = triton.compile(ASTSource(kernel, signature, values, attributes), target=GPUTarget('cuda', capability, 32),
-                              options={'num_warps': tile.warps, 'num_stages': tile.stages, 'enable_fp_fusion': True})
+                              options={'num_warps': tile.warps, 'num_stages': tile.stages, 'enable_fp_fusion': True} | options)
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         file.write(compiled.asm['cubin'])
         file.flush()

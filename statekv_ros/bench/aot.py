@@ -1,6 +1,7 @@
 """Compile every launch configuration of the kernels for every chip, with no GPU: no spills, shared memory within limits."""
 import argparse
 import contextlib
+import functools
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -17,11 +18,12 @@ from statekv_ros.kernels.scored_attention.configs import CONFIGS, SHARED_MEMORY_
 # (head dim, group) of InternVL3-1B, InternVL3-8B, Qwen3-VL-2B, Qwen3-VL-4B and -8B, InternVL3-2B
 MODEL_SHAPES = ((64, 7), (128, 7), (128, 2), (128, 4), (128, 6))
 ALL_SHAPES = (*MODEL_SHAPES, (32, 2), (80, 2), (256, 2))
+PAGED = 'paged '    # what the names of paged attention's kernels begin with
 
 
 @dataclass(frozen=True)
 class Case:
-    """One pass of scored attention for one chip (`capability` 90 is sm_90), head dim, group and dtype."""
+    """One pass for one chip (`capability` 90 is sm_90), head dim, group and dtype. Paged attention is given rows: group 1."""
 
     capability: int
     head_dim: int
@@ -75,21 +77,31 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def _cases(chip: int, everything: bool) -> list[Case]:
-    if everything:
-        return [Case(chip, head_dim, group, dtype, kernel) for head_dim, group in ALL_SHAPES
-                for dtype in ('bf16', 'fp16', 'fp32') for kernel in ('forward', 'split forward', 'combine', 'mass')]
-    return [Case(chip, head_dim, group, 'bf16', kernel) for head_dim, group in MODEL_SHAPES
-            for kernel in ('split forward', 'combine', 'mass')]
+    from statekv_ros.kernels.paged_attention.aot import passes
+    shapes, dtypes = (ALL_SHAPES, ('bf16', 'fp16', 'fp32')) if everything else (MODEL_SHAPES, ('bf16',))
+    scored = ('forward', 'split forward', 'combine', 'mass') if everything else ('split forward', 'combine', 'mass')
+    return [*(Case(chip, head_dim, group, dtype, kernel) for head_dim, group in shapes for dtype in dtypes
+              for kernel in scored),
+            *(Case(chip, head_dim, 1, dtype, PAGED + kernel) for head_dim in sorted({head_dim for head_dim, _ in shapes})
+              for dtype in dtypes for kernel in passes(head_dim))]
 
 
 def _judge(case: Case) -> dict:
     """Compile one case; its row of the result."""
-    from statekv_ros.kernels.scored_attention.aot import compile_pass, tile_of
+    from statekv_ros.kernels.paged_attention import aot as paged
+    from statekv_ros.kernels.scored_attention import aot as scored
     limit = SHARED_MEMORY_KB[case.capability] * 1024
-    row = asdict(case) | {'tile': tile_of(case.kernel, case.capability, case.head_dim, case.dtype)._asdict(),
-                          'shared_limit_bytes': limit}
+    if case.kernel.startswith(PAGED):
+        name = case.kernel.removeprefix(PAGED)
+        tile = paged.tile_of(name, case.head_dim, case.dtype)
+        compile_pass = functools.partial(paged.compile_pass, name, case.capability, case.head_dim, case.dtype)
+    else:
+        tile = scored.tile_of(case.kernel, case.capability, case.head_dim, case.dtype)
+        compile_pass = functools.partial(scored.compile_pass, case.kernel, case.capability, case.head_dim, case.group,
+                                         case.dtype)
+    row = asdict(case) | {'tile': tile._asdict(), 'shared_limit_bytes': limit}
     try:
-        usage = compile_pass(case.kernel, case.capability, case.head_dim, case.group, case.dtype)
+        usage = compile_pass()
     except Exception as error:  # the compiler raises many kinds; one bad row must not hide the others
         return row | {'problem': f'does not compile: {type(error).__name__}: {str(error).strip().splitlines()[:3]}'}
     problem = None

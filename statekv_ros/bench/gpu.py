@@ -12,7 +12,7 @@ import statekv_ros
 from statekv_ros.bench.hardware import device_name, parse_device, versions
 from statekv_ros.errors import ParameterError
 
-TESTS = ('test_scored_attention.py', 'test_state_update.py', 'test_sync_free.py', 'test_graphs.py')
+TESTS = ('test_scored_attention.py', 'test_paged_attention.py', 'test_state_update.py', 'test_sync_free.py', 'test_graphs.py')
 
 
 def run(args: argparse.Namespace) -> dict:
