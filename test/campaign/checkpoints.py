@@ -48,7 +48,7 @@ def load_spoiled(record: Record, number: int, whole: str) -> None:
         backbone.size(480, 640)
         try_out(backbone)
         stage = 'on the first frames'
-        stream = VideoStream(backbone, 'statekv(64)', 'all', 512)
+        stream = VideoStream(backbone, 'statekv(64)')
         for second in range(1, 5):
             stream.step(np.random.default_rng(second).integers(0, 256, (64, 64, 3), dtype=np.uint8), second * 10**9)
         answer = stream.answer('what is in view?', max_tokens=8)
