@@ -13,7 +13,6 @@ from statekv_ros.errors import StoreError
 from statekv_ros.store.reader import StoreReader
 
 DAMAGED, FAILED, INTERRUPTED = 1, 2, 130
-_BYTES_DTYPE = 'uint8'      # a part that is bytes, as a tensor
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -57,7 +56,7 @@ def describe(store: StoreReader) -> dict:
 
 
 def export(store: StoreReader, out: Path, camera: str | None = None, steps_per_file: int = 64) -> list[str]:
-    """Write `<camera>-<first step>.safetensors` files into a new folder, tensors named `<step>.<part>`, headers in the metadata.
+    """Write `<camera>-<first step>.safetensors` into a new folder: tensors named `<step>.<part>`, headers in the metadata.
 
     Returns:
         A line for each step that is damaged and was left out.
@@ -87,22 +86,24 @@ def export(store: StoreReader, out: Path, camera: str | None = None, steps_per_f
 
 
 def _write(store: StoreReader, camera: str, steps: list[int], out: Path, damaged: list[str]) -> None:
-    from safetensors import serialize_file
+    import torch        # the other commands do without
+    from safetensors.torch import save_file
     tensors, headers = {}, {}
-    records = store.records(camera)
     for step in steps:
         try:
-            values = store.values(camera, step)
-            headers[str(step)] = json.dumps(records[step].header)
+            loaded = store.load_step(camera, step)
         except StoreError as error:
             damaged.append(str(error))
             continue
-        for part, (dtype, shape, value) in values.items():
-            tensors[f'{step}.{part}'] = {'dtype': dtype or _BYTES_DTYPE, 'shape': list(shape), 'data': value}
+        if loaded is None:      # the node forgot it meanwhile
+            continue
+        headers[str(step)] = json.dumps(loaded[0])
+        tensors.update({f'{step}.{name}': torch.tensor(list(part), dtype=torch.uint8) if isinstance(part, bytes) else part
+                        for name, part in loaded[1].items()})
     if headers:
         # A camera's name may hold what a file's name may not.
         stem = re.sub(r'[^\w.-]', '_', camera)
-        serialize_file(tensors, str(out / f'{stem}-{steps[0]:08d}.safetensors'), {'camera': camera, **headers})
+        save_file(tensors, out / f'{stem}-{steps[0]:08d}.safetensors', {'camera': camera, **headers})
 
 
 def _info(store: StoreReader, args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import socket
+import struct
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,9 @@ _REMEDIES = {
     errno.EIO: 'the disk reports an error (see the kernel\'s log): choose a folder on another disk (parameter "memory_dir")',
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_TORN = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError)
+_FULL_BYTES = 2**20      # less than this free: full
+# The last two: keys of ours that are none.
+_TORN = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, UnicodeDecodeError, struct.error)
 _NETWORK = ('nfs', 'nfs4', 'cifs', 'smb3', 'smbfs', '9p', 'afs', 'ceph', 'fuse.sshfs')
 
 
@@ -51,14 +54,19 @@ def told(folder: Path, but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
         raise StoreError(f'{folder}/{DATA} was written by another version of LMDB; it was left as it is. Choose another folder '
                          '(parameter "memory_dir")') from error
     except (lmdb.Error, OSError) as error:
-        number = error.errno if isinstance(error, OSError) else _number(error)
+        number = error.errno if isinstance(error, OSError) else _number(error, folder)
         kind = StoreFull if number in _FULL else StoreError
         raise kind(f'{folder} cannot be used: {_REMEDIES.get(number, error)}') from error
 
 
-def _number(error: lmdb.Error) -> int | None:
+def _number(error: lmdb.Error, folder: Path) -> int | None:
     """errno of an error of the system that LMDB passed on; it keeps only its text."""
-    return next((number for number in _REMEDIES if os.strerror(number) in str(error)), None)
+    number = next((number for number in _REMEDIES if os.strerror(number) in str(error)), None)
+    if number == errno.EIO:
+        # LMDB calls a write that came to less than asked for an I/O error: that is how a disk becomes full.
+        disk = os.statvfs(folder)
+        number = errno.ENOSPC if disk.f_bavail * disk.f_frsize < _FULL_BYTES else number
+    return number
 
 
 def make_folder(folder: Path) -> None:
@@ -72,8 +80,8 @@ def make_folder(folder: Path) -> None:
     with told(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if file_system(folder) in _NETWORK:
-        raise StoreError(f'{folder} lies on a network drive ({file_system(folder)}), where neither locks nor mapped files can be '
-                         'relied on: choose a folder on a disk of this machine (parameter "memory_dir")')
+        raise StoreError(f'{folder} lies on a network drive ({file_system(folder)}), where neither locks nor mapped files '
+                         'can be relied on: choose a folder on a disk of this machine (parameter "memory_dir")')
 
 
 def make_reader_table(folder: Path) -> None:

@@ -47,8 +47,8 @@ class StoreReader:
         folder = Path(folder)
         with told(folder):
             if not (folder / DATA).is_file() or not (folder / DATA).stat().st_size:
-                raise StoreError(f'{folder} holds no memory (no {DATA}): give the folder that the node\'s parameter "memory_dir" '
-                                 'names')
+                raise StoreError(f'{folder} holds no memory (no {DATA}): give the folder that the node\'s parameter '
+                                 '"memory_dir" names')
             environment = lmdb.open(str(folder), map_size=0, readonly=True, max_dbs=2)
         try:
             if missing_bytes(environment, folder) > 0:
@@ -127,19 +127,6 @@ class StoreReader:
         """
         return self._load(step_key(camera, step), f'step {step} of {camera!r}')
 
-    def values(self, camera: str, step: int) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-        """dtype by name, shape and bytes of each part of a step, verified; no torch needed.
-
-        Raises:
-            StoreError: there is no such step, or it is damaged.
-        """
-        key = step_key(camera, step)
-        found = self._verified(key, f'step {step} of {camera!r}', bytes)
-        if found is None:
-            raise StoreError(f'{self.folder} has no step {step} of {camera!r}')
-        record, values = found
-        return {name: (part.dtype, part.shape, values[name]) for name, part in record.parts.items()}
-
     def bytes(self, camera: str | None = None) -> int:
         """Bytes of the parts of a camera's steps and state; of all cameras by default."""
         total = 0
@@ -188,8 +175,8 @@ class StoreReader:
 
     def _require_own_process(self) -> None:
         if os.getpid() != self._process:
-            raise StoreError(f'the memory in {self.folder} was opened by process {self._process}, and this one, {os.getpid()}, was '
-                             'forked from it: open it in the process that uses it')
+            raise StoreError(f'the memory in {self.folder} was opened by process {self._process}, and this one, {os.getpid()}, '
+                             'was forked from it: open it in the process that uses it')
 
     def _about(self) -> dict[str, str | int]:
         with self._reading() as transaction:
@@ -199,8 +186,8 @@ class StoreReader:
                 with contextlib.suppress(ValueError):
                     about = json.loads(value)
         if not isinstance(about, dict) or not isinstance(about.get('version'), int):
-            raise StoreError(f'{self.folder}/{DATA} is not a memory of this package; it was left as it is. Choose another folder '
-                             '(parameter "memory_dir")')
+            raise StoreError(f'{self.folder}/{DATA} is not a memory of this package; it was left as it is. Choose another '
+                             'folder (parameter "memory_dir")')
         if about['version'] > FORMAT_VERSION:
             raise StoreError(f'the memory in {self.folder} has format version {about["version"]}, and this package knows up to '
                              f'{FORMAT_VERSION}; it was left as it is. Update the package, or choose another folder (parameter '
@@ -217,7 +204,7 @@ class StoreReader:
             for name, part in record.parts.items():
                 stored = transaction.get(part_key(key, name), db=self._values)
                 if stored is None or len(stored) != part.bytes or zlib.crc32(stored) != part.crc:
-                    raise torn(self.folder, f'part {name!r} of {what} is {"not" if stored is None else "no longer"} what was stored')
+                    raise torn(self.folder, f'part {name!r} of {what} is {"gone" if stored is None else "no longer what was stored"}')
                 if take is not None:
                     taken[name] = take(stored)
             return record, taken

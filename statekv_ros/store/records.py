@@ -115,7 +115,7 @@ def describe(header: Mapping[str, Any], raws: Mapping[str, tuple[str, tuple[int,
         return Record(dict(header), {name: Part(dtype, shape, len(value), zlib.crc32(value))
                                      for name, (dtype, shape, value) in raws.items()}, age).encode()
     except TypeError as error:
-        raise StoreError(f'a header may hold what JSON knows (numbers, texts, lists, dicts), got {header!r}: {error}') from error
+        raise StoreError(f'a header may hold what JSON knows (numbers, texts, lists, dicts): {error}, in {header!r}') from error
 
 
 def _name(kind: str, name: str, longest: int) -> bytes:

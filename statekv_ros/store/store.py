@@ -68,8 +68,8 @@ class MemoryStore(StoreReader):
         """
         folder = Path(folder)
         if not quota_bytes >= LEAST_QUOTA_BYTES:
-            raise ParameterError(f'a memory on disk needs a quota of at least {LEAST_QUOTA_BYTES} bytes, got {quota_bytes} (parameter '
-                                 '"disk_cache_gb")')
+            raise ParameterError(f'a memory on disk needs a quota of at least {LEAST_QUOTA_BYTES} bytes, got {quota_bytes} '
+                                 '(parameter "disk_cache_gb")')
         if not 0 <= sync_period_s < float('inf'):
             raise ParameterError(f'sync_period_s must be 0 or a number of seconds, got {sync_period_s}')
         make_folder(folder)
@@ -190,8 +190,8 @@ class MemoryStore(StoreReader):
                     self._drop(oldest)
                 gone += oldest
         else:
-            raise StoreFull(f'{self.folder} has no room for {held.cost} bytes within its quota of {self._retention.quota_bytes}: '
-                            'raise it (parameter "disk_cache_gb")')
+            raise StoreFull(f'{self.folder} has no room for {held.cost} bytes within its quota of '
+                            f'{self._retention.quota_bytes}: raise it (parameter "disk_cache_gb")')
         if not self._period_s or self._left > self._retention.spare() // 2:
             self.sync()
         return gone
@@ -261,8 +261,8 @@ class MemoryStore(StoreReader):
         differing = [f'{name} ({self.identity.get(name, "nothing")} there, {identity.get(name, "nothing")} here)'
                      for name in sorted({*self.identity, *identity}) if self.identity.get(name) != identity.get(name)]
         if differing:
-            raise StoreMismatch(f'the memory in {self.folder} was made with another {", ".join(differing)}; it was left as it is. '
-                                'Run what made it, or choose another folder (parameter "memory_dir")')
+            raise StoreMismatch(f'the memory in {self.folder} was made with another {", ".join(differing)}; it was left as it '
+                                'is. Run what made it, or choose another folder (parameter "memory_dir")')
 
 
 def extend(environment: lmdb.Environment, folder: Path) -> int:
