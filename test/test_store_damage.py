@@ -208,9 +208,10 @@ def test_a_file_that_lost_its_end_is_said_to_be_damaged_and_left_for_export(writ
     size = keep if isinstance(keep, int) else int(keep * data.stat().st_size)
     os.truncate(data, size)
     before = data.read_bytes()
-    with pytest.raises(StoreError, match='damaged.*statekv-memory export|damaged .data.mdb is empty'):
-        opened(folder)
-    assert data.read_bytes()[:size] == before
+    for _ in range(2):
+        with pytest.raises(StoreError, match='damaged.*statekv-memory export'):
+            opened(folder)
+        assert data.read_bytes() == before
     # What is whole comes out.
     code = statekv_memory(['export', str(folder), str(tmp_path / 'out')])
     assert code in (1, 2) and (code == 2 or any((tmp_path / 'out').iterdir()))

@@ -204,7 +204,8 @@ class StoreReader:
             for name, part in record.parts.items():
                 stored = transaction.get(part_key(key, name), db=self._values)
                 if stored is None or len(stored) != part.bytes or zlib.crc32(stored) != part.crc:
-                    raise torn(self.folder, f'part {name!r} of {what} is {"gone" if stored is None else "no longer what was stored"}')
+                    state = 'gone' if stored is None else 'no longer what was stored'
+                    raise torn(self.folder, f'part {name!r} of {what} is {state}')
                 if take is not None:
                     taken[name] = take(stored)
             return record, taken

@@ -86,6 +86,8 @@ class MemoryStore(StoreReader):
                 undo.callback(environment.close)
                 environment.reader_check()      # readers that were killed would keep pages from being used again
                 lost = extend(environment, folder)
+                if lost:
+                    undo.callback(os.truncate, folder / DATA, size)
                 _begin(environment, identity)
             store = cls(folder, environment, lock, int(quota_bytes), float(sync_period_s))
             undo.callback(store._anchor.close)
