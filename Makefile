@@ -13,6 +13,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+CAMPAIGN_ARGS ?= all
 OLDEST_VENV ?= .venv-oldest
 
 bin := $(VENV)/bin
@@ -32,7 +33,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(( $$$$ % 100 + 1 )))
 export PATH := $(abspath $(bin)):$(PATH)
 
-.PHONY: help demo test test-versions bench install clean distclean check-machine
+.PHONY: help demo test test-versions campaign bench install clean distclean check-machine
 
 help: ## this list
 	@echo "statekv_ros: a robot's visual memory as a ROS 2 node"
@@ -59,6 +60,9 @@ test-versions: $(VENV)/.installed-test $(OLDEST_VENV)/.installed ## run the mode
 	  if $$venv/bin/python -m pytest -q $(version_tests) $(PYTEST_ARGS); then result=passed; else result=FAILED; failed=1; fi; \
 	  results+=("Transformers $$version: $$result"); done; \
 	  printf '%s\n' '== results' "$${results[@]}"; exit $$failed
+
+campaign: $(VENV)/.installed-test ## bad inputs, killed peers and broken files against the node, 20 minutes (CAMPAIGN_ARGS="--help" says what)
+	@$(bin)/python test/campaign $(CAMPAIGN_ARGS)
 
 # The tests that need a GPU are part of it.
 bench: $(VENV)/.installed-test ## measure (BENCH_ARGS="--help" says what)

@@ -89,6 +89,31 @@ def require_fit(plan: Plan, available_bytes: int, where: str) -> None:
                          f'{gigabytes(available_bytes)}: most of it, {gigabytes(size)}, is {part}; {remedy}')
 
 
+def detailed_bound(plan: Plan, asked_bytes: int, available_bytes: int, where: str) -> int:
+    """Bytes that each camera's detailed cache may take: what is asked for, else a share of half of what is left.
+
+    The other half is for the rest of the robot, and for the moment in which the cache grows and lies in memory twice.
+
+    Args:
+        asked_bytes: per camera; 0 for the default.
+        available_bytes, where: as of `require_fit`, which must have passed.
+
+    Raises:
+        ParameterError: what is asked for cannot fit, or does not hold a single step.
+    """
+    left = available_bytes - plan.at_start_bytes
+    step_bytes = plan.size.step_tokens * plan.size.kv_bytes_per_token
+    bound = asked_bytes or left // 2 // plan.cameras
+    if asked_bytes * plan.cameras > left:
+        raise ParameterError(f'max_detailed_mb of {plan.cameras} camera(s) takes {gigabytes(asked_bytes * plan.cameras)}, but '
+                             f'{where} has {gigabytes(max(0, left))} left for it: lower "max_detailed_mb", or set it to 0')
+    if bound < step_bytes:
+        raise ParameterError(f'a detailed cache of {gigabytes(bound)} does not hold one step of {plan.size.step_tokens} tokens, '
+                             f'{gigabytes(step_bytes)}: ' + ('raise "max_detailed_mb"' if asked_bytes else
+                                                             'take a smaller "model" or "max_frame_pixels"'))
+    return bound
+
+
 def available_memory(device: torch.device) -> tuple[int, str]:
     """Bytes free on a device, and its name."""
     if device.type == 'cuda':

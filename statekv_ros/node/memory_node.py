@@ -16,7 +16,7 @@ from rclpy.task import Future
 from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.errors import QuestionError, StateKVError
 from statekv_ros.memory import PrefillPolicy, StepReport, VideoStream
-from statekv_ros.memory.capacity import available_memory, gigabytes, make_plan, require_fit
+from statekv_ros.memory.capacity import available_memory, detailed_bound, gigabytes, make_plan, require_fit
 from statekv_ros.memory.trial import demonstration_warning, try_out
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
@@ -170,11 +170,11 @@ class MemoryNode(LifecycleNode):
         if backbone.demonstration:
             self.get_logger().warning(demonstration_warning(backbone))
         policy = get.prefill_policy()
-        self._require_memory(backbone, policy)
+        detailed_bytes = self._require_memory(backbone, policy)
         cameras, kinds = [], {}
         for name in get['cameras']:
-            stream = VideoStream(backbone, policy, 'all', get['chunk_tokens'], get['max_detailed_mb'] * 10**6,
-                                 positions=get['positions'], cuda_graph=get['cuda_graph'])
+            stream = VideoStream(backbone, policy, max_detailed_bytes=detailed_bytes, positions=get['positions'],
+                                 cuda_graph=get['cuda_graph'])
             kinds[name] = message_type(get[f'{name}.topic'], get[f'{name}.transport'])
             cameras.append(Camera(name, stream, decoder(kinds[name], get['max_image_pixels'], backbone.frame_size)))
         engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],
@@ -193,21 +193,21 @@ class MemoryNode(LifecycleNode):
         self.get_logger().info(f'{policy} on {backbone.device} ({backbone.dtype}), {backbone.kv_bytes_per_token} bytes per '
                                f'token; cameras: {topics}')
 
-    def _require_memory(self, backbone: Backbone, policy: PrefillPolicy) -> None:
-        """Say what watching will need, and raise ParameterError when it cannot fit."""
+    def _require_memory(self, backbone: Backbone, policy: PrefillPolicy) -> int:
+        """Say what watching will need; bytes of each camera's detailed cache. Raises ParameterError when it cannot fit."""
         get, names = self._settings, self._settings['cameras']
         rate_hz = sum(get[f'{name}.rate_hz'] for name in names) / len(names)
-        plan = make_plan(backbone.size(*_ASSUMED_FRAME), policy, rate_hz, len(names),
-                         max_detailed_bytes=get['max_detailed_mb'] * 10**6, positions=get['positions'])
+        plan = make_plan(backbone.size(*_ASSUMED_FRAME), policy, rate_hz, len(names), positions=get['positions'])
         free, where = available_memory(backbone.device)
         free += plan.weights_bytes      # they are loaded already
+        require_fit(plan, free, where)
+        bound = detailed_bound(plan, get['max_detailed_mb'] * 10**6, free, where)
         self.get_logger().info(
             f'memory, for camera images of {_ASSUMED_FRAME[1]}x{_ASSUMED_FRAME[0]} ({plan.size.step_tokens} tokens per step): '
             f'weights {gigabytes(plan.weights_bytes)}, state {gigabytes(plan.state_bytes)}, workspace about '
-            f'{gigabytes(plan.workspace_bytes)}; detailed cache {gigabytes(plan.detailed_bytes_per_hour)} per hour'
-            + (f', bounded at {get["max_detailed_mb"]} MB per camera' if get['max_detailed_mb'] else
-               f': {where} is full after about {plan.hours_until_full(free):.1f} h (max_detailed_mb bounds it)'))
-        require_fit(plan, free, where)
+            f'{gigabytes(plan.workspace_bytes)}; detailed cache {gigabytes(plan.detailed_bytes_per_hour)} per hour, '
+            f'bounded at {gigabytes(bound)} per camera: the newest {bound * len(names) / plan.detailed_bytes_per_hour:.1f} h')
+        return bound
 
     def _release(self) -> None:
         with self._life:

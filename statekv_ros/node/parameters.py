@@ -128,11 +128,10 @@ NODE = (
          'full', choices=('', *POSITIONS)),
     Spec('cuda_graph', 'auto', 'auto: on a GPU, frame steps are replayed as CUDA graphs once the state is full',
          choices=CUDA_GRAPH),
-    Spec('chunk_tokens', 4096, 'the detailed cache grows by this many tokens at a time', low=64, high=65536),
-    Spec('max_detailed_mb', 0, 'bound on each camera\'s detailed cache in MB (10^6 bytes); past it the oldest chunk is '
-         'forgotten; 0: no bound', low=0, high=LARGE),
-    Spec('answer_policy', 'all', 'what a question may read unless it says so itself: all, retrieve(k), state or last(n)',
-         runtime=True, check=parse_answer_policy),
+    Spec('max_detailed_mb', 0, 'bound on each camera\'s detailed cache in MB (10^6 bytes); past it the oldest steps are '
+         'forgotten; 0: each camera\'s share of half of what is free at start', low=0, high=LARGE),
+    Spec('answer_policy', 'sparse(8192)', 'what a question may read unless it says so itself: all, sparse(n), retrieve(k), state '
+         'or last(n)', runtime=True, check=parse_answer_policy),
     Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=MAX_TOKENS, runtime=True),
     Spec('answer_timeout_s', 30.0, 'time limit of a question that gives none, in seconds', low=0.001, high=86400.0,
          runtime=True),

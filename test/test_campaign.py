@@ -1,0 +1,62 @@
+"""The fault campaign, each class in its short form. The full one is `python test/campaign all`: see docs/reliability.md."""
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from campaign.cli import CLASSES, run_class
+from campaign.record import Record
+
+pytestmark = pytest.mark.timeout(300)
+# A small share of a full run's trials; few enough that together they take about a minute. The seed is one whose few bags hold
+# what a reader trips over most: text that is no text in a message that is whole.
+SEED = 2
+TRIALS = {'images': 150, 'services': 60, 'kills': 12, 'lifecycle': 7, 'bags': 60, 'checkpoints': 20, 'soak': 8}
+# Few trials stand beside a short warm-up: what the allocator takes for the first large image is no leak.
+SLACK_MB = 60.0
+
+
+def test_every_class_of_the_campaign_has_a_short_form():
+    assert TRIALS.keys() == CLASSES.keys()
+
+
+@pytest.mark.parametrize('name', TRIALS)
+def test_every_promise_holds_through(name):
+    record = run_class(name, SEED, trials=TRIALS[name], slack_mb=SLACK_MB)
+    assert record.passed, '\n'.join(f'{failure.kind}: {failure.given}\n  {failure.detail}\n  again: {failure.command}'
+                                    for failure in record.failures)
+    assert record.trials == TRIALS[name]
+
+
+def test_a_failure_tells_the_command_that_shows_it_again(tmp_path):
+    record = Record('bags', 7, 3, 60.0, tmp_path)
+    for number in record.numbers():
+        if number == 1:
+            record.note_refusal('ValueError: 7', number, 'seven')
+        else:
+            record.note_refusal('7 is not allowed: take 8', number, 'seven')
+    told = record.as_dict()
+    assert (told['passed'], told['trials'], told['kinds_of_failure']) == (False, 3, {'raw error': 1})
+    assert told['outcomes'] == {'refused: N is not allowed: take N': 2}
+    (failure,) = told['failures']
+    assert failure['command'] == 'python test/campaign bags --seed 7 --only 1'
+
+
+def test_a_trial_is_the_same_whatever_came_before_it(tmp_path):
+    first, second = (Record('bags', 7, 10, 60.0, tmp_path) for _ in range(2))
+    first.random(3).random()
+    assert first.random(4).random() == second.random(4).random() != first.random(5).random()
+
+
+def test_the_command_ends_with_one_json_object():
+    command = [sys.executable, str(Path(__file__).parent / 'campaign'), 'bags', '--trials', '2', '--json']
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 0 and told['passed'], done.stdout + done.stderr
+    (bags,) = told['classes']
+    assert (bags['class'], bags['trials'], bags['wanted'], bags['failures']) == ('bags', 2, 2, [])
+    assert re.match('bags: passed, 2 of 2 trials', done.stdout)

@@ -1,0 +1,139 @@
+"""The detailed cache's parts: rows in a ring, pages in a table, and what an index says of a page."""
+import random
+from collections import deque
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from conftest import SECOND
+from statekv_ros.backbones.base import KVLayout
+from statekv_ros.errors import ParameterError
+from statekv_ros.memory import VideoStream
+from statekv_ros.memory.detailed.index import INDEXES
+from statekv_ros.memory.detailed.pages import page_lengths
+from statekv_ros.memory.detailed.rows import RowPool
+from statekv_ros.memory.detailed.table import PageTable
+
+LAYOUT = KVLayout(2, 3, 8, torch.float32, torch.device('cpu'))
+
+
+def watched(backbone, frames, count: int, **options) -> VideoStream:
+    stream = VideoStream(backbone, 'statekv(20)', **options)
+    for index in range(count):
+        stream.step(frames[index % len(frames)], (index + 1) * SECOND // 2)
+    return stream
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(20, 90), st.lists(st.integers(1, 17), min_size=1, max_size=60), st.randoms())
+def test_steps_keep_their_rows_to_themselves_until_they_are_given_back(most, sizes, chance: random.Random):
+    """Against a list of rows: steps come and go at the ends, rows hold what was written, and there are never more than allowed."""
+    pool = RowPool(LAYOUT, most)
+    steps: deque = deque()
+
+    def moved(number: int, row: int) -> None:
+        steps[number].row = row
+
+    for mark, tokens in enumerate(sizes):
+        while (row := pool.find(tokens)) is None:
+            if not pool.grow(tokens, [(step.row, step.tokens) for step in steps], moved):
+                oldest = steps.popleft()
+                pool.give_back(oldest.row, oldest.tokens)
+        pool.take(row, tokens)
+        pool.key[:, :, row:row + tokens] = mark
+        steps.append(SimpleNamespace(row=row, tokens=tokens, mark=mark))
+        if chance.random() < .3 and len(steps) > 1:
+            oldest = steps.popleft()
+            pool.give_back(oldest.row, oldest.tokens)
+        assert pool.capacity <= most
+        for step in steps:
+            assert (pool.key[:, :, step.row:step.row + step.tokens] == step.mark).all()
+
+
+@pytest.mark.parametrize('tokens,most,expected', [(9, 64, [9]), (64, 64, [64]), (65, 64, [32, 33]), (259, 64, [51, 52, 52, 52, 52]),
+                                                  (3, 1, [1, 1, 1])])
+def test_a_step_is_cut_into_even_pages(tokens, most, expected):
+    assert page_lengths(tokens, most) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), max_size=120))
+def test_pages_are_found_by_number_however_many_came_and_went(events):
+    table, numbers = PageTable(LAYOUT, INDEXES['mean']), []
+    for count, forget in events:
+        first = table.stop
+        entries = torch.arange(first, first + count).float().expand(2, 3, 8, -1).transpose(2, 3)
+        table.append(entries, [3 * number for number in range(first, first + count)], [number % 7 + 1 for number in range(
+            first, first + count)])
+        numbers += range(first, first + count)
+        if forget:
+            table.forget(len(numbers) // 2)
+            del numbers[:len(numbers) // 2]
+        held = slice(table.first, table.stop)
+        assert [*range(table.first, table.stop)] == numbers
+        assert table.starts(held).tolist() == [3 * number for number in numbers]
+        assert table.lengths(held).tolist() == [number % 7 + 1 for number in numbers]
+        assert table.entries(1, held)[2, :, 0].tolist() == numbers
+
+
+@pytest.mark.parametrize('name', INDEXES)
+@pytest.mark.parametrize('lengths', [[1], [5], [3, 4], [1, 9, 2]])
+def test_scores_of_an_index_equal_its_definition(name, lengths):
+    torch.manual_seed(sum(lengths))
+    keys, rows = 50 + torch.randn(2, 3, sum(lengths), 8), torch.randn(3, 6, 8)
+    index = INDEXES[name]
+    entries = index.entries(keys, lengths)
+    assert entries.shape == (2, 3, len(lengths), index.entry_width(8))
+    for layer in range(2):
+        scores = index.scores(rows, entries[layer])
+        for page, of_page in enumerate(keys[layer].double().split(lengths, dim=1)):
+            mean, spread = of_page.mean(dim=1), of_page.var(dim=1, correction=0)
+            products = rows.double()[:, :, None] * of_page[:, None]
+            expected = {'mean': products.sum(-1).mean(-1),
+                        'mean_variance': (rows * mean[:, None]).sum(-1) + (rows.double() ** 2 * spread[:, None]).sum(-1) / 2,
+                        'bounds': products.amax(dim=2).sum(-1)}[name]
+            assert (scores[:, :, page] - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
+def test_bounds_are_never_passed_and_the_second_order_comes_nearer_to_the_mass_than_the_first():
+    torch.manual_seed(3)
+    keys, rows = torch.randn(1, 3, 40 * 9, 16), torch.randn(3, 5, 16) / 4
+    of_pages = (rows @ keys[0].transpose(1, 2)).unflatten(-1, (40, 9))
+    mass = of_pages.logsumexp(-1) - torch.tensor(9.).log()
+    scores = {name: index.scores(rows, index.entries(keys, [9] * 40)[0]) for name, index in INDEXES.items()}
+    assert (scores['bounds'] >= of_pages.amax(-1) - 1e-5).all()
+    errors = {name: (scores[name] - mass).abs().mean() for name in scores}
+    assert errors['mean_variance'] < errors['mean'] / 2 < errors['bounds']
+
+
+def test_bytes_are_those_that_are_allocated(backbone, frames):
+    stream = watched(backbone, frames, 40)
+    key, value, visual = stream.detailed.rows()
+    assert stream.detailed.bytes == (key.nbytes + value.nbytes + stream.detailed.pages.bytes
+                                     + backbone.prefix().tokens * backbone.kv_bytes_per_token)
+    assert visual.sum() == sum(record.visual_tokens for record in stream.detailed.records())
+
+
+def test_a_machine_without_memory_left_is_a_bound_and_the_camera_goes_on_seeing(backbone, frames, monkeypatch):
+    stream = watched(backbone, frames, 40)
+    held, empty = stream.detailed.rows()[0].shape[2], KVLayout.empty
+
+    def full(layout: KVLayout, tokens: int) -> torch.Tensor:
+        if layout is backbone.layout and tokens > held:
+            raise torch.OutOfMemoryError('no room')
+        return empty(layout, tokens)
+
+    monkeypatch.setattr(KVLayout, 'empty', full)
+    for index in range(40, 120):
+        stream.step(frames[index % 32], (index + 1) * SECOND // 2)
+    assert stream.steps == 60 and stream.forgotten_frames > 0 and stream.frames == 120 - stream.forgotten_frames
+    assert stream.answer('is the door open?', max_tokens=2).first_stamp_ns == stream.first_stamp_ns > SECOND // 2
+
+
+@pytest.mark.parametrize('options,word', [({'page_tokens': 0}, 'page_tokens'), ({'index': 'magic'}, 'mean_variance'),
+                                          ({'max_detailed_bytes': 1}, 'max_detailed_mb')])
+def test_bad_sizes_are_named(options, word, backbone):
+    with pytest.raises(ParameterError, match=word):
+        VideoStream(backbone, **options)
