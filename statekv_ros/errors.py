@@ -33,6 +33,10 @@ class StoreMismatch(StoreError):
     """A memory on disk was made by another model, other policies or another layout."""
 
 
+class StoreBusy(StoreError):
+    """A memory on disk is being written by somebody else."""
+
+
 class StoreFull(StoreError):
     """A step does not fit on the disk; everything that was there before still is."""
 

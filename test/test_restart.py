@@ -104,20 +104,21 @@ def plain(answer) -> tuple:
 @pytest.mark.parametrize('family', FAMILIES)
 def test_a_stream_restored_after_any_step_equals_one_that_never_stopped(family, policy, positions, backbones, frames, store):
     ours = watched(backbones[family], policy, positions=positions)
-    count = 18 if backbones[family].frames_per_step == 1 else 31
+    # Enough to come past the positions there are; those of Qwen2.5-VL go with the time.
+    count, step_s = {'qwen3_vl': (45, 0.5), 'qwen2_5_vl': (31, 4.0)}.get(family, (18, 0.5))
     for index in range(count):
-        see(ours, frames, index, index + 1, store)
+        see(ours, frames, index, index + 1, store, step_s)
         theirs = again(ours, store)
         assert_same(theirs, ours)
         if index % 5 == 4:      # what goes on, and is saved from here on, was restored itself
             ours = theirs
     never = watched(backbones[family], policy, positions=positions)
-    see(never, frames, 0, count)
+    see(never, frames, 0, count, step_s=step_s)
     assert_same(theirs, never)
     if positions != 'native':
         assert never.next_position > MAX_POSITION and never.shift > 0
-    see(never, frames, count, count + 5)
-    see(theirs, frames, count, count + 5)
+    for stream in (never, theirs):
+        see(stream, frames, count, count + 5, step_s=step_s)
     assert_same(theirs, never)
     assert [plain(one) for one in answers(theirs)] == [plain(one) for one in answers(never)]
 
@@ -126,7 +127,7 @@ def test_a_stream_restored_after_any_step_equals_one_that_never_stopped(family, 
 def test_when_the_quota_has_taken_all_steps_the_carried_context_is_in_a_snapshot(policy, backbones, frames, store):
     ours = watched(backbones['internvl'], policy)
     see(ours, frames, 0, 12, store)
-    snapshot = ours.saving.snapshot(ours.carried, ours.progress())
+    snapshot = ours.saving.snapshot(ours.carried, ours.detailed.stretch, ours.progress())
     store.save_state('front', snapshot.header, snapshot.parts)
     records = {step for step, _ in store.steps('front')}
     for step in records - {-1}:
@@ -174,8 +175,8 @@ def test_only_the_newest_steps_that_fit_are_brought_up_and_the_others_are_counte
     assert (theirs.frames, theirs.forgotten_frames) == (3 * 2 + 1, 7 * 2)
     assert theirs.detailed.forgotten_first_ns == ours.first_stamp_ns
     assert_same_context(ours, theirs)
-    bounded = again(ours, store, max_detailed_bytes=sum(tokens[-3:]) * ours.backbone.kv_bytes_per_token)
-    assert list(bounded.detailed.records()) == list(theirs.detailed.records())
+    bounded = again(ours, store, max_detailed_bytes=sum(tokens[-6:]) * ours.backbone.kv_bytes_per_token)
+    assert [record.step for record in bounded.detailed.records()] == [4, 5, 6, 7, 8, 9]
     see(bounded, frames, 21, 40)
     assert bounded.frames + bounded.forgotten_frames == 40
 
@@ -193,10 +194,10 @@ def test_stamps_that_went_back_before_or_after_the_restart_open_a_segment(backbo
 
 
 def test_a_context_with_a_step_missing_is_refused_and_a_damaged_step_elsewhere_is_left_out(backbones, frames, store):
-    ours = watched(backbones['internvl'], 'statekv(48)')
+    ours = watched(backbones['internvl'], 'statekv(48)', positions='native')
     see(ours, frames, 0, 20, store)
     needs = ours.saving.needs.first
-    assert needs > 3
+    assert 3 < needs < 18
     store._drop([('front', 2)])
     theirs = again(ours, store)
     assert theirs.frames == 19 and theirs.forgotten_frames == 1
@@ -208,13 +209,14 @@ def test_a_context_with_a_step_missing_is_refused_and_a_damaged_step_elsewhere_i
 
 @pytest.mark.parametrize('cycle', [1, 3, 8])
 def test_a_restart_needs_no_more_steps_than_a_cycle_and_what_a_step_writes_stays_level(cycle, backbones, frames, store):
-    ours = watched(backbones['internvl'], 'statekv(48)', cycle)
+    ours = watched(backbones['internvl'], 'statekv(48)', cycle, positions='native')
     sizes = []
     for index in range(40):
         see(ours, frames, index, index + 1)
         saved, = (step for step in ours.saving.take() if step.step >= 0)
         sizes.append(saved.bytes)
-        assert saved.step - saved.header['needs'] <= cycle
+        if index > 2 * cycle:       # and has filled up
+            assert saved.step - saved.header['needs'] < cycle
     assert max(sizes[10:]) <= min(sizes[10:]) + -(-48 // cycle) * (ours.backbone.kv_bytes_per_token + 1000)
 
 

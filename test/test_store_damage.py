@@ -36,22 +36,6 @@ def require_whole(store: StoreReader) -> list[int]:
     return steps
 
 
-@pytest.fixture
-def mounted(tmp_path):
-    """mount(options...) of a small tmpfs or a bind mount at tmp_path/mount; skips where that is not permitted."""
-    target = tmp_path / 'mount'
-    target.mkdir()
-
-    def mount(*options: str) -> Path:
-        done = subprocess.run(['mount', *options, str(target)], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f'mount is not permitted here: {done.stderr.strip()}')
-        return target
-    yield mount
-    while subprocess.run(['umount', str(target)], capture_output=True).returncode == 0:
-        pass
-
-
 def test_killed_at_random_moments_every_committed_step_is_there_and_whole(tmp_path):
     chance, last, committed = random.Random(5), -1, []
     for _ in range(KILLS):

@@ -47,7 +47,7 @@ def describe(store: StoreReader) -> dict:
     """What a memory holds, as plain values; `seconds` is the time that a camera's headers span (key `first_stamp_ns`)."""
     cameras = {}
     for camera in store.cameras():
-        steps = store.steps(camera)
+        steps = [(step, header) for step, header in store.steps(camera) if step >= 0]      # no prefix
         stamps = [header[key] for _, header in steps for key in ('first_stamp_ns', 'last_stamp_ns') if key in header]
         cameras[camera] = {'steps': len(steps), 'first_step': steps[0][0] if steps else None,
                            'last_step': steps[-1][0] if steps else None, 'bytes': store.bytes(camera),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import lmdb
 
-from statekv_ros.errors import StoreError, StoreFull
+from statekv_ros.errors import StoreBusy, StoreError, StoreFull
 
 DATA, READERS, WRITER = 'data.mdb', 'lock.mdb', 'writer.lock'
 _READERS_BYTES = 8192       # LMDB's 126 readers
@@ -122,7 +122,8 @@ class WriterLock:
             owner: what the next one who wants to write is told, beside the process and its machine.
 
         Raises:
-            StoreError: another store holds it, or the folder cannot be written.
+            StoreBusy: another store holds it.
+            StoreError: the folder cannot be written.
         """
         with told(folder):
             self._file = os.open(folder / WRITER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -131,7 +132,7 @@ class WriterLock:
         except BlockingIOError as error:
             holder = os.pread(self._file, 1000, 0).decode(errors='replace').strip() or 'another process'
             os.close(self._file)
-            raise StoreError(f'{folder} is being written by {holder}: stop that one first, or choose another folder (parameter '
+            raise StoreBusy(f'{folder} is being written by {holder}: stop that one first, or choose another folder (parameter '
                              '"memory_dir")') from error
         with contextlib.suppress(OSError):      # a full disk: the lock holds without the name
             os.ftruncate(self._file, 0)

@@ -64,7 +64,8 @@ class MemoryStore(StoreReader):
         Raises:
             ParameterError: a quota or period that cannot work.
             StoreMismatch: another identity made it.
-            StoreError: the folder cannot be used, another writer has it, or what lies there is damaged or unknown.
+            StoreBusy: another writer has it.
+            StoreError: the folder cannot be used, or what lies there is damaged or unknown.
         """
         folder = Path(folder)
         if not quota_bytes >= LEAST_QUOTA_BYTES:

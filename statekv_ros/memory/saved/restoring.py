@@ -87,6 +87,8 @@ def restore(stream: VideoStream, saved: Saved, camera: str, most_tokens: int | N
     progress = newest['after']
     stream.saving.resume(newest['share'], _oldest_ns(newest))
     stream.resume(progress)
+    if newest['stretch']:
+        stream.detailed.resume(Stretch(*newest['stretch']))
     _count_forgotten(stream, headers, held, progress['frames'], _oldest_ns(newest))
     frames = sum(headers[number]['record']['frames'] for number in held)
     return _with_waiting(stream, saved, camera, Restored(progress['frames'], frames, stream.last_stamp_ns, tuple(damaged)))
@@ -148,7 +150,7 @@ def _count_forgotten(stream: VideoStream, headers: dict[int, dict], held: list[i
     stream.detailed.forgotten_frames = frames - sum(headers[number]['record']['frames'] for number in held)
     if stream.detailed.forgotten_frames:
         before = headers[held[0]]['before']['oldest_ns'] if held else oldest_ns
-        # Of steps that are missing in between: the newest stamp that they can have begun with.
+        # Where only steps in between are missing, the first one held is as old.
         stream.detailed.forgotten_first_ns = before or headers[held[0]]['first_stamp_ns']
 
 

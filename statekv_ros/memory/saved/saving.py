@@ -78,28 +78,30 @@ class Saving:
         record = caught.header['record']
         if caught.step >= 0:
             self.oldest_ns = min(self.oldest_ns or record['first_stamp_ns'], record['first_stamp_ns'])
+        whole, self.whole = self.whole, True    # should anything below fail, this step is missing
         header, parts = carried.change(record['first_ordinal'], record['tokens'])
-        share, slots = None, self._slots(carried)
+        share, slots = None, self._slots(carried, whole)
         if slots is not None:
             share, more = carried.share(slots)
             parts |= more
             self._next_slot = slots.stop
-        self.whole = carried.rewritten = False
         self.needs.note(caught.step, record['first_ordinal'], header, share)
         self._steps.append(SavedStep(caught.step, {
             **caught.header, 'carried': header, 'share': share, 'needs': self.needs.first, 'after': progress},
             {**caught.parts, **_on_host(parts)}))
+        self.whole = carried.rewritten = False
 
     def take(self) -> list[SavedStep]:
         """The steps since the last call; two when the prefix was among them."""
         steps, self._steps = self._steps, []
         return steps
 
-    def snapshot(self, carried: CompressedState | RecentFrames, progress: dict) -> SavedStep:
-        """All of the carried context, so that no older step is needed any more."""
+    def snapshot(self, carried: CompressedState | RecentFrames, stretch: Stretch | None, progress: dict) -> SavedStep:
+        """All of the carried context, so that no step so far is needed any more; `stretch` of the newest step."""
         share, parts = carried.share(slice(0, carried.tokens))
         self.needs.begin_at(progress['steps'], progress['next_ordinal'], carried.tokens)
         return SavedStep(progress['steps'] - 1, {'shift': carried.shift, 'share': share, 'oldest_ns': self.oldest_ns,
+                                                 'stretch': stretch and [stretch.position, stretch.shift],
                                                  'after': progress}, _on_host(parts))
 
     def resume(self, share: dict | None, oldest_ns: int | None) -> None:
@@ -107,8 +109,8 @@ class Saving:
         self.whole, self.oldest_ns = False, oldest_ns
         self._next_slot = share['share'][1] if share else 0
 
-    def _slots(self, carried: CompressedState | RecentFrames) -> slice | None:
-        if self.whole or carried.rewritten:
+    def _slots(self, carried: CompressedState | RecentFrames, whole: bool) -> slice | None:
+        if whole or carried.rewritten:
             return slice(0, carried.tokens)
         if not carried.budget:      # frames are carried whole: the steps have all of it
             return None
