@@ -126,7 +126,8 @@ class Disk:
 
     def _put(self, camera: str, steps: list[SavedStep]) -> None:
         gone = []
-        with self._telling(camera):
+        # Waiting frames may still fit where no step does.
+        with self._telling(camera, well=any(step.step >= 0 for step in steps)):
             if camera in self._uncleared:
                 self._store.clear(camera)
                 self._uncleared.discard(camera)
@@ -161,16 +162,17 @@ class Disk:
 
 
     @contextlib.contextmanager
-    def _telling(self, camera: str) -> Iterator[None]:
-        """Around what writes for a camera: an error of the store is told once, and so is that it is over."""
+    def _telling(self, camera: str, well: bool = True) -> Iterator[None]:
+        """Around what writes for a camera: an error of the store is told once, and so is that it is over, which success shows
+        if `well`."""
         try:
             yield
         except StoreError as error:
             self._streams[camera].saving.whole = True
             sentence = f'what camera {camera} sees is not kept for a restart: {error}'
-            if self._problems.get(camera) != sentence:
+            if camera not in self._problems:
                 self._log(sentence)
             self._problems[camera] = sentence
         else:
-            if self._problems.pop(camera, None):
+            if well and self._problems.pop(camera, None):
                 self._log(f'what camera {camera} sees is kept for a restart again')
