@@ -69,7 +69,10 @@ def test_the_floor_counts_what_a_step_computes():
     scored = step_work(size, False, seen, report.step_tokens, carried, scored=True)
     # Torch counts the frame's later keys too, which a causal mask leaves out.
     masked = 4 * size.head_dim * size.q_heads * report.step_tokens * (report.step_tokens - 1) / 2
-    assert counter.get_total_flops() == pytest.approx(work.flops + masked, rel=1e-6)
+    # What describes the step's pages: a mean of the keys and one of their squares, as products with a matrix.
+    pages = stream.detailed.pages.stop - stream.detailed.pages.first
+    described = 2 * 2 * pages // stream.steps * report.step_tokens * size.layers * size.kv_heads * size.head_dim
+    assert counter.get_total_flops() == pytest.approx(work.flops + masked + described, rel=1e-6)
     assert scored.flops - work.flops == pytest.approx(
         2 * size.head_dim * size.q_heads * report.step_tokens * (carried + (report.step_tokens + 1) / 2))
     assert size.weights_bytes / 2 < work.bytes < size.weights_bytes

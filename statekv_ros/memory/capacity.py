@@ -6,11 +6,11 @@ import torch
 
 from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import ParameterError
+from statekv_ros.memory.detailed.cache import PAGE_TOKENS
 from statekv_ros.memory.policies import UNLIMITED, PrefillPolicy
 
 _TAG_BYTES = 12         # per slot of the compressed state: int64 ordinal and fp32 importance,
 _PLACE_BYTES = 32       # and four int64 of its place, unless positions are native
-_MEAN_BYTES = 4         # per number of a step's mean key, fp32
 _SECONDS_PER_HOUR = 3600
 
 
@@ -57,7 +57,7 @@ def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: i
         positions: as a `VideoStream` takes it.
     """
     steps_per_hour = rate_hz * _SECONDS_PER_HOUR / size.frames_per_step
-    step_bytes = size.step_tokens * size.kv_bytes_per_token + size.layers * size.kv_heads * size.head_dim * _MEAN_BYTES
+    step_bytes = size.step_tokens * size.kv_bytes_per_token + _index_bytes(size)
     detailed_per_hour = round(steps_per_hour * step_bytes)
     detailed = round(detailed_per_hour * hours)
     if max_detailed_bytes:
@@ -126,6 +126,12 @@ def gigabytes(size: float) -> str:
     if size < 1e9:
         return f'{size / 1e6:.1f} MB'
     return f'{size / 1e9:.2f} GB' if size < 1e13 else f'{size / 1e12:.0f} TB'
+
+
+def _index_bytes(size: ModelSize) -> int:
+    """Of a step's pages in the index: mean and variance of each, fp32 for an fp32 model and else fp16."""
+    pages = -(-size.step_tokens // PAGE_TOKENS)
+    return pages * size.layers * size.kv_heads * 2 * size.head_dim * min(4, size.value_bytes)
 
 
 def _state_bytes(size: ModelSize, policy: PrefillPolicy, positions: str, steps: float) -> int:

@@ -137,7 +137,7 @@ class DetailedCache:
         self._steps.append(step)
         # The index knows keys as if their stretch began at position 0: a query then stands alike before all that is far.
         keys = self._backbone.rotate(self._pool.key[:, :, rows].float(), stretch.shift - stretch.position)
-        self.pages.append(self.pages.index.entries(keys, step.lengths), step.starts, step.lengths)
+        self.pages.append(self.pages.index.entries(keys, len(step.lengths)), step.row, record.tokens)
 
     def of_heads(self, backbone: Backbone, heads: slice) -> DetailedCache:
         """What is held now of some KV heads, for reading: it shares its storage with this one. `backbone` has those heads."""
@@ -233,7 +233,7 @@ class DetailedCache:
         except torch.OutOfMemoryError:
             self._pool.most = self._pool.capacity   # what there is must do: forgetting keeps the camera seeing
             return False
-        self.pages.move([row for step in steps for row in step.starts])
+        self.pages.line_up()
         self._leftovers.clear()
         return True
 

@@ -15,12 +15,12 @@ class PageIndex(Protocol):
     def entry_width(self, head_dim: int) -> int:
         """Numbers in an entry."""
 
-    def entries(self, keys: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        """Entries of pages that lie one behind the other.
+    def entries(self, keys: torch.Tensor, pages: int) -> torch.Tensor:
+        """Entries of a step's pages.
 
         Args:
-            keys: rotated keys [layers, kv_heads, tokens, head_dim], fp32.
-            lengths: tokens of each page; they add up to `tokens`.
+            keys: rotated keys [layers, kv_heads, tokens, head_dim] of the step, fp32.
+            pages: it is cut into so many, as `page_lengths` does.
 
         Returns:
             [layers, kv_heads, pages, entry_width] fp32.
@@ -44,8 +44,8 @@ class MeanIndex:
     def entry_width(self, head_dim: int) -> int:
         return head_dim
 
-    def entries(self, keys: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        return _averaging(lengths, keys) @ keys
+    def entries(self, keys: torch.Tensor, pages: int) -> torch.Tensor:
+        return _averaging(keys.shape[2], pages, keys.device) @ keys
 
     def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
         return rows @ entries.transpose(1, 2)
@@ -58,8 +58,8 @@ class MeanVarianceIndex:
     def entry_width(self, head_dim: int) -> int:
         return 2 * head_dim
 
-    def entries(self, keys: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        average = _averaging(lengths, keys)
+    def entries(self, keys: torch.Tensor, pages: int) -> torch.Tensor:
+        average = _averaging(keys.shape[2], pages, keys.device)
         middle = keys.mean(dim=2, keepdim=True)     # keys of some models stand far from 0: squares would swallow the spread
         keys = keys - middle
         mean = average @ keys
@@ -76,9 +76,9 @@ class BoundsIndex:
     def entry_width(self, head_dim: int) -> int:
         return 2 * head_dim
 
-    def entries(self, keys: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        pages = keys.split(lengths, dim=2)
-        return torch.stack([torch.cat([page.amax(dim=2), page.amin(dim=2)], dim=-1) for page in pages], dim=2)
+    def entries(self, keys: torch.Tensor, pages: int) -> torch.Tensor:
+        parts = keys.split(even_lengths(keys.shape[2], pages), dim=2)
+        return torch.stack([torch.cat([part.amax(dim=2), part.amin(dim=2)], dim=-1) for part in parts], dim=2)
 
     def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
         return torch.cat([rows.clamp_min(0), rows.clamp_max(0)], dim=-1) @ entries.transpose(1, 2)
@@ -88,11 +88,14 @@ INDEXES: dict[str, PageIndex] = {'mean_variance': MeanVarianceIndex(), 'mean': M
 DEFAULT_INDEX = 'mean_variance'
 
 
-def _averaging(lengths: list[int], like: torch.Tensor) -> torch.Tensor:
-    """[pages, tokens] that averages over the tokens of each page."""
-    matrix = torch.zeros(len(lengths), sum(lengths))
-    begin = 0
-    for page, length in enumerate(lengths):
-        matrix[page, begin:begin + length] = 1 / length
-        begin += length
-    return matrix.to(like.device, non_blocking=True)
+def even_lengths(tokens: int, pages: int) -> list[int]:
+    """Tokens of each of so many pages of a step, as even as can be."""
+    cuts = [tokens * page // pages for page in range(pages + 1)]
+    return [end - begin for begin, end in zip(cuts, cuts[1:])]
+
+
+def _averaging(tokens: int, pages: int, device: torch.device) -> torch.Tensor:
+    """[pages, tokens] that averages over the tokens of each page; made on the device, so that nobody waits for it."""
+    cuts = torch.arange(pages + 1, device=device) * tokens // pages
+    token, begin, end = torch.arange(tokens, device=device), cuts[:-1, None], cuts[1:, None]
+    return ((token >= begin) & (token < end)) / (end - begin)

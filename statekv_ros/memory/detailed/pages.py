@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from statekv_ros.memory.detailed.index import even_lengths
 from statekv_ros.memory.records import StepRecord
 
 
@@ -81,8 +82,7 @@ class MemoryView:
 
 def page_lengths(tokens: int, page_tokens: int) -> list[int]:
     """Tokens of a step's pages: as few pages as are no longer than `page_tokens`, as even as can be."""
-    pages = -(-tokens // page_tokens)
-    return [tokens * (page + 1) // pages - tokens * page // pages for page in range(pages)]
+    return even_lengths(tokens, -(-tokens // page_tokens))
 
 
 def runs(steps: Sequence[HeldStep], seamless: bool = False) -> list[list[HeldStep]]:

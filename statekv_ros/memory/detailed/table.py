@@ -30,20 +30,21 @@ class PageTable:
         """Bytes of the index and of the page table."""
         return self._entries.nbytes + self._starts.nbytes + self._lengths.nbytes
 
-    def append(self, entries: torch.Tensor, starts: list[int], lengths: list[int]) -> None:
-        """Add a step's pages.
+    def append(self, entries: torch.Tensor, row: int, tokens: int) -> None:
+        """Add a step's pages, as `page_lengths` cuts them.
 
         Args:
             entries: [layers, kv_heads, pages, entry_width].
-            starts, lengths: first row and rows of each.
+            row, tokens: first row and rows of the step.
         """
-        count, live = len(lengths), self.stop - self.first
+        count, live = entries.shape[2], self.stop - self.first
         if self._front + live + count > self._starts.shape[0]:
             self._slide(max(_FIRST_PAGES, 2 * (live + count)))
         at = slice(self._front + live, self._front + live + count)
         self._entries[:, :, at] = entries.clamp(torch.finfo(self._dtype).min, torch.finfo(self._dtype).max)
-        places = torch.tensor([starts, lengths], dtype=torch.int32).to(self._layout.device, non_blocking=True)
-        self._starts[at], self._lengths[at] = places
+        # Computed where it is wanted: the host has nothing to send.
+        cuts = torch.arange(count + 1, dtype=torch.int32, device=self._layout.device) * tokens // count
+        self._starts[at], self._lengths[at] = cuts[:-1] + row, cuts[1:] - cuts[:-1]
         self.stop += count
 
     def forget(self, count: int) -> None:
@@ -51,9 +52,10 @@ class PageTable:
         self.first += count
         self._front += count
 
-    def move(self, starts: list[int]) -> None:
-        """All pages held lie elsewhere now."""
-        self._starts[self._front:self._front + len(starts)] = torch.tensor(starts, dtype=torch.int32)
+    def line_up(self) -> None:
+        """All pages held lie one behind the other now, from the first row on."""
+        held = slice(self._front, self._front + self.stop - self.first)
+        self._starts[held] = self._lengths[held].cumsum(0) - self._lengths[held]
 
     def starts(self, pages: slice) -> torch.Tensor:
         """First row of pages by number, [pages] int32."""
