@@ -81,7 +81,7 @@ class Disk:
         for camera in [name for name in self._streams if name in self._wanted]:
             self._wanted.discard(camera)
             stream = self._streams[camera]
-            if self._snapshot_at.get(camera) != stream.steps:
+            if stream.steps and self._snapshot_at.get(camera) != stream.steps:
                 snapshot = stream.saving.snapshot(stream.carried, stream.detailed.stretch, stream.progress())
                 self._submit([camera], lambda camera=camera, snapshot=snapshot: self._put_snapshot(camera, snapshot))
 

@@ -79,7 +79,8 @@ class MemoryNode(LifecycleNode):
             self._start = self.create_timer(0.0, self._autostart, clock=steady)
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Model loaded, memories empty, engine waiting; no images yet. On failure the node stays unconfigured."""
+        """Model loaded, memories empty or as the memory folder has them, engine waiting; no images yet. On failure the node stays
+        unconfigured."""
         self._loading_since = time.monotonic()
         try:
             if self._settings.problems:
@@ -122,7 +123,7 @@ class MemoryNode(LifecycleNode):
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Model, memories and GPU memory are gone; parameters are as they were."""
+        """Model, memories and GPU memory are gone, but for what is on disk; parameters are as they were."""
         try:
             self._release()
         except Exception as error:
