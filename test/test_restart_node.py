@@ -1,26 +1,18 @@
-"""Restarts of a real node: killed at any moment it goes on where it stood, and what it cannot go on from it says."""
-import random
+"""Restarts of a real node: what it goes on from, and what it says where it cannot. Kills at random moments: class `restarts` of the
+campaign."""
 import signal
-import time
 from contextlib import contextmanager
 
 import pytest
-import torch
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 
 from live import SECOND, Graph, NodeProcess, image, new_domain  # noqa: E402
-from statekv_ros.backbones import load_backbone  # noqa: E402
 from statekv_ros.backbones.tiny import write_tiny_checkpoint  # noqa: E402
-from statekv_ros.images import decode_image  # noqa: E402
-from statekv_ros.memory import VideoStream  # noqa: E402
-from statekv_ros.memory.saved.restoring import restore  # noqa: E402
-from statekv_ros.memory.saved.saving import Saving  # noqa: E402
 from statekv_ros.store import StoreReader  # noqa: E402
 
 pytestmark = pytest.mark.timeout(400)
 QUESTION = 'is the door open?'
-KILLS = 6
 OPTIONS = {'reliability': 'reliable', 'rate_hz': '1000.0', 'budget': 64, 'diagnostics_period_s': '0.1', 'max_tokens': 6,
            'cameras': '[front]'}
 
@@ -64,58 +56,6 @@ def watch(graph: Graph, begin: int, end: int) -> None:
 
 def engine_status(graph: Graph) -> tuple[int, str, dict]:
     return graph.fresh_health()['engine']
-
-
-@pytest.fixture
-def never_stopped(backbone):
-    """A stream in this process, to be fed with the same images."""
-    return VideoStream(backbone, 'statekv(64)', 'sparse(8192)')
-
-
-def feed(stream: VideoStream, begin: int, end: int) -> None:
-    for number in range(begin, end):
-        stream.step(decode_image(picture(number)), (number + 1) * SECOND)
-
-
-def test_killed_at_random_moments_it_loses_at_most_one_step_and_answers_as_if_it_never_stopped(tiny_model_dir, tmp_path,
-                                                                                               never_stopped):
-    chance, memory, domain, sent, fed = random.Random(7), tmp_path / 'memory', new_domain(), 0, 0
-    for _ in range(KILLS + 1):
-        with running(tmp_path, domain, model=tiny_model_dir, memory_dir=memory) as (_, graph):
-            graph.wait_for_state('active')
-            back = seen(graph)
-            # The last image was on its way; the one before may have completed the step of two that was in progress.
-            assert max(0, sent - 3) <= back <= sent
-            if back:
-                feed(never_stopped, fed, back)
-                fed = max(fed, back)
-                if fed == back:
-                    assert graph.ask(QUESTION).answer.text == never_stopped.answer(QUESTION, max_tokens=6).text
-            sent, end = back, time.monotonic() + chance.uniform(0.3, 2.0)       # the moment is the claim
-            while time.monotonic() < end:
-                watch(graph, sent, sent + 1)
-                sent += 1
-                graph.ask_later(QUESTION)       # an answer is under way
-            graph.publish(picture(sent))
-            sent += 1
-            graph.spin(chance.uniform(0.0, 0.05))
-    with StoreReader.look(memory) as store:
-        assert store.check() == []
-        back = VideoStream(never_stopped.backbone, 'statekv(64)', 'sparse(8192)')
-        back.saving = Saving()
-        frames = restore(back, store, 'front').frames
-    assert frames >= 2 * KILLS
-    if frames > fed:
-        feed(never_stopped, fed, frames)
-        assert_same_keys(back, never_stopped)
-
-
-def assert_same_keys(ours: VideoStream, theirs: VideoStream) -> None:
-    assert ours.progress()['frames'] == theirs.progress()['frames']
-    for one, other in zip(ours.detailed.views(), theirs.detailed.views(), strict=True):
-        assert torch.equal(one.key, other.key) and torch.equal(one.value, other.value)
-    for one, other in zip(ours.carried.copy(), theirs.carried.copy(), strict=True):
-        assert torch.equal(one, other)
 
 
 def test_a_reset_forgets_on_disk_too_and_a_second_node_on_the_folder_is_refused_by_name(tiny_model_dir, tmp_path):
