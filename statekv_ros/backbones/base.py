@@ -110,6 +110,15 @@ class Backbone(ABC):
     stop_token_ids: frozenset[int]
 
     @property
+    def fingerprint(self) -> str:
+        """Which model it is, wherever it was loaded from.
+
+        Raises:
+            NotImplementedError: it is none that a memory could be kept of.
+        """
+        raise NotImplementedError(f'{type(self).__name__} has no fingerprint')
+
+    @property
     def device(self) -> torch.device:
         return self.layout.device
 

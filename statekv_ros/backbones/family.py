@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from statekv_ros.backbones.attention_hook import ATTENTION
 from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, StagedStep, TokenInputs
 from statekv_ros.backbones.checkpoint import Checkpoint
+from statekv_ros.backbones.fingerprint import fingerprint
 from statekv_ros.backbones.pixels import PixelSpec, SquareSpec, prepare
 from statekv_ros.backbones.rope import freeze_rope, rotate
 from statekv_ros.backbones.size import ModelSize
@@ -96,6 +97,10 @@ class Family(Backbone):
     def _frequency_axes(self) -> torch.Tensor:
         """Position axis that each RoPE frequency turns with, [head_dim / 2]."""
         return torch.zeros(len(self._frequencies), dtype=torch.long)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self._model)
 
     def prepare(self, frame: np.ndarray) -> np.ndarray:
         return prepare(frame, self._pixels)

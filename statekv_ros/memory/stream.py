@@ -16,6 +16,7 @@ from statekv_ros.memory.intake import FrameIntake, PendingFrames
 from statekv_ros.memory.policies import AnswerPolicy, PrefillPolicy, parse_answer_policy, parse_prefill_policy
 from statekv_ros.memory.carried.positions import StepPlace, parse_positions
 from statekv_ros.memory.records import AnswerResult, StepRecord, StepReport
+from statekv_ros.memory.saved.saving import Saving
 from statekv_ros.memory.answering.snapshot import Seen, take_snapshot
 
 
@@ -29,6 +30,7 @@ class VideoStream:
         frames: camera frames that the memory holds, a waiting half step included, forgotten ones not.
         steps: frame steps so far.
         graphs: frame steps as recorded graphs; None where all run eagerly.
+        saving: what takes each step down for a later start; None where nobody keeps it.
     """
 
     def __init__(self, backbone: Backbone, prefill_policy: str | PrefillPolicy = 'statekv(4096)',
@@ -54,6 +56,7 @@ class VideoStream:
         self.cancelled = cancelled
         self._detailed_options = max_detailed_bytes, self.positions, page_tokens, index
         self.generation = 0
+        self.saving: Saving | None = None
         self.graphs = make_graphs(cuda_graph, backbone, self.prefill_policy.kind)
         self._clear()
 
@@ -233,7 +236,21 @@ class VideoStream:
         self.detailed.write(layer, key, value)
         return self.carried.attend(layer, query, key, value, scale)
 
+    def progress(self) -> dict:
+        """Where the stream stands, as plain values, for `resume`."""
+        return {'steps': self.steps, 'frames': self._frames, 'next_position': self._next_position,
+                'next_ordinal': self._next_ordinal, 'time': self._intake.time.saved()}
+
+    def resume(self, progress: dict, pending: PendingFrames | None = None) -> None:
+        """Stand where `progress` was taken, with these frames waiting; what it held is the caller's (`saved.restoring`)."""
+        self.steps, self._frames = progress['steps'], progress['frames']
+        self._next_position, self._next_ordinal = progress['next_position'], progress['next_ordinal']
+        self._intake.time.restored(progress['time'])
+        self._intake.pending = pending or PendingFrames()
+
     def _clear(self) -> None:
+        if self.saving is not None:
+            self.saving.clear()
         if self.graphs is not None:
             self.graphs.clear()
         self.carried = make_carried(self.backbone, self.prefill_policy, self.positions)
@@ -258,9 +275,13 @@ class VideoStream:
         (self.graphs or self.backbone).forward(self.backbone.shifted(inputs, self.shift), self)
 
     def _remember(self, record: StepRecord, inputs: TokenInputs) -> None:
+        caught = self.saving and self.saving.catch(record, inputs, self._next_position, self._frames, self.carried,
+                                                   self.detailed.stretch if record.step >= 0 else None)
         self.detailed.commit(record, inputs)
         self.carried.commit()
         self._next_position = record.next_position
         self._next_ordinal += record.tokens
         self._frames += record.frames
         self.steps = record.step + 1
+        if caught:
+            self.saving.finish(caught, self.carried, self.progress())

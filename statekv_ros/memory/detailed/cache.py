@@ -94,6 +94,20 @@ class DetailedCache:
             self._stretch = Stretch(step.position, shift if stays else step.start)
         self._turn = shift - self._stretch.shift
 
+    @property
+    def stretch(self) -> Stretch | None:
+        """The one that the newest step stands in."""
+        return self._stretch
+
+    def resume(self, stretch: Stretch) -> None:
+        """The step that comes next stood in this stretch before: `begin`, `write_all` and `commit` then make it what it was."""
+        if stretch != self._stretch:
+            self._stretch = stretch
+
+    def room(self) -> int:
+        """Tokens that may be held at once."""
+        return self._pool.most
+
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
         """Keys and values [1, kv_heads, tokens, head_dim] of the step that was begun."""
         rows = slice(self._row, self._row + key.shape[2])
