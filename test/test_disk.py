@@ -13,6 +13,7 @@ from statekv_ros.errors import ParameterError, StoreError
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.saved.restoring import restore
 from statekv_ros.memory.saved.saving import Saving
+from statekv_ros.node import disk
 from statekv_ros.node.engine import Camera, Engine
 from statekv_ros.node.memory_folder import identity_of, open_memory
 from statekv_ros.node.questions import Question
@@ -63,7 +64,7 @@ def tiny(backbone):
     return backbone
 
 
-def test_an_image_waits_for_the_step_before_it_to_be_on_disk_and_answers_do_not(tiny, frames, tmp_path):
+def test_an_image_waits_for_the_step_before_it_to_be_on_disk_and_answers_do_not(tiny, frames, tmp_path, monkeypatch):
     with Node(tiny, tmp_path / 'memory') as node:
         node.watch(frames, 0, 3)
         with node.disk._store._changing:        # a disk that takes its time: no commit can begin
@@ -75,8 +76,11 @@ def test_an_image_waits_for_the_step_before_it_to_be_on_disk_and_answers_do_not(
             node.until(lambda: node.outcomes)
             assert not node.outcomes[0].error
             node.engine.run_round()
+            monkeypatch.setattr(disk, '_LONG_S', 0.0)
+            assert 'has been written to for' in node.disk.problem
             assert node.engine.cameras['front'].mailbox.waiting and node.streams['front'].frames == 4
-        node.until(lambda: node.streams['front'].frames == 5)
+        node.until(lambda: node.streams['front'].frames == 5 and not node.disk.busy('front'))
+        assert not node.disk.problem
     with StoreReader.look(tmp_path / 'memory') as store:
         assert [step for step, _ in store.steps('front')] == [-2, -1, 0, 1]
 
@@ -125,8 +129,7 @@ def make_newer(folder) -> None:
 
 
 @pytest.mark.parametrize('spoil,words', [(damage_end, 'is damaged'), (make_newer, 'has format version 2')])
-def test_a_folder_that_cannot_be_understood_is_left_and_the_next_start_finds_what_was_begun_beside_it(spoil, words, tiny, frames,
-                                                                                                     tmp_path):
+def test_a_folder_that_cannot_be_understood_is_left_and_what_was_begun_beside_it_is_found(spoil, words, tiny, frames, tmp_path):
     folder = tmp_path / 'memory'
     with Node(tiny, folder) as node:
         node.watch(frames, 0, 12)

@@ -1,5 +1,5 @@
-"""Restarts of a real node: what it goes on from, and what it says where it cannot. Kills at random moments: class `restarts` of the
-campaign."""
+"""Restarts of a real node: what it goes on from, and what it says where it cannot. Kills at random moments are the class
+`restarts` of the campaign."""
 import signal
 from contextlib import contextmanager
 

@@ -21,8 +21,8 @@ class Disk:
     """Owns the store. The engine hands over what a step changed and takes no further image of that camera until it is written
     (`busy`), so that a killed process loses at most the step in progress; answers go on meanwhile.
 
-    What cannot be written is told and costs the steps it concerns: watching goes on, and the next step that can be written holds
-    all of the carried context.
+    What cannot be written is told and costs the steps it concerns: watching goes on, and the next step that can be written
+    holds all of the carried context.
 
     Attributes:
         on_idle: called in the writing thread whenever something was written.
@@ -77,7 +77,7 @@ class Disk:
             self._submit([camera], lambda: self._put(camera, steps))
 
     def save_snapshots(self) -> None:
-        """Write the whole context of cameras whose steps the quota is about to take; in the engine thread, between two steps."""
+        """Write the whole context of cameras whose steps the quota is about to take; in the engine thread, between steps."""
         for camera in [name for name in self._streams if name in self._wanted]:
             self._wanted.discard(camera)
             stream = self._streams[camera]

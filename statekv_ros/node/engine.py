@@ -234,7 +234,7 @@ class Engine:
         return True
 
     def _can_watch(self, camera: Camera) -> bool:
-        """Whether an image waits, and the step before it is on disk: a killed process then loses at most the one in progress."""
+        """Whether an image waits, and the step before it is on disk: a kill then costs at most the one in progress."""
         return camera.mailbox.waiting and not (self._disk is not None and self._disk.busy(camera.name))
 
     def _note_failure(self, camera: Camera, frames_lost: int, error: Exception) -> None:

@@ -42,8 +42,8 @@ def open_memory(folder: Path, identity: dict[str, str | int], streams: dict[str,
                 log: Callable[[str], None]) -> tuple[Disk | None, str]:
     """Bring back what the folder has for these streams, and write on from there.
 
-    Where that cannot be, a new memory begins in a folder inside, which the next start with the same `identity` finds again; what
-    was there stays as it is.
+    Where that cannot be, a new memory begins in a folder inside, which the next start with the same `identity` finds again;
+    what was there stays as it is.
 
     Args:
         mode: 'auto'; 'require': a memory that cannot be brought back is an error; 'never': begin an empty one.

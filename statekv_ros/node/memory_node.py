@@ -79,8 +79,8 @@ class MemoryNode(LifecycleNode):
             self._start = self.create_timer(0.0, self._autostart, clock=steady)
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Model loaded, memories empty or as the memory folder has them, engine waiting; no images yet. On failure the node stays
-        unconfigured."""
+        """Model loaded, memories empty or as the memory folder has them, engine waiting; no images yet. On failure the node
+        stays unconfigured."""
         self._loading_since = time.monotonic()
         try:
             if self._settings.problems:
@@ -203,13 +203,13 @@ class MemoryNode(LifecycleNode):
                                f'token; cameras: {topics}')
 
     def _open_memory(self, backbone: Backbone, streams: dict[str, VideoStream]) -> None:
-        """Go on where the memory on disk stood, if there is to be one. Raises StoreError where it has to be there and is not, or
-        another process writes it."""
+        """Go on where the memory on disk stood, if there is to be one. Raises StoreError where it has to be there and is not,
+        or another process writes it."""
         get, log = self._settings, self.get_logger()
         if not get['memory_dir'] or not get['disk_cache_gb']:
             return
-        identity = identity_of(backbone, streams, f'{get["min_frame_pixels"]} to {get["max_frame_pixels"]}', get['system_prompt'],
-                               get['rope_length'])
+        identity = identity_of(backbone, streams, f'{get["min_frame_pixels"]} to {get["max_frame_pixels"]}',
+                               get['system_prompt'], get['rope_length'])
         self._disk, self._disk_problem = open_memory(
             Path(get['memory_dir']).expanduser(), identity, streams, int(get['disk_cache_gb'] * 1e9), get['sync_period_s'],
             get['restore'], self.get_fully_qualified_name(), log.info, log.warning)

@@ -135,10 +135,10 @@ NODE = (
          'written'),
     Spec('disk_cache_gb', 20.0, 'bound on what lies there in GB (10^9 bytes); past it the oldest steps leave; 0: nothing is '
          'written', low=0.0, high=10**6),
-    Spec('sync_period_s', 2.0, 'what a power cut may cost, in seconds; a killed process costs the step in progress; 0: each step '
-         'is flushed before the next', low=0.0, high=3600.0),
-    Spec('restore', 'auto', 'auto: go on where the memory stood, begin a new one beside it where that cannot be; require: do not '
-         'start then; never: begin a new one', choices=RESTORE),
+    Spec('sync_period_s', 2.0, 'what a power cut may cost, in seconds; a killed process costs the step in progress; 0: each '
+         'step is flushed before the next', low=0.0, high=3600.0),
+    Spec('restore', 'auto', 'auto: go on where the memory stood, begin a new one beside it where that cannot be; require: do '
+         'not start then; never: begin a new one', choices=RESTORE),
     Spec('answer_policy', 'sparse(8192)', 'what a question may read unless it says so itself: all, sparse(n), retrieve(k), state '
          'or last(n)', runtime=True, check=parse_answer_policy),
     Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=MAX_TOKENS, runtime=True),

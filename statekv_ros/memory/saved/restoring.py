@@ -65,8 +65,8 @@ def restore(stream: VideoStream, saved: Saved, camera: str, most_tokens: int | N
     chain = range(begin, last + 1)
     missing = [number for number in chain if number not in headers]
     if missing:
-        raise StoreError(f'step {missing[0]} of camera {camera!r} is gone, and what was carried after step {last} cannot be told '
-                         'without it: choose another folder (parameter "memory_dir")')
+        raise StoreError(f'step {missing[0]} of camera {camera!r} is gone, and what was carried after step {last} cannot be '
+                         'told without it: choose another folder (parameter "memory_dir")')
     room = stream.detailed.room() if most_tokens is None else min(most_tokens, stream.detailed.room())
     held, damaged = _newest(headers, numbers, room), []
     if snapshot is not None and begin == snapshot[0]['after']['steps']:
@@ -118,8 +118,8 @@ def _take_again(stream: VideoStream, loaded: Loaded, carry: bool, hold: bool) ->
     record, shift, backbone = StepRecord(**header['record']), header['shift'], stream.backbone
     positions = parts['positions'].to(backbone.device)
     inputs = TokenInputs(torch.empty(1, record.tokens, 0), positions, record.next_position, record.position)
-    place = StepPlace(record.tokens, record.frames, record.first_ordinal, header['position'], record.next_position, inputs.start,
-                      backbone.starts(inputs), lambda: backbone.largest_shift(inputs))
+    place = StepPlace(record.tokens, record.frames, record.first_ordinal, header['position'], record.next_position,
+                      inputs.start, backbone.starts(inputs), lambda: backbone.largest_shift(inputs))
     if carry:
         stream.saving.needs.note(record.step, record.first_ordinal, header['carried'], header['share'])
         if header['share'] is None or header['share']['share'] != [0, header['carried']['tokens']]:
