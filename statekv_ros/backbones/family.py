@@ -198,6 +198,15 @@ class Family(Backbone):
     def rope(self) -> Rope:
         return Rope(self._frequencies, self._stream_frequencies, self._axes)
 
+    @property
+    def key_bias(self) -> torch.Tensor | None:
+        attentions = [layer.self_attn for layer in self._language.layers]
+        # A norm behind the projection would turn its bias into something else for each token.
+        if attentions[0].k_proj.bias is None or hasattr(attentions[0], 'k_norm'):
+            return None
+        biases = torch.stack([attention.k_proj.bias.float() for attention in attentions])
+        return biases.view(len(biases), self.layout.kv_heads, -1) * self._language.rotary_emb.attention_scaling
+
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         positions = inputs.positions.reshape(-1, inputs.tokens)
         return positions[:len(self.stream_axes)].amin(dim=0)

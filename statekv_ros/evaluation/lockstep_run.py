@@ -51,10 +51,10 @@ class Group:
                                   'frames, so they cannot go in lockstep: leave --lockstep out') from error
 
 
-def run_together(group: Group, job: Job, max_tokens: int) -> list[dict]:
+def run_together(group: Group, job: Job, max_tokens: int, detailed_format: str) -> list[dict]:
     """A result for each video of the job; see `run.run_job`."""
     lockstep = group.lockstep
-    stream = VideoStream(lockstep, job.policy.prefill, cuda_graph='off')
+    stream = VideoStream(lockstep, job.policy.prefill, cuda_graph='off', detailed_format=detailed_format)
     size = lockstep.inner.size(*group.size)
     waiting = sorted(((question.ask_at, row, number, question) for row, video in enumerate(group.videos)
                       for number, question in enumerate(video.questions)), key=lambda entry: entry[:3])

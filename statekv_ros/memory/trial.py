@@ -20,7 +20,7 @@ def try_out(backbone: Backbone) -> None:
     frame = np.arange(_SIDE * _SIDE * 3, dtype=np.uint32).astype(np.uint8).reshape(_SIDE, _SIDE, 3)
     with as_model_error(f'model {backbone.name!r} loads, but fails at its first frame; its files may be damaged, or not of '
                         'one checkpoint'):
-        stream = VideoStream(backbone, 'statekv(64)', chunk_tokens=64, cuda_graph='off')
+        stream = VideoStream(backbone, 'statekv(64)', cuda_graph='off')
         for stamp_ns in range(1, backbone.frames_per_step + 1):
             stream.step(frame, stamp_ns)
         stream.answer('What is in view?', max_tokens=1)

@@ -173,8 +173,9 @@ class MemoryNode(LifecycleNode):
         self._require_memory(backbone, policy)
         cameras, kinds = [], {}
         for name in get['cameras']:
-            stream = VideoStream(backbone, policy, 'all', get['chunk_tokens'], get['max_detailed_mb'] * 10**6,
-                                 positions=get['positions'], cuda_graph=get['cuda_graph'])
+            stream = VideoStream(backbone, policy, 'all', get['max_detailed_mb'] * 10**6,
+                                 positions=get['positions'], cuda_graph=get['cuda_graph'],
+                                 detailed_format=get['detailed_format'])
             kinds[name] = message_type(get[f'{name}.topic'], get[f'{name}.transport'])
             cameras.append(Camera(name, stream, decoder(kinds[name], get['max_image_pixels'], backbone.frame_size)))
         engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],
@@ -198,7 +199,8 @@ class MemoryNode(LifecycleNode):
         get, names = self._settings, self._settings['cameras']
         rate_hz = sum(get[f'{name}.rate_hz'] for name in names) / len(names)
         plan = make_plan(backbone.size(*_ASSUMED_FRAME), policy, rate_hz, len(names),
-                         max_detailed_bytes=get['max_detailed_mb'] * 10**6, positions=get['positions'])
+                         max_detailed_bytes=get['max_detailed_mb'] * 10**6, positions=get['positions'],
+                         detailed_format=get['detailed_format'])
         free, where = available_memory(backbone.device)
         free += plan.weights_bytes      # they are loaded already
         self.get_logger().info(

@@ -16,6 +16,7 @@ from statekv_ros.images import LARGEST_MAX_PIXELS, MAX_PIXELS
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
 from statekv_ros.memory.graphs import CUDA_GRAPH
 from statekv_ros.memory.carried.positions import POSITIONS
+from statekv_ros.memory.detailed.formats import FORMATS, RAW
 
 LARGE = 2**31 - 1
 MAX_TOKENS = 65536      # of an answer, also where the question says how many
@@ -131,6 +132,8 @@ NODE = (
     Spec('chunk_tokens', 4096, 'the detailed cache grows by this many tokens at a time', low=64, high=65536),
     Spec('max_detailed_mb', 0, 'bound on each camera\'s detailed cache in MB (10^6 bytes); past it the oldest chunk is '
          'forgotten; 0: no bound', low=0, high=LARGE),
+    Spec('detailed_format', RAW.name, 'how the detailed cache is stored, but for its newest 4 steps: in the model\'s own dtype '
+         '(bf16), or in 8 or 4 bits a number', choices=tuple(form.name for form in FORMATS)),
     Spec('answer_policy', 'all', 'what a question may read unless it says so itself: all, retrieve(k), state or last(n)',
          runtime=True, check=parse_answer_policy),
     Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=MAX_TOKENS, runtime=True),

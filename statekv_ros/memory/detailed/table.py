@@ -1,4 +1,6 @@
 """The pages that are held, oldest first: where each lies, how long it is, and its entry in the index."""
+from collections.abc import Sequence
+
 import torch
 
 from statekv_ros.backbones.base import KVLayout
@@ -14,12 +16,13 @@ class PageTable:
 
     Attributes:
         first: number of the oldest page held.
+        boundary: pages before this number are in few bits, all others are exact.
         stop: number of the page that comes next.
     """
 
     def __init__(self, layout: KVLayout, index: PageIndex):
         self.index = index
-        self.first = self.stop = 0
+        self.first = self.boundary = self.stop = 0
         self._layout = layout
         self._front = 0
         self._dtype = torch.float32 if layout.dtype == torch.float32 else torch.float16
@@ -28,7 +31,7 @@ class PageTable:
     @property
     def bytes(self) -> int:
         """Bytes of the index and of the page table."""
-        return self._entries.nbytes + self._starts.nbytes + self._lengths.nbytes
+        return self._entries.nbytes + self._starts.nbytes + self._lengths.nbytes + self._slots.nbytes
 
     def append(self, entries: torch.Tensor, starts: list[int], lengths: list[int]) -> None:
         """Add a step's pages.
@@ -49,15 +52,30 @@ class PageTable:
     def forget(self, count: int) -> None:
         """Let go of the oldest pages."""
         self.first += count
+        self.boundary = max(self.boundary, self.first)
         self._front += count
 
-    def move(self, starts: list[int]) -> None:
-        """All pages held lie elsewhere now."""
-        self._starts[self._front:self._front + len(starts)] = torch.tensor(starts, dtype=torch.int32)
+    def pack(self, count: int, moved: int, slot: int) -> None:
+        """The oldest exact pages are in few bits now, `moved` rows further on in another pool, with scales from `slot` on."""
+        at = self._at(slice(self.boundary, self.boundary + count))
+        self._starts[at] += moved
+        self._slots[at] = torch.arange(slot, slot + count, dtype=torch.int32, device=self._layout.device)
+        self.boundary += count
+
+    def move(self, first: int, starts: list[int], slots: Sequence[int] = ()) -> None:
+        """Pages from number `first` on lie elsewhere now; `slots` of those in few bits."""
+        at = self._at(slice(first, first + len(starts)))
+        self._starts[at] = torch.tensor(starts, dtype=torch.int32)
+        if slots:
+            self._slots[at] = torch.tensor(slots, dtype=torch.int32)
 
     def starts(self, pages: slice) -> torch.Tensor:
-        """First row of pages by number, [pages] int32."""
+        """First row of pages by number in their pool, [pages] int32."""
         return self._starts[self._at(pages)]
+
+    def slots(self, pages: slice) -> torch.Tensor:
+        """Where the scales of pages in few bits are, by number, [pages] int32."""
+        return self._slots[self._at(pages)]
 
     def lengths(self, pages: slice) -> torch.Tensor:
         """Rows of pages by number, [pages] int32."""
@@ -70,8 +88,9 @@ class PageTable:
     def of_heads(self, layout: KVLayout, heads: slice) -> 'PageTable':
         """The same pages of some KV heads, for reading."""
         part = PageTable(layout, self.index)
-        part.first, part.stop, part._front = self.first, self.stop, self._front
-        part._entries, part._starts, part._lengths = self._entries[:, heads], self._starts, self._lengths
+        part.first, part.boundary, part.stop, part._front = self.first, self.boundary, self.stop, self._front
+        part._entries = self._entries[:, heads]
+        part._starts, part._lengths, part._slots = self._starts, self._lengths, self._slots
         return part
 
     def _at(self, pages: slice) -> slice:
@@ -81,12 +100,14 @@ class PageTable:
         layout = self._layout
         width = self.index.entry_width(layout.head_dim)
         self._entries = torch.zeros(layout.layers, layout.kv_heads, capacity, width, dtype=self._dtype, device=layout.device)
-        self._starts, self._lengths = (torch.zeros(capacity, dtype=torch.int32, device=layout.device) for _ in range(2))
+        self._starts, self._lengths, self._slots = (
+            torch.zeros(capacity, dtype=torch.int32, device=layout.device) for _ in range(3))
 
     def _slide(self, capacity: int) -> None:
         live = slice(self._front, self._front + self.stop - self.first)
-        entries, starts, lengths = self._entries[:, :, live], self._starts[live], self._lengths[live]
+        old = self._entries[:, :, live], self._starts[live], self._lengths[live], self._slots[live]
         self._allocate(capacity)
-        count = starts.shape[0]
-        self._entries[:, :, :count], self._starts[:count], self._lengths[:count] = entries, starts, lengths
+        self._entries[:, :, :live.stop - live.start] = old[0]
+        for new, was in zip((self._starts, self._lengths, self._slots), old[1:]):
+            new[:len(was)] = was
         self._front = 0
