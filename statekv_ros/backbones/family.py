@@ -142,7 +142,7 @@ class Family(Backbone):
         return ModelSize(
             self.name, sum(weight.nbytes for weight in self._model.parameters()), layout.layers, layout.kv_heads,
             config.num_attention_heads, layout.head_dim, config.hidden_size, config.intermediate_size, config.vocab_size,
-            layout.dtype.itemsize, self.step_tokens(height, width), self.frames_per_step)
+            layout.dtype.itemsize, self.step_tokens(height, width), self.frames_per_step, self.position_axes)
 
     def tokenize_question(self, question: str) -> list[int]:
         # White space around it could join a token with the text beside it.

@@ -206,7 +206,8 @@ class MemoryNode(LifecycleNode):
         self.get_logger().info(
             f'memory, for camera images of {_ASSUMED_FRAME[1]}x{_ASSUMED_FRAME[0]} ({plan.size.step_tokens} tokens per step): '
             f'weights {gigabytes(plan.weights_bytes)}, state {gigabytes(plan.state_bytes)}, workspace about '
-            f'{gigabytes(plan.workspace_bytes)}; detailed cache {gigabytes(plan.detailed_bytes_per_hour)} per hour'
+            f'{gigabytes(plan.workspace_bytes)}; detailed cache {gigabytes(plan.detailed_bytes_per_hour)} per hour '
+            f'({get["detailed_format"]}), its index {gigabytes(plan.index_bytes_per_hour)}'
             + (f', bounded at {get["max_detailed_mb"]} MB per camera' if get['max_detailed_mb'] else
                f': {where} is full after about {plan.hours_until_full(free):.1f} h (max_detailed_mb bounds it)'))
         require_fit(plan, free, where)

@@ -93,6 +93,10 @@ class PackedSteps:
         """Bytes of all rows, those in use and those that are not."""
         return self._codes.bytes + self._scales.bytes
 
+    def needed(self, tokens: int, pages: int) -> int:
+        """Bytes of the rows of so many tokens and pages."""
+        return tokens * self._codes.row_bytes + pages * self._scales.row_bytes
+
     def has_room(self, step: HeldStep) -> bool:
         """Whether a step can be put in; grows for it where it may."""
         tokens, pages = step.record.tokens, len(step.lengths)
@@ -178,7 +182,7 @@ class PackedSteps:
         """Have room for what is here and so much more, twice that where the bound allows it; false where it does not, or where
         that would be hardly another size than now."""
         tokens, pages = self._tokens + tokens, self._pages + pages
-        needed = tokens * self._codes.row_bytes + pages * self._scales.row_bytes
+        needed = self.needed(tokens, pages)
         factor = 2.0 if self.most > _MUCH * needed else self.most / needed
         rows, scales = int(tokens * factor), int(pages * factor)
         if factor < 1 or self.bytes <= self.most and rows < _NEARLY * self._codes.capacity and \

@@ -30,8 +30,15 @@ class PageTable:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the index and of the page table."""
-        return self._entries.nbytes + self._starts.nbytes + self._lengths.nbytes + self._slots.nbytes
+        """Bytes of the index and of the page table, entries that are not in use included."""
+        return self._starts.shape[0] * self.page_bytes
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page's entries."""
+        layout = self._layout
+        entry = layout.layers * layout.kv_heads * self.index.entry_width(layout.head_dim) * self._dtype.itemsize
+        return entry + 3 * torch.int32.itemsize     # start, length, slot
 
     def append(self, entries: torch.Tensor, starts: list[int], lengths: list[int]) -> None:
         """Add a step's pages.
