@@ -9,6 +9,9 @@ from statekv_ros.backbones.published import PUBLISHED
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import VideoStream, parse_prefill_policy
 from statekv_ros.memory.capacity import make_plan, require_fit
+from statekv_ros.memory.detailed.cache import EXACT_STEPS, PAGE_TOKENS
+from statekv_ros.memory.detailed.formats import find_format
+from statekv_ros.memory.detailed.sizes import step_bytes
 
 STATEKV = parse_prefill_policy('statekv(4096)')
 
@@ -55,16 +58,19 @@ def test_the_plan_covers_what_a_stream_really_holds(policy, backbone, frames):
 def test_a_step_in_the_detailed_cache_takes_the_bytes_of_the_plan(form, backbone, frames):
     size = backbone.size(64, 64)
     plan = make_plan(size, STATEKV, rate_hz=2.0, detailed_format=form)
-    stream, held = VideoStream(backbone, 'statekv(20)', detailed_format=form), {}
+    stream = VideoStream(backbone, 'statekv(20)', detailed_format=form)
     for index in range(80):
         stream.step(frames[index % 32], (index + 1) * 10**9 // 2)
-        pools = [stream.detailed._exact._pool] if form == 'bf16' else [stream.detailed._packed._codes, stream.detailed._packed._scales]
-        held[stream.steps] = [(pool.row_bytes, pool._live) for pool in pools]
-    steps = stream.steps if form == 'bf16' else stream.steps - 4
-    tokens = sum(record.tokens for record in list(stream.detailed.records())[:steps])
-    taken = sum(size * rows for size, rows in held[stream.steps])
-    assert taken == tokens * plan.detailed_bytes_per_token if form == 'bf16' else \
-        taken == pytest.approx(tokens * plan.detailed_bytes_per_token, rel=0.02)     # a later step's text is a token longer
+    packed = stream.detailed._packed
+    pools = (stream.detailed._exact._pool,) if packed is None else (packed._codes, packed._scales)
+    steps = stream.steps if packed is None else stream.steps - EXACT_STEPS
+
+    def planned(tokens: int) -> int:
+        return step_bytes(backbone.layout, find_format(form), 3, tokens, PAGE_TOKENS).rows
+
+    assert planned(size.step_tokens) == pytest.approx(size.step_tokens * plan.detailed_bytes_per_token)
+    taken = sum(pool.row_bytes * pool._live for pool in pools)
+    assert taken == sum(planned(record.tokens) for record in list(stream.detailed.records())[:steps])
     pages = stream.detailed.pages
     assert (pages.stop - pages.first) * pages.page_bytes == plan.index_bytes_per_hour * stream.steps // 3600
     assert sum(tensor.nbytes for tensor in (pages._entries, pages._starts, pages._lengths, pages._slots)) == pages.bytes
