@@ -95,10 +95,10 @@ def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
         table.add_column(column, justify='right', overflow='fold')
     for plan in plans:
         size = plan.size
-        table.add_row(short.get(size.name, size.name), str(size.step_tokens), f'{plan.detailed_bytes_per_token:,.0f}', *map(gigabytes, (
-            plan.weights_bytes, plan.state_bytes, plan.workspace_bytes, 
-            plan.detailed_bytes_per_hour + plan.index_bytes_per_hour, plan.detailed_bytes + plan.index_bytes,
-            plan.total_bytes)))
+        table.add_row(short.get(size.name, size.name), str(size.step_tokens), f'{plan.detailed_bytes_per_token:,.0f}', *map(
+            gigabytes, (plan.weights_bytes, plan.state_bytes, plan.workspace_bytes,
+                        plan.detailed_bytes_per_hour + plan.index_bytes_per_hour, plan.detailed_bytes + plan.index_bytes,
+                        plan.total_bytes)))
     console.print(table)
 
 

@@ -1,4 +1,4 @@
-"""A detailed cache in few bits: every page is quantised once, and answers read what the format makes of it, wherever it lies."""
+"""A detailed cache in few bits: every page is quantised once, and answers read what the format made of it, wherever it is."""
 from dataclasses import replace
 
 import numpy as np
@@ -94,7 +94,8 @@ class Dense:
             assert visual.sum() == step.record.visual_tokens and visual[step.record.visual_start]
             parts = (part.split(step.lengths, dim=2) for part in (key, value))
             others = (part.split(step.lengths, dim=-1) for part in (visual, positions))
-            self._pages |= {step.page + number: (step.slot is not None, *part) for number, part in enumerate(zip(*parts, *others))}
+            for number, part in enumerate(zip(*parts, *others)):
+                self._pages[step.page + number] = step.slot is not None, *part
 
     def __call__(self, layer, query, choice, scale, noting):
         output, lse = torch.zeros_like(query), query.new_full(query.shape[:2], float('-inf'))
@@ -199,7 +200,8 @@ def test_keys_without_bias_and_rotation_lose_less(backbones, frames):
 @pytest.mark.parametrize('positions, form, family', [
     *(('lazy_shift', form, family) for form in FORMATS for family in FAMILIES), ('native', 'int4', 'qwen3_vl'),
     ('native', 'int4', 'internvl'), ('contiguous', 'int4', 'qwen2_5_vl'), ('contiguous', 'int4', 'eagle2_5')])
-def test_every_policy_reads_the_decoded_pages_as_a_dense_reference_does(positions, form, family, backbones, frames, monkeypatch):
+def test_every_policy_reads_the_decoded_pages_as_a_dense_reference_does(positions, form, family, backbones, frames,
+                                                                        monkeypatch):
     """Past the limit on positions, too; tokens, logits and evidence."""
     stream = stream_of(backbones[family], frames, 60, form, positions=positions)
     assert (stream.shift > 0) == (positions != 'native') or family == 'qwen2_5_vl'
@@ -239,7 +241,8 @@ def test_a_time_span_cuts_pages(backbones, frames):
 
 def test_sparse_with_room_for_all_is_all(backbones, frames, monkeypatch):
     stream = stream_of(backbones['internvl'], frames, 30)
-    logits = [logits_of(stream.begin_answer(QUESTION, policy, max_tokens=2), monkeypatch) for policy in ('all', 'sparse(99999)')]
+    logits = [logits_of(stream.begin_answer(QUESTION, policy, max_tokens=2), monkeypatch)
+              for policy in ('all', 'sparse(99999)')]
     assert torch.equal(*logits)
 
 
@@ -292,7 +295,7 @@ def test_replayed_steps_are_packed_as_eager_ones(family, backbones, frames):
             stream.step(frames[index % 32], stamp(index))
     assert ours.graphs.replays > 5 and ours.graphs.off == ''
     theirs = stored_pages(right)
-    assert all(torch.equal(a, b) for page, parts in stored_pages(ours).items() for a, b in zip(parts, theirs[page], strict=True))
+    assert all(torch.equal(a, b) for page, parts in stored_pages(ours).items() for a, b in zip(parts, theirs[page]))
     assert torch.equal(ours.detailed._packed.rows.positions, right.detailed._packed.rows.positions)
 
 
@@ -305,7 +308,8 @@ def test_an_interrupted_step_leaves_no_trace(backbones, frames):
         stream.step(frames[12], stamp(12))
     stop_at[0] = 10**9
     after = stored_pages(stream)
-    assert before.keys() == after.keys() and all(torch.equal(a, b) for page in before for a, b in zip(before[page], after[page]))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(a, b) for page in before for a, b in zip(before[page], after[page]))
     assert [(step.row, step.slot, step.page) for step in held(stream)] == [(step.row, step.slot, step.page) for step in steps]
     assert stream.detailed.bytes == size
     stream.step(frames[13], stamp(13))
@@ -332,7 +336,8 @@ def test_memory_that_is_full_while_a_step_is_packed_costs_that_frame_alone(backb
 def test_a_bound_covers_exact_and_packed_steps_and_holds_more_of_them(form, backbones, frames):
     backbone = backbones['internvl']
     bound = 20 * backbone.step_tokens(64, 64) * backbone.kv_bytes_per_token
-    stream, exact = (VideoStream(backbone, 'statekv(20)', max_detailed_bytes=bound, detailed_format=each) for each in (form, 'bf16'))
+    stream, exact = (VideoStream(backbone, 'statekv(20)', max_detailed_bytes=bound, detailed_format=each)
+                     for each in (form, 'bf16'))
     for index in range(150):
         for each in (stream, exact):
             each.step(frames[index % 32], stamp(index))
@@ -382,8 +387,10 @@ def test_what_is_forgotten_meanwhile_is_not_read_any_more(policy, backbones, fra
 
 def test_memory_that_is_full_counts_as_a_bound(backbones, frames, monkeypatch):
     stream = stream_of(backbones['internvl'], frames, 30)
+
     def full(*_):
         raise torch.OutOfMemoryError('full')
+
     monkeypatch.setattr(stream.detailed._packed._codes, 'resize', full)
     size = stream.detailed._packed.bytes
     for index in range(30, 150):
@@ -406,4 +413,5 @@ def test_bad_formats_are_named(backbones):
     with pytest.raises(ParameterError, match="detailed_format.*'int3'"):
         VideoStream(backbones['internvl'], detailed_format='int3')
     with pytest.raises(ParameterError, match='max_detailed_mb'):
-        VideoStream(backbones['internvl'], detailed_format='int4', max_detailed_bytes=100 * backbones['internvl'].kv_bytes_per_token)
+        bound = 100 * backbones['internvl'].kv_bytes_per_token
+        VideoStream(backbones['internvl'], detailed_format='int4', max_detailed_bytes=bound)

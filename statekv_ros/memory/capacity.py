@@ -24,8 +24,8 @@ class Plan:
     Attributes:
         state_bytes: what is carried from step to step, once it is full.
         detailed_bytes_per_token: of keys and values in their format, scales and what says where they lie included.
-        detailed_bytes_per_hour: growth of the detailed cache; detailed_bytes: after `hours`, or its bound. Without the index, and
-            without the mean key of each step that the answer policy `retrieve` adds.
+        detailed_bytes_per_hour: growth of the detailed cache; detailed_bytes: after `hours`, or its bound. Without the index,
+            and without the mean key of each step that the answer policy `retrieve` adds.
         index_bytes_per_hour, index_bytes: the same of the pages' index.
         workspace_bytes: estimate of a step's temporaries.
     """
@@ -78,7 +78,8 @@ def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: i
     state = _state_bytes(size, policy, positions, steps_per_hour * hours)
     return Plan(size, policy, cameras, hours, size.weights_bytes, cameras * state, step.rows / size.step_tokens,
                 cameras * round(steps_per_hour * step.rows), cameras * round(held * step.rows),
-                cameras * round(steps_per_hour * step.index), cameras * round(held * step.index), _workspace_bytes(size, policy))
+                cameras * round(steps_per_hour * step.index), cameras * round(held * step.index),
+                _workspace_bytes(size, policy))
 
 
 def require_fit(plan: Plan, available_bytes: int, where: str) -> None:

@@ -1,8 +1,9 @@
 """Which pages a pass reads: those that its queries want most, or the same ones in every pass.
 
-Answer policy `sparse(n)` chooses n tokens' worth in every layer and KV head. Every row (a query head of a token) scores all pages by the index and spreads one vote over them, as its attention would; the
-pages with the most votes over all rows of the KV head are read by all of them. Nothing is kept from pass to pass: each slice of
-the question and each token of the answer chooses anew.
+Answer policy `sparse(n)` chooses n tokens' worth in every layer and KV head. Every row (a query head of a token) scores all
+pages by the index and spreads one vote over them, as its attention would; the pages with the most votes over all rows of the KV
+head are read by all of them. Nothing is kept from pass to pass: each slice of the question and each token of the answer chooses
+anew.
 """
 from bisect import bisect_left
 from collections.abc import Sequence

@@ -49,8 +49,8 @@ class Snapshot:
     Attributes:
         seen: with `pending` only if those frames are readable too.
         views: keys and values to read, the prefix first; without `steps`, where those are chosen from.
-        steps: for `retrieve` and `sparse`, the steps to choose from; with a format of few bits also for `all` and `last(n)`, the
-            steps to read.
+        steps: for `retrieve` and `sparse`, the steps to choose from; where the cache is in few bits, for `all` and `last(n)`
+            those to read.
         records: the steps that can be read, for coverage and evidence (every step that the state may stem from, for `state`).
         earlier_frames, earlier_ns: camera frames before those that the state may stem from too, and the first one's stamp.
     """

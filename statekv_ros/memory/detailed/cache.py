@@ -45,7 +45,7 @@ class DetailedCache:
                  index: str = DEFAULT_INDEX, detailed_format: str = RAW.name):
         """
         Args:
-            max_bytes: bound on the bytes of keys and values, exact ones and those in few bits, without the prefix's; 0 for none.
+            max_bytes: bound on the bytes of keys and values, exact or in few bits, without the prefix's; 0 for none.
             page_tokens: a step is cut into pages of at most so many tokens.
             index: what describes a page; one of `INDEXES`.
             detailed_format: how pages are stored; one of `FORMATS`.
@@ -71,8 +71,8 @@ class DetailedCache:
             shares = 2 if self._packed else 1       # with few bits, one half is for these at least
             self._exact.most = max_bytes // shares // self._exact.row_bytes
             if self._exact.most < page_tokens:
-                raise ParameterError(f'the detailed cache needs room for at least {"a page" if shares == 1 else "two pages"} of '
-                                     f'{page_tokens} tokens, {shares * page_tokens * self._exact.row_bytes} bytes, got '
+                raise ParameterError(f'the detailed cache needs room for at least {shares} page(s) of {page_tokens} tokens, '
+                                     f'{shares * page_tokens * self._exact.row_bytes} bytes, got '
                                      f'{max_bytes} bytes: raise max_detailed_mb')
         self._prefix: tuple[MemoryView, StepRecord] | None = None
         self._stretch: Stretch | None = None
@@ -140,7 +140,8 @@ class DetailedCache:
         stretch, rows = self._stretch, slice(self._row, self._row + record.tokens)
         # A copy: where a recorded graph has its positions, the next step's will be.
         positions = self._backbone.shifted(inputs, stretch.shift).positions.to(torch.int32, copy=True)
-        step = HeldStep(record, self._row, stretch, self.pages.stop, page_lengths(record.tokens, self._page_tokens), positions)
+        lengths = page_lengths(record.tokens, self._page_tokens)
+        step = HeldStep(record, self._row, stretch, self.pages.stop, lengths, positions)
         self._exact.append(step)
         self.tokens += record.tokens
         # The index knows keys as if their stretch began at position 0: a query then stands alike before all that is far.
@@ -216,7 +217,7 @@ class DetailedCache:
             step.next_position - stretch.position > self._positions.stretch
 
     def _make_room(self, tokens: int) -> int:
-        """First of `tokens` free rows. Grows while it may, then packs or forgets the oldest steps, of these more than need be."""
+        """First of `tokens` free rows. Grows while it may, then packs the oldest steps, or forgets them, more than need be."""
         exact = self._exact
         if tokens > exact.most:
             raise FrameError(f'this step has {tokens} tokens, and the detailed cache has room for {exact.most}: raise the '
@@ -260,7 +261,7 @@ class DetailedCache:
         else:
             step = self._exact.pop(readable=not self._packed)
         record = step.record
-        if self._packed:    # pages that are forgotten are not read any more
+        if self._packed:    # they are read by pages, and those that are forgotten not any more
             self._exact.overwritten = record.first_ordinal + record.tokens
         self.pages.forget(len(step.lengths))
         self.tokens -= record.tokens

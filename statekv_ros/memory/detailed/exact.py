@@ -1,4 +1,4 @@
-"""Steps as they came, in the model's own dtype: all of a detailed cache, or the newest ones where the others are in few bits."""
+"""Steps as they came, in the model's dtype: all of a detailed cache, or the newest where the others are in few bits."""
 import copy
 from collections import deque
 from collections.abc import Callable

@@ -50,8 +50,8 @@ class Format(ABC):
 
     @abstractmethod
     def encode(self, key: torch.Tensor, value: torch.Tensor) -> tuple[Stored, Stored]:
-        """Keys and values [layers, kv_heads, tokens, head_dim] of ONE page, in any float dtype, as they are stored. Pages of one
-        length may be given at once, [layers, kv_heads, pages, tokens, head_dim].
+        """Keys and values [layers, kv_heads, tokens, head_dim] of ONE page, in any float dtype, as they are stored. Pages of
+        one length may be given at once, [layers, kv_heads, pages, tokens, head_dim].
 
         Raises:
             ParameterError: the format cannot hold such heads.

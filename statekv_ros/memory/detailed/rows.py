@@ -28,8 +28,8 @@ class TokenRows(NamedTuple):
 
 
 class RowPool(Generic[Rows]):
-    """Rows are taken behind the newest stretch and given back from the oldest one; what is there is never moved, except when the
-    pool is resized.
+    """Rows are taken behind the newest stretch and given back from the oldest one; what is there is never moved, except when
+    the pool is resized.
 
     Attributes:
         rows: the tensors. Rows are the third dimension of those with four, and the last one of the others.
