@@ -84,7 +84,7 @@ def run_together(group: Group, job: Job, max_tokens: int, detailed_format: str) 
     return [{'job': name, 'source': video.source, 'prefill_policy': job.policy.prefill, 'mode': 'offline',
              'frames': len(group.frames), 'steps': len(reports), 'step_ms': [],
              'step_tokens': [report.step_tokens for report in reports], 'step_flops': flops,
-             'state_tokens': last.state_tokens, 'detailed_bytes': last.detailed_bytes // len(group.videos), 'dropped': 0,
+             'state_tokens': last.state_tokens, 'detailed_bytes': video_of(stream, row).detailed_bytes, 'dropped': 0,
              'answers': sorted(answers[row], key=lambda answer: answer['question'])}
             for row, (name, video) in enumerate(zip(job.names, group.videos))]
 

@@ -111,4 +111,5 @@ class RowPool(Generic[Rows]):
         """The same rows of some KV heads, for reading."""
         part = copy.copy(self)
         part.rows = type(self.rows)(*(rows[:, heads] if rows.ndim == 4 else rows for rows in self.rows))
+        part.row_bytes = sum(rows.nbytes for rows in part.rows) // max(1, self.capacity)
         return part
