@@ -147,7 +147,7 @@ class Family(Backbone):
         return ModelSize(
             self.name, sum(weight.nbytes for weight in self._model.parameters()), layout.layers, layout.kv_heads,
             config.num_attention_heads, layout.head_dim, config.hidden_size, config.intermediate_size, config.vocab_size,
-            layout.dtype.itemsize, self.step_tokens(height, width), self.frames_per_step)
+            layout.dtype.itemsize, self.step_tokens(height, width), self.frames_per_step, self.position_axes)
 
     def tokenize_question(self, question: str) -> list[int]:
         # White space around it could join a token with the text beside it.
@@ -202,6 +202,15 @@ class Family(Backbone):
     @property
     def rope(self) -> Rope:
         return Rope(self._frequencies, self._stream_frequencies, self._axes)
+
+    @property
+    def key_bias(self) -> torch.Tensor | None:
+        attentions = [layer.self_attn for layer in self._language.layers]
+        # A norm behind the projection would turn its bias into something else for each token.
+        if attentions[0].k_proj.bias is None or hasattr(attentions[0], 'k_norm'):
+            return None
+        biases = torch.stack([attention.k_proj.bias.float() for attention in attentions])
+        return biases.view(len(biases), self.layout.kv_heads, -1) * self._language.rotary_emb.attention_scaling
 
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         positions = inputs.positions.reshape(-1, inputs.tokens)

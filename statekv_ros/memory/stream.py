@@ -10,6 +10,7 @@ from statekv_ros.memory.answering.decoding import Answering
 from statekv_ros.memory.carried import make_carried
 from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS, DetailedCache
+from statekv_ros.memory.detailed.formats import RAW
 from statekv_ros.memory.detailed.index import DEFAULT_INDEX
 from statekv_ros.memory.graphs import make_graphs
 from statekv_ros.memory.intake import FrameIntake, PendingFrames
@@ -36,7 +37,7 @@ class VideoStream:
     def __init__(self, backbone: Backbone, prefill_policy: str | PrefillPolicy = 'statekv(4096)',
                  answer_policy: str | AnswerPolicy = 'all', max_detailed_bytes: int = 0,
                  cancelled: Callable[[], bool] = lambda: False, positions: str = '', cuda_graph: str = 'auto',
-                 page_tokens: int = PAGE_TOKENS, index: str = DEFAULT_INDEX):
+                 page_tokens: int = PAGE_TOKENS, index: str = DEFAULT_INDEX, detailed_format: str = RAW.name):
         """
         Args:
             positions: `native`, `contiguous`, `lazy_shift`, or '' for the default; see the module `positions`.
@@ -45,6 +46,7 @@ class VideoStream:
                 leaves the memory as it was, without the newest frame of that step. A step replayed as a graph looks once.
             cuda_graph: `auto`: on a GPU, frame steps are replayed as CUDA graphs once the state is full; `off`: never.
             page_tokens, index: how the detailed cache is cut and described for the answer policy `sparse`.
+            detailed_format: how it is stored: `bf16` (the model's own dtype), `int8` or `int4`.
 
         Raises:
             PolicyError, ParameterError: a policy or a size that cannot work.
@@ -54,7 +56,7 @@ class VideoStream:
         self.answer_policy = parse_answer_policy(str(answer_policy))
         self.positions = parse_positions(positions, self.prefill_policy, backbone.max_position)
         self.cancelled = cancelled
-        self._detailed_options = max_detailed_bytes, self.positions, page_tokens, index
+        self._detailed_options = max_detailed_bytes, self.positions, page_tokens, index, detailed_format
         self.generation = 0
         self.saving: Saving | None = None
         self.graphs = make_graphs(cuda_graph, backbone, self.prefill_policy.kind)

@@ -180,7 +180,7 @@ class MemoryNode(LifecycleNode):
         cameras, kinds = [], {}
         for name in get['cameras']:
             stream = VideoStream(backbone, policy, max_detailed_bytes=detailed_bytes, positions=get['positions'],
-                                 cuda_graph=get['cuda_graph'])
+                                 cuda_graph=get['cuda_graph'], detailed_format=get['detailed_format'])
             kinds[name] = message_type(get[f'{name}.topic'], get[f'{name}.transport'])
             cameras.append(Camera(name, stream, decoder(kinds[name], get['max_image_pixels'], backbone.frame_size)))
         self._open_memory(backbone, {camera.name: camera.stream for camera in cameras})
@@ -218,7 +218,8 @@ class MemoryNode(LifecycleNode):
         """Say what watching will need; bytes of each camera's detailed cache. Raises ParameterError when it cannot fit."""
         get, names = self._settings, self._settings['cameras']
         rate_hz = sum(get[f'{name}.rate_hz'] for name in names) / len(names)
-        plan = make_plan(backbone.size(*_ASSUMED_FRAME), policy, rate_hz, len(names), positions=get['positions'])
+        plan = make_plan(backbone.size(*_ASSUMED_FRAME), policy, rate_hz, len(names), positions=get['positions'],
+                         detailed_format=get['detailed_format'])
         free, where = available_memory(backbone.device)
         free += plan.weights_bytes      # they are loaded already
         require_fit(plan, free, where)
@@ -226,8 +227,9 @@ class MemoryNode(LifecycleNode):
         self.get_logger().info(
             f'memory, for camera images of {_ASSUMED_FRAME[1]}x{_ASSUMED_FRAME[0]} ({plan.size.step_tokens} tokens per step): '
             f'weights {gigabytes(plan.weights_bytes)}, state {gigabytes(plan.state_bytes)}, workspace about '
-            f'{gigabytes(plan.workspace_bytes)}; detailed cache {gigabytes(plan.detailed_bytes_per_hour)} per hour, '
-            f'bounded at {gigabytes(bound)} per camera: the newest {bound * len(names) / plan.detailed_bytes_per_hour:.1f} h')
+            f'{gigabytes(plan.workspace_bytes)}; detailed cache {gigabytes(plan.detailed_bytes_per_hour)} per hour '
+            f'({get["detailed_format"]}), its index {gigabytes(plan.index_bytes_per_hour)}, bounded at {gigabytes(bound)} per camera: '
+            f'the newest {bound * len(names) / plan.detailed_bytes_per_hour:.1f} h')
         return bound
 
     def _release(self) -> None:

@@ -49,7 +49,8 @@ class Snapshot:
     Attributes:
         seen: with `pending` only if those frames are readable too.
         views: keys and values to read, the prefix first; without `steps`, where those are chosen from.
-        steps: for `retrieve` and `sparse`, the steps to choose from.
+        steps: for `retrieve` and `sparse`, the steps to choose from; where the cache is in few bits, for `all` and `last(n)`
+            those to read.
         records: the steps that can be read, for coverage and evidence (every step that the state may stem from, for `state`).
         earlier_frames, earlier_ns: camera frames before those that the state may stem from too, and the first one's stamp.
     """
@@ -82,6 +83,11 @@ class Snapshot:
     @property
     def last_stamp_ns(self) -> int:
         return max([*(record.last_stamp_ns for record in self.records), *self.pending.stamps_ns])
+
+    @property
+    def chooses_pages(self) -> bool:
+        """Whether there is more to read than `sparse(n)` reads in a pass."""
+        return self.policy.kind == 'sparse' and sum(record.tokens for record in self.records) > self.policy.loaded_tokens
 
     def turn(self, position: int, shift: int | None) -> int:
         """By how many positions a query has to be turned for keys that stand at their true positions less `shift`, so that the
@@ -126,11 +132,10 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
         last = max([*(record.last_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
         raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns')
     records = [step.record for step in steps]
-    chosen = policy.kind == 'retrieve' or (
-        policy.kind == 'sparse' and sum(record.tokens for record in records) > policy.loaded_tokens)
-    if chosen:
-        return Snapshot(seen, policy, detailed.prefix(), steps, records)
-    return Snapshot(seen, policy, detailed.views(steps), [], records)
+    by_pages = Snapshot(seen, policy, detailed.prefix(), steps, records)
+    if policy.kind == 'retrieve' or by_pages.chooses_pages or detailed.packs:
+        return by_pages
+    return Snapshot(seen, policy, detailed.views(steps, seen.position - seen.positions.limit), [], records)
 
 
 def _newest(steps: list[HeldStep], frames: int) -> list[HeldStep]:
