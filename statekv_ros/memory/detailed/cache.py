@@ -105,7 +105,7 @@ class DetailedCache:
             self._stretch = stretch
 
     def room(self) -> int:
-        """Tokens that may be held at once."""
+        """Tokens that may be held at once, at most."""
         return self._pool.most
 
     def write(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> None:
