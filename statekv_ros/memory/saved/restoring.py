@@ -68,11 +68,11 @@ def restore(stream: VideoStream, saved: Saved, camera: str, most_tokens: int | N
         raise StoreError(f'step {missing[0]} of camera {camera!r} is gone, and what was carried after step {last} cannot be '
                          'told without it: choose another folder (parameter "memory_dir")')
     room = stream.detailed.room() if most_tokens is None else min(most_tokens, stream.detailed.room())
-    held, damaged = _newest(headers, numbers, room), []
+    chosen, damaged = _newest(headers, numbers, room), []
     if snapshot is not None and begin == snapshot[0]['after']['steps']:
         _put_share(stream, snapshot)
         stream.saving.needs.begin_at(begin, snapshot[0]['after']['next_ordinal'], stream.carried.tokens)
-    for number in sorted({*chain, *held, *({PREFIX} & headers.keys())}):
+    for number in sorted({*chain, *chosen, *({PREFIX} & headers.keys())}):
         try:
             loaded = saved.load_step(camera, number)
             if loaded is None:
@@ -80,15 +80,15 @@ def restore(stream: VideoStream, saved: Saved, camera: str, most_tokens: int | N
         except StoreError as error:
             if number in chain or number == PREFIX:
                 raise
-            held.remove(number)
             damaged.append(str(error))
             continue
-        _take_again(stream, loaded, number in chain, number in held or number == PREFIX)
+        _take_again(stream, loaded, number in chain, number in chosen or number == PREFIX)
     progress = newest['after']
     stream.saving.resume(newest['share'], _oldest_ns(newest))
     stream.resume(progress)
     if newest['stretch']:
         stream.detailed.resume(Stretch(*newest['stretch']))
+    held = [record.step for record in stream.detailed.records()]    # fewer where memory was full
     _count_forgotten(stream, headers, held, progress['frames'], _oldest_ns(newest))
     frames = sum(headers[number]['record']['frames'] for number in held)
     return _with_waiting(stream, saved, camera, Restored(progress['frames'], frames, stream.last_stamp_ns, tuple(damaged)))
