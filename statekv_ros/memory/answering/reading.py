@@ -181,7 +181,7 @@ def read_snapshot(snapshot: Snapshot) -> Reading:
     seen = snapshot.seen
     parts = [Part(view, snapshot.turn(view.position, view.shift)) for view in snapshot.views]
     pages = PageChooser(snapshot) if snapshot.policy.kind == 'sparse' and snapshot.steps else None
-    return Reading(seen.backbone, seen.cancelled, parts, seen.ordinal, seen.detailed, pages, snapshot.steps)
+    return Reading(seen.backbone, seen.cancelled, parts, seen.ordinal, seen.detailed, pages, snapshot.steps if pages else ())
 
 
 class _Whole:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.errors import QuestionError
@@ -99,8 +100,8 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
     Raises:
         QuestionError: nothing seen yet, a span that ends before it begins, or one without a frame.
     """
-    detailed, held = seen.detailed, list(seen.detailed.records())
-    if not held and not seen.pending:
+    detailed = seen.detailed
+    if next(detailed.records(), None) is None and not seen.pending:
         raise QuestionError('nothing has been seen yet: ask again after the first frame')
     begin, end = span
     if begin is not None and end is not None and end < begin:
@@ -116,18 +117,20 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
         pending = seen.pending.copy()
     seen = replace(seen, pending=pending)
     if policy.kind == 'state':
-        return Snapshot(seen, policy, [MemoryView(*seen.carried())], [], held, detailed.forgotten_frames,
+        return Snapshot(seen, policy, [MemoryView(*seen.carried())], [], list(detailed.records()), detailed.forgotten_frames,
                         detailed.forgotten_first_ns)
-    steps = detailed.steps(lambda record: touches(record.first_stamp_ns, record.last_stamp_ns))
+    steps = detailed.steps() if begin is None and end is None else \
+        detailed.steps(lambda record: touches(record.first_stamp_ns, record.last_stamp_ns))
     if policy.kind == 'last':
         steps = _newest(steps, policy.last_frames - len(pending))
     if not steps and not pending:
+        held = list(detailed.records())
         first = min([*(record.first_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
         last = max([*(record.last_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
         raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns')
     records = [step.record for step in steps]
     chosen = policy.kind == 'retrieve' or (
-        policy.kind == 'sparse' and sum(record.tokens for record in records) > policy.loaded_tokens)
+        policy.kind == 'sparse' and any(held > policy.loaded_tokens for held in accumulate(record.tokens for record in records)))
     if chosen:
         return Snapshot(seen, policy, detailed.prefix(), steps, records)
     return Snapshot(seen, policy, detailed.views(steps), [], records)
