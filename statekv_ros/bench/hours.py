@@ -6,7 +6,6 @@ minutes too: its minutes 5-15 are the old one's last ten, and both are asked in 
 """
 import argparse
 import os
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -53,15 +52,18 @@ def run(args: argparse.Namespace) -> dict:
     if seconds < EARLY_S + 2 * WINDOW_S:
         raise ParameterError(f'--hours must be at least {(EARLY_S + 2 * WINDOW_S) / 3600:.3f}, so that the last ten minutes are '
                              f'not minutes 5-15, got {args.hours:g}')
-    if args.max_detailed_mb < 0:
-        raise ParameterError(f'--max-detailed-mb must be at least 0, got {args.max_detailed_mb}')
+    if not 0 <= args.max_detailed_mb < float('inf'):
+        raise ParameterError(f'--max-detailed-mb must be a number of at least 0, got {args.max_detailed_mb}')
+    size = tuple(int(side) for side in args.size.split('x') if side.isdecimal())
+    if len(size) != 2 or not all(size):
+        raise ParameterError(f'--size must be WIDTHxHEIGHT in pixels, as in 64x64, got {args.size!r}')
     if args.device in ('auto', 'cpu'):
         torch.set_num_threads(1)    # small matrices: more threads only add noise
     backbone = load_backbone(args.model, device=args.device)
     old, young = (_Watch(backbone, args.prefill_policy, round(args.max_detailed_mb * 1e6)) for _ in range(2))
     steps, joins = int(seconds * args.rate), int((seconds - EARLY_S - WINDOW_S) * args.rate)
     asked_s, rounds = 0.0, 0
-    footage = _footage(steps, args.rate, args.seed, backbone.frames_per_step, args.size)
+    footage = _footage(steps, args.rate, args.seed, backbone.frames_per_step, size)
     for number, (time_s, frames) in enumerate(track(footage, 'watching', steps, console=Console(stderr=True), disable=args.json)):
         watches = [old] if number < joins else [old, young]
         for watch in watches:
@@ -118,17 +120,16 @@ class _Watch:
         """Medians and 90th percentiles of what was measured from second `begin` until `end`."""
         answers = {policy: _cut(rows, begin, end) for policy, rows in self.answers.items()}
         sizes = _cut(self.sizes, begin, end)
-        return {'from_s': begin, 'to_s': end, 'step_ms_p50': round(statistics.median(_cut(self.step_ms, begin, end)[:, 1]), 4),
+        return {'from_s': begin, 'to_s': end, 'step_ms_p50': round(float(np.median(_cut(self.step_ms, begin, end)[:, 1])), 4),
                 'detailed_bytes': int(sizes[-1, 1]) if len(sizes) else None, 'rss_bytes': int(sizes[-1, 2]) if len(sizes) else None,
                 'answers': {policy: _of_answers(rows) for policy, rows in answers.items() if len(rows)}}
 
 
-def _footage(steps: int, rate: float, seed: int, each: int, size: str) -> Iterator[tuple[float, list[tuple[int, np.ndarray]]]]:
+def _footage(steps: int, rate: float, seed: int, each: int, size: tuple[int, int]) -> Iterator[tuple[float, list[tuple[int, np.ndarray]]]]:
     """(second, [(stamp in ns, frame)] of a frame step) of one endless patrol; no two frames are alike."""
-    width, height = (int(side) for side in size.split('x'))
     patrol = make_patrol(steps, np.random.default_rng(seed))
     for number, step in enumerate(patrol.steps):
-        shown = render(step, np.random.default_rng([seed, number]), width, height)
+        shown = render(step, np.random.default_rng([seed, number]), *size)
         stamps = (_NS + round((number + part / each) / rate * _NS) for part in range(each))
         yield number / rate, [(stamp, shown[part % len(shown)]) for part, stamp in enumerate(stamps)]
 
@@ -154,7 +155,7 @@ def _summary(old: _Watch, young: _Watch, seconds: float, policies: Sequence[str]
     settled = _cut(old.sizes, SLOPE_FROM_S, float('inf'))
     slope = np.polyfit(settled[:, 0] / 3600, settled[:, 2] / 1e6, 1)[0] if len(settled) > 2 else None
     return {'windows': windows, 'young': in_turn, 'ratios': ratios,
-            'step_ratio': {name: round(late['step_ms_p50'] / other['step_ms_p50'], 4)
+            'step_ratio': {name: round(float(late['step_ms_p50'] / other['step_ms_p50']), 4)
                            for name, other in (('over_early', windows[0]), ('in_turn', in_turn))},
             'rss_mb_per_hour': None if slope is None else round(float(slope), 3), 'peak_detailed_bytes': old.peak_bytes,
             'forgotten_frames': old.stream.forgotten_frames, 'detailed_tokens': old.stream.detailed_tokens}
