@@ -11,8 +11,8 @@ _BYTES_PER_TOKEN = 5120     # of the patrol model in fp32
 
 
 def test_a_bounded_memory_is_as_large_in_the_last_ten_minutes_as_in_minutes_5_to_15(capsys):
-    arguments = f'hours --hours 0.45 --rate 0.05 --every 120 --policy sparse(72) --beside all --max-detailed-mb {_BOUND_MB} --json'
-    assert cli.main(arguments.split()) == 0
+    arguments = f'--hours 0.45 --rate 0.05 --every 120 --policy sparse(72) --beside all --max-detailed-mb {_BOUND_MB} --json'
+    assert cli.main(['hours', *arguments.split()]) == 0
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     early, late = result['windows'][0], result['windows'][-1]
     assert (early['from_s'], early['to_s'], late['from_s'], late['to_s']) == (300, 900, 1020, 1620)

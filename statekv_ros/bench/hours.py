@@ -1,8 +1,8 @@
-"""Hours of watching at simulated time: what frame steps and answers cost as the memory grows, its bytes and the process's beside it.
+"""Hours of watching at simulated time: what frame steps and answers cost as the memory grows, and how large it is.
 
-A made-up patrol is rendered and watched as fast as the machine can, and the same questions are asked again and again. A machine's
-speed drifts in the minutes that this takes by more than the effect we look for. So a second, young memory watches the last fifteen
-minutes too: its minutes 5-15 are the old one's last ten, and both are asked in turn.
+A made-up patrol is rendered and watched as fast as the machine can, and the same questions are asked again and again. A
+machine's speed drifts in the minutes that this takes by more than the effect we look for. So a second, young memory watches
+the last fifteen minutes too: its minutes 5-15 are the old one's last ten, and both are asked in turn.
 """
 import argparse
 import os
@@ -37,8 +37,9 @@ def run(args: argparse.Namespace) -> dict:
 
     Returns:
         {'windows': [{'from_s', 'to_s', 'step_ms_p50', 'detailed_bytes', 'rss_bytes', 'answers': {policy: {...}}}], 'ratios':
-        {policy: {...}}, 'step_ratio', 'rss_mb_per_hour', ...}. A ratio is the last ten minutes over minutes 5-15: `over_early` of
-        the same memory, `in_turn` of the young one. RSS is main memory of the process; its slope leaves the first half hour out.
+        {policy: {...}}, 'step_ratio', 'rss_mb_per_hour', ...}. A ratio is the last ten minutes over minutes 5-15: `over_early`
+        of the same memory, `in_turn` of the young one. RSS is main memory of the process; its slope leaves the first half hour
+        out.
         `peak_detailed_bytes` is the most that the detailed cache ever took.
 
     Raises:
@@ -50,8 +51,8 @@ def run(args: argparse.Namespace) -> dict:
             raise ParameterError(f'--{name} must be a positive number, got {getattr(args, name)}')
     seconds = args.hours * 3600
     if seconds < EARLY_S + 2 * WINDOW_S:
-        raise ParameterError(f'--hours must be at least {(EARLY_S + 2 * WINDOW_S) / 3600:.3f}, so that the last ten minutes are '
-                             f'not minutes 5-15, got {args.hours:g}')
+        raise ParameterError(f'--hours must be at least {(EARLY_S + 2 * WINDOW_S) / 3600:.3f}, so that the last ten minutes '
+                             f'are not minutes 5-15, got {args.hours:g}')
     if not 0 <= args.max_detailed_mb < float('inf'):
         raise ParameterError(f'--max-detailed-mb must be a number of at least 0, got {args.max_detailed_mb}')
     size = tuple(int(side) for side in args.size.split('x') if side.isdecimal())
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> dict:
     steps, joins = int(seconds * args.rate), int((seconds - EARLY_S - WINDOW_S) * args.rate)
     asked_s, rounds = 0.0, 0
     footage = _footage(steps, args.rate, args.seed, backbone.frames_per_step, size)
-    for number, (time_s, frames) in enumerate(track(footage, 'watching', steps, console=Console(stderr=True), disable=args.json)):
+    shown = track(footage, 'watching', steps, console=Console(stderr=True), disable=args.json)
+    for number, (time_s, frames) in enumerate(shown):
         watches = [old] if number < joins else [old, young]
         for watch in watches:
             watch.step(time_s, frames)
@@ -85,8 +87,9 @@ class _Watch:
     """One memory, and what was measured of it: (simulated second, ...) each.
 
     Attributes:
-        step_ms: of frame steps; sizes: bytes of detailed cache and process; answers: by policy, (second, first token ms, total ms,
-            tokens).
+        step_ms: of frame steps; sizes: bytes of detailed cache and process; answers: by policy, (second, first token ms, total
+            ms, tokens).
+        peak_bytes: the most that the detailed cache took.
     """
 
     def __init__(self, backbone: Backbone, prefill_policy: str, max_detailed_bytes: int):
@@ -121,11 +124,13 @@ class _Watch:
         answers = {policy: _cut(rows, begin, end) for policy, rows in self.answers.items()}
         sizes = _cut(self.sizes, begin, end)
         return {'from_s': begin, 'to_s': end, 'step_ms_p50': round(float(np.median(_cut(self.step_ms, begin, end)[:, 1])), 4),
-                'detailed_bytes': int(sizes[-1, 1]) if len(sizes) else None, 'rss_bytes': int(sizes[-1, 2]) if len(sizes) else None,
+                'detailed_bytes': int(sizes[-1, 1]) if len(sizes) else None,
+                'rss_bytes': int(sizes[-1, 2]) if len(sizes) else None,
                 'answers': {policy: _of_answers(rows) for policy, rows in answers.items() if len(rows)}}
 
 
-def _footage(steps: int, rate: float, seed: int, each: int, size: tuple[int, int]) -> Iterator[tuple[float, list[tuple[int, np.ndarray]]]]:
+def _footage(steps: int, rate: float, seed: int, each: int,
+             size: tuple[int, int]) -> Iterator[tuple[float, list[tuple[int, np.ndarray]]]]:
     """(second, [(stamp in ns, frame)] of a frame step) of one endless patrol; no two frames are alike."""
     patrol = make_patrol(steps, np.random.default_rng(seed))
     for number, step in enumerate(patrol.steps):
@@ -178,7 +183,7 @@ def _rss_bytes() -> int:
 
 def _print(result: dict) -> None:
     table = Table(title=f'{result["hours"]:g} h, {result["steps"]} steps on {result["device"]}, model {result["model"]}')
-    for column in ('hour', 'step ms', 'detailed MB', 'RSS MB', 'answers', 'n', 'first token ms p50 / p90', 'total ms p50 / p90'):
+    for column in ('hour', 'step ms', 'detailed MB', 'RSS MB', 'answers', 'n', 'first token p50 / p90', 'total ms p50 / p90'):
         table.add_column(column, justify='left' if column == 'answers' else 'right')
     windows = result['windows']
     for window in [*windows[:-1:max(1, len(windows) // 8)], windows[-1]]:

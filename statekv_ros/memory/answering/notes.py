@@ -91,7 +91,7 @@ class Notes:
                 per_step.index_add_(0, step[visual], mass[visual])
             masses |= enumerate(per_step.tolist(), start=len(self._steps))
         total = sum(masses.values())
-        best = sorted((number for number, mass in masses.items() if mass > 0), key=lambda number: (-masses[number], number))[:limit]
+        best = sorted((number for number in masses if masses[number] > 0), key=lambda number: (-masses[number], number))[:limit]
         return tuple(Evidence(records[number].first_stamp_ns, records[number].last_stamp_ns, masses[number] / total)
                      for number in best)
 

@@ -129,8 +129,9 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
         last = max([*(record.last_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
         raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns')
     records = [step.record for step in steps]
-    chosen = policy.kind == 'retrieve' or (
-        policy.kind == 'sparse' and any(held > policy.loaded_tokens for held in accumulate(record.tokens for record in records)))
+    # Counted only as far as it matters: over hours there are many.
+    chosen = policy.kind == 'retrieve' or (policy.kind == 'sparse' and any(
+        tokens > policy.loaded_tokens for tokens in accumulate(record.tokens for record in records)))
     if chosen:
         return Snapshot(seen, policy, detailed.prefix(), steps, records)
     return Snapshot(seen, policy, detailed.views(steps), [], records)
