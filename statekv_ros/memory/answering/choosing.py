@@ -8,6 +8,8 @@ anew.
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 import torch
 
@@ -54,16 +56,26 @@ class PageChooser:
         self._table, self._rotate = snapshot.seen.detailed.pages, snapshot.seen.backbone.rotate
         steps, device = snapshot.steps, snapshot.seen.backbone.device
         self._first, self._stop = steps[0].page, steps[-1].page + len(steps[-1].lengths)
-        wanted = torch.zeros(self._stop - self._first, dtype=torch.bool)
         moves = torch.zeros(self._stop - self._first, dtype=torch.int32)
         self._groups: list[_Group] = []
-        for step, turn in zip(steps, turns_of(snapshot, steps)):
-            pages = slice(step.page - self._first, step.page - self._first + len(step.lengths))
-            wanted[pages], moves[pages] = True, -turn
-            self._add(step.page, step.page + len(step.lengths), turn + step.stretch.shift - step.stretch.position)
-        self._unwanted = None if wanted.all() else ~wanted.to(device)
+        # Over hours steps are many, stretches are few.
+        for stretch, alike in groupby(steps, attrgetter('stretch')):
+            alike = list(alike)
+            first, last = alike[0], alike[-1]
+            # Its first step that can be read decides where all of it stands.
+            turn = snapshot.turn(first.record.position, stretch.shift)
+            stop = last.page + len(last.lengths)
+            moves[first.page - self._first:stop - self._first] = -turn
+            self._add(first.page, stop, turn + stretch.shift - stretch.position)
+        self._unwanted = None
+        if len(steps) <= steps[-1].record.step - steps[0].record.step:
+            unwanted = torch.ones(self._stop - self._first, dtype=torch.bool)
+            for step in steps:
+                unwanted[step.page - self._first:step.page - self._first + len(step.lengths)] = False
+            self._unwanted = unwanted.to(device)
         self._moves = moves.to(device) if moves.any() else None
-        self._shortest = max(1, min(min(step.lengths) for step in steps))
+        shortest = int(self._table.lengths(slice(self._first, self._stop)).min())
+        self._count = max(1, self.tokens // shortest)
 
     def choose(self, layer: int, rows: torch.Tensor) -> list[Choice]:
         """The pages that these rows read together, those that are in one pool in one choice.
@@ -75,8 +87,7 @@ class PageChooser:
         if first >= self._stop:
             return []
         votes = torch.softmax(self._scores(layer, rows, first), dim=-1).sum(dim=1)
-        count = min(votes.shape[-1], max(1, self.tokens // self._shortest))
-        best = votes.topk(count, dim=-1).indices
+        best = votes.topk(min(votes.shape[-1], self._count), dim=-1).indices
         held = slice(first, self._stop)
         lengths = self._table.lengths(held)[best]
         lengths = lengths.masked_fill(lengths.cumsum(dim=-1) > self.tokens, 0)

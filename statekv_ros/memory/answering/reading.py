@@ -197,7 +197,8 @@ def read_snapshot(snapshot: Snapshot) -> Reading:
     elif steps and snapshot.policy.kind != 'retrieve':
         layout = seen.backbone.layout
         pages = FixedPages(seen.detailed.pages, steps, turns_of(snapshot, steps), layout.kv_heads, layout.device)
-    return Reading(seen.backbone, seen.cancelled, parts, seen.ordinal, seen.detailed, pages, snapshot.steps)
+    return Reading(seen.backbone, seen.cancelled, parts, seen.ordinal, seen.detailed, pages,
+                   steps if pages or seen.detailed.packs else ())
 
 
 class _Whole:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.errors import QuestionError
@@ -87,7 +88,9 @@ class Snapshot:
     @property
     def chooses_pages(self) -> bool:
         """Whether there is more to read than `sparse(n)` reads in a pass."""
-        return self.policy.kind == 'sparse' and sum(record.tokens for record in self.records) > self.policy.loaded_tokens
+        # Counted only as far as it matters: over hours there are many steps.
+        return self.policy.kind == 'sparse' and any(
+            tokens > self.policy.loaded_tokens for tokens in accumulate(record.tokens for record in self.records))
 
     def turn(self, position: int, shift: int | None) -> int:
         """By how many positions a query has to be turned for keys that stand at their true positions less `shift`, so that the
@@ -105,8 +108,8 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
     Raises:
         QuestionError: nothing seen yet, a span that ends before it begins, or one without a frame.
     """
-    detailed, held = seen.detailed, list(seen.detailed.records())
-    if not held and not seen.pending:
+    detailed = seen.detailed
+    if next(detailed.records(), None) is None and not seen.pending:
         raise QuestionError('nothing has been seen yet: ask again after the first frame')
     begin, end = span
     if begin is not None and end is not None and end < begin:
@@ -122,12 +125,14 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
         pending = seen.pending.copy()
     seen = replace(seen, pending=pending)
     if policy.kind == 'state':
-        return Snapshot(seen, policy, [MemoryView(*seen.carried())], [], held, detailed.forgotten_frames,
+        return Snapshot(seen, policy, [MemoryView(*seen.carried())], [], list(detailed.records()), detailed.forgotten_frames,
                         detailed.forgotten_first_ns)
-    steps = detailed.steps(lambda record: touches(record.first_stamp_ns, record.last_stamp_ns))
+    steps = detailed.steps() if begin is None and end is None else \
+        detailed.steps(lambda record: touches(record.first_stamp_ns, record.last_stamp_ns))
     if policy.kind == 'last':
         steps = _newest(steps, policy.last_frames - len(pending))
     if not steps and not pending:
+        held = list(detailed.records())
         first = min([*(record.first_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
         last = max([*(record.last_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
         raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns')

@@ -181,9 +181,9 @@ class DetailedCache:
         """Every step held, oldest first, without the prefix."""
         return (step.record for step in self._held())
 
-    def steps(self, wanted: Callable[[StepRecord], bool]) -> list[HeldStep]:
-        """All wanted steps, oldest first, without the prefix."""
-        return [step for step in self._held() if wanted(step.record)]
+    def steps(self, wanted: Callable[[StepRecord], bool] | None = None) -> list[HeldStep]:
+        """All wanted steps (None: all), oldest first, without the prefix."""
+        return [step for step in self._held() if wanted is None or wanted(step.record)]
 
     def prefix(self) -> list[MemoryView]:
         """The prefix, once it was seen."""
