@@ -25,6 +25,22 @@ class BagError(StateKVError):
     """A bag, video or image folder cannot be read or written."""
 
 
+class StoreError(StateKVError):
+    """A memory on disk cannot be opened, read or written; what lies there is left as it is."""
+
+
+class StoreMismatch(StoreError):
+    """A memory on disk was made by another model, other policies or another layout."""
+
+
+class StoreBusy(StoreError):
+    """A memory on disk is being written by somebody else."""
+
+
+class StoreFull(StoreError):
+    """A step does not fit on the disk; everything that was there before still is."""
+
+
 class ParameterError(StateKVError, ValueError):
     """A node parameter has a value that cannot work."""
 

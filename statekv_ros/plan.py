@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--frame-size', default='640x480', metavar='WIDTHxHEIGHT', help='of the camera')
     parser.add_argument('--max-frame-pixels', type=int, default=0, help='as the node\'s parameter')
     parser.add_argument('--max-detailed-mb', type=int, default=0, help='as the node\'s parameter')
+    parser.add_argument('--detailed-format', default='bf16', metavar='FORMAT', help='as the node\'s parameter')
     parser.add_argument('--json', action='store_true', help='print one JSON object as the last line of output')
     args = parser.parse_args(argv)
     try:
@@ -52,7 +53,8 @@ def _plans(args: argparse.Namespace) -> 'list[Plan]':
     from statekv_ros.memory import parse_prefill_policy
     from statekv_ros.memory.capacity import make_plan
     policy = parse_prefill_policy(f'statekv({args.budget})' if args.policy == 'statekv' else args.policy)
-    return [make_plan(size, policy, args.fps, args.cameras, args.hours, args.max_detailed_mb * 10**6)
+    return [make_plan(size, policy, args.fps, args.cameras, args.hours, args.max_detailed_mb * 10**6,
+                      detailed_format=args.detailed_format)
             for size in _sizes(args)]
 
 
@@ -72,8 +74,10 @@ def _sizes(args: argparse.Namespace) -> 'list[ModelSize]':
 
 def _values(plan: 'Plan') -> dict:
     return {'step_tokens': plan.size.step_tokens, 'kv_bytes_per_token': plan.size.kv_bytes_per_token,
+            'detailed_bytes_per_token': plan.detailed_bytes_per_token,
             'weights_bytes': plan.weights_bytes, 'state_bytes': plan.state_bytes, 'workspace_bytes': plan.workspace_bytes,
             'detailed_bytes_per_hour': plan.detailed_bytes_per_hour, 'detailed_bytes': plan.detailed_bytes,
+            'index_bytes_per_hour': plan.index_bytes_per_hour, 'index_bytes': plan.index_bytes,
             'total_bytes': plan.total_bytes}
 
 
@@ -83,7 +87,7 @@ def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
     short = {row.hub_id: name for name, row in PUBLISHED.items()}       # --model takes these too
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     console.print(f'{plans[0].policy}, {args.cameras} camera(s) of {args.frame_size}, {args.fps:g} frames/s each, '
-                  f'{args.hours:g} h; GB are 10^9 bytes')
+                  f'{args.hours:g} h, {args.detailed_format} with its index; GB are 10^9 bytes')
     table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, collapse_padding=True)
     table.add_column('model', overflow='fold')
     for column in ('tokens\n/ step', 'bytes\n/ token', 'weights', 'state', 'work-\nspace', 'detailed\n/ hour', 'detailed',
@@ -91,9 +95,10 @@ def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
         table.add_column(column, justify='right', overflow='fold')
     for plan in plans:
         size = plan.size
-        table.add_row(short.get(size.name, size.name), str(size.step_tokens), f'{size.kv_bytes_per_token:,}', *map(gigabytes, (
-            plan.weights_bytes, plan.state_bytes, plan.workspace_bytes, plan.detailed_bytes_per_hour, plan.detailed_bytes,
-            plan.total_bytes)))
+        table.add_row(short.get(size.name, size.name), str(size.step_tokens), f'{plan.detailed_bytes_per_token:,.0f}', *map(
+            gigabytes, (plan.weights_bytes, plan.state_bytes, plan.workspace_bytes,
+                        plan.detailed_bytes_per_hour + plan.index_bytes_per_hour, plan.detailed_bytes + plan.index_bytes,
+                        plan.total_bytes)))
     console.print(table)
 
 

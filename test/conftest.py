@@ -1,4 +1,7 @@
 """Fixtures shared by the tests: real things made small."""
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -32,3 +35,19 @@ def frames() -> list[np.ndarray]:
         picture[index:index + 16, 8:40] = (200, 40 + 6 * index, 20)
         pictures.append(picture)
     return pictures
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """mount(options...) of a small tmpfs or a bind mount at tmp_path/mount; skips where that is not permitted."""
+    target = tmp_path / 'mount'
+    target.mkdir()
+
+    def mount(*options: str) -> Path:
+        done = subprocess.run(['mount', *options, str(target)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f'mount is not permitted here: {done.stderr.strip()}')
+        return target
+    yield mount
+    while subprocess.run(['umount', str(target)], capture_output=True).returncode == 0:
+        pass

@@ -9,6 +9,9 @@ from statekv_ros.backbones.published import PUBLISHED
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import VideoStream, parse_prefill_policy
 from statekv_ros.memory.capacity import detailed_bound, make_plan, require_fit
+from statekv_ros.memory.detailed.cache import EXACT_STEPS, PAGE_TOKENS
+from statekv_ros.memory.detailed.formats import find_format
+from statekv_ros.memory.detailed.sizes import step_bytes
 
 STATEKV = parse_prefill_policy('statekv(4096)')
 
@@ -18,8 +21,13 @@ def test_qwen3_vl_2b_by_hand():
     assert size.kv_bytes_per_token == 2 * 28 * 8 * 128 * 2 == 114_688
     assert size.step_tokens == 14 * 14 + 9 == 205
     plan = make_plan(size, STATEKV, rate_hz=2.0, hours=8)
-    assert plan.detailed_bytes_per_hour == 3600 * (205 * 114_688 + 4 * 28 * 8 * 2 * 128 * 2)   # one step a second
+    assert plan.detailed_bytes_per_hour == 3600 * 205 * (114_688 + 1)   # one step a second; is a token visual?
     assert plan.detailed_bytes == 8 * plan.detailed_bytes_per_hour
+    assert plan.index_bytes_per_hour == 3600 * 4 * (28 * 8 * 2 * 128 * 2 + 12)      # mean and variance in fp16, and the table
+    four = make_plan(size, STATEKV, rate_hz=2.0, detailed_format='int4')
+    # Half a byte a number, a visual mark and three positions a token; for each of 4 pages, scale and zero of K and V in fp16.
+    assert four.detailed_bytes_per_hour == 3600 * (205 * (28_672 + 1 + 3 * 4) + 4 * 28 * 8 * 128 * 4 * 2)
+    assert four.detailed_bytes_per_token == pytest.approx(four.detailed_bytes_per_hour / 3600 / 205)
     assert plan.state_bytes == (4096 + 205) * (114_688 + 28 * 8 * (12 + 32))
     native = make_plan(size, STATEKV, rate_hz=2.0, hours=8, positions='native')
     assert native.state_bytes == (4096 + 205) * (114_688 + 28 * 8 * 12)
@@ -31,7 +39,7 @@ def test_internvl3_8b_by_hand():
     assert size.kv_bytes_per_token == 2 * 28 * 4 * 128 * 2 == 57_344
     assert size.step_tokens == 256 + 8
     plan = make_plan(size, parse_prefill_policy('window(16)'), rate_hz=1.0, cameras=2)
-    assert plan.detailed_bytes_per_hour == 2 * 3600 * (264 * 57_344 + 5 * 28 * 4 * 2 * 128 * 2)
+    assert plan.detailed_bytes_per_hour == 2 * 3600 * 264 * 57_345
     assert plan.state_bytes == 2 * 2 * 17 * 264 * 57_344
 
 
@@ -44,11 +52,32 @@ def test_the_plan_covers_what_a_stream_really_holds(policy, backbone, frames):
     assert 0 <= report.step_tokens - plan.size.step_tokens <= 2, 'the text of later steps may be longer'
     held = stream.carried._key.nbytes + stream.carried._value.nbytes
     assert held <= plan.state_bytes * 1.2 or held <= 256 * backbone.kv_bytes_per_token, (held, plan.state_bytes)
+
+
+@pytest.mark.parametrize('form', ['bf16', 'int8', 'int4'])
+def test_a_step_in_the_detailed_cache_takes_the_bytes_of_the_plan(form, backbone, frames):
+    size = backbone.size(64, 64)
+    plan = make_plan(size, STATEKV, rate_hz=2.0, detailed_format=form)
+    stream = VideoStream(backbone, 'statekv(20)', detailed_format=form)
+    for index in range(80):
+        stream.step(frames[index % 32], (index + 1) * 10**9 // 2)
+    packed = stream.detailed._packed
+    pools = (stream.detailed._exact._pool,) if packed is None else (packed._codes, packed._scales)
+    steps = stream.steps if packed is None else stream.steps - EXACT_STEPS
+
+    def planned(tokens: int) -> int:
+        return step_bytes(backbone.layout, find_format(form), 3, tokens, PAGE_TOKENS).rows
+
+    assert planned(size.step_tokens) == pytest.approx(size.step_tokens * plan.detailed_bytes_per_token)
+    taken = sum(pool.row_bytes * pool._live for pool in pools)
+    assert taken == sum(planned(record.tokens) for record in list(stream.detailed.records())[:steps])
     pages = stream.detailed.pages
-    index = sum(pages.entries(layer, slice(pages.first, pages.stop)).nbytes for layer in range(backbone.layout.layers))
-    in_use = stream.detailed_tokens * backbone.kv_bytes_per_token + index
-    assert in_use == pytest.approx(plan.detailed_bytes_per_hour * 16 / 3600, rel=0.2)
-    assert in_use <= stream.detailed_bytes <= 2.5 * in_use
+    assert (pages.stop - pages.first) * pages.page_bytes == plan.index_bytes_per_hour * stream.steps // 3600
+    assert sum(tensor.nbytes for tensor in (pages._entries, pages._starts, pages._lengths, pages._slots)) == pages.bytes
+
+
+def test_a_format_that_is_unknown_is_refused_by_the_plan(capsys):
+    assert command.main(['--detailed-format', 'int3']) == 2 and "'int3'" in capsys.readouterr().err
 
 
 def test_what_cannot_fit_is_refused_with_the_parameter_to_change():
@@ -91,7 +120,7 @@ def test_the_table_fits_100_characters_or_the_terminal_and_loses_nothing(columns
     assert command.main([]) == 0
     told = re.sub(r'\x1b\[\d*m', '', capsys.readouterr().out)     # bold
     assert max(map(len, told.splitlines())) <= (columns or 100)
-    assert '…' not in told and '147,456' in told and '338.56' in told
+    assert '…' not in told and '147,457' in told and '338.56' in told
     if columns != 80:       # wide enough for a line for each model
         rows = {line.split()[0]: line for line in told.splitlines() if line.strip()}
         assert rows.keys() >= PUBLISHED.keys() and '338.56 GB' in rows['Qwen3-VL-2B']

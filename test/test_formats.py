@@ -35,8 +35,9 @@ def test_no_number_is_off_by_more_than_half_its_stored_scale(form, page):
     for exact, stored in zip(page, form.encode(*page)):
         exact = exact.double()
         off = (form.decode(stored).double() - exact).abs()
-        bound = stored.scale.double().unsqueeze(-2) / 2
-        assert (off <= bound * (1 + 1e-5) + exact.abs() * 2**-22).all()
+        scale, zero = (part.double().unsqueeze(-2) for part in stored[1:])
+        # Codes up to 255 and sums of about the zero's size are rounded to fp32 on the way.
+        assert (off <= scale / 2 * (1 + 2**-14) + (exact.abs() + zero.abs()) * 2**-22).all()
 
 
 @pytest.mark.parametrize('form', PACKED, ids=lambda form: form.name)

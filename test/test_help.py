@@ -22,9 +22,9 @@ except SystemExit as error:
 print('imported:', *(name for name in {heavy} if name in sys.modules))
 sys.exit(code)
 '''.format(heavy=HEAVY)
-COMMANDS = [[name] for name in SCRIPTS if name != 'statekv-node'] + [
+COMMANDS = [[name] for name in SCRIPTS] + [
     ['statekv-bag', 'make'], ['statekv-bag', 'info'], ['statekv-bag', 'play'], ['statekv-patrol', 'make'],
-    *(['statekv-bench', name] for name in ('step', 'kernel', 'gpu', 'aot', 'transport'))]
+    *(['statekv-bench', name] for name in ('step', 'hours', 'kernel', 'gpu', 'aot', 'transport'))]
 
 
 def run(command: list[str], argument: str) -> subprocess.CompletedProcess:

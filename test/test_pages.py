@@ -13,7 +13,7 @@ from statekv_ros.errors import ParameterError
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.detailed.index import INDEXES
 from statekv_ros.memory.detailed.pages import page_lengths
-from statekv_ros.memory.detailed.rows import RowPool
+from statekv_ros.memory.detailed.rows import RowPool, TokenRows
 from statekv_ros.memory.detailed.table import PageTable
 
 LAYOUT = KVLayout(2, 3, 8, torch.float32, torch.device('cpu'))
@@ -29,27 +29,29 @@ def watched(backbone, frames, count: int, **options) -> VideoStream:
 @settings(max_examples=200, deadline=None)
 @given(st.integers(20, 90), st.lists(st.integers(1, 17), min_size=1, max_size=60), st.randoms())
 def test_steps_keep_their_rows_to_themselves_until_they_are_given_back(most, sizes, chance: random.Random):
-    """Against a list of rows: steps come and go at the ends, rows hold what was written, and there are never more than allowed."""
-    pool = RowPool(LAYOUT, most)
+    """Against what was written to each: steps come and go at the ends, and now and then the pool is given another size."""
+    pool = RowPool(lambda capacity: TokenRows.empty(LAYOUT, capacity))
     steps: deque = deque()
-
-    def moved(number: int, row: int) -> None:
-        steps[number].row = row
-
     for mark, tokens in enumerate(sizes):
         while (row := pool.find(tokens)) is None:
-            if not pool.grow(tokens, [(step.row, step.tokens) for step in steps], moved):
+            used = sum(step.tokens for step in steps)
+            capacity = min(most, 2 * (used + tokens))
+            if used + tokens <= capacity != pool.capacity:
+                rows = pool.resize(capacity, [(step.row, step.tokens) for step in steps])
+                for step, row in zip(steps, rows, strict=True):
+                    step.row = row
+            else:
                 oldest = steps.popleft()
                 pool.give_back(oldest.row, oldest.tokens)
         pool.take(row, tokens)
-        pool.key[:, :, row:row + tokens] = mark
+        pool.rows.key[:, :, row:row + tokens] = mark
         steps.append(SimpleNamespace(row=row, tokens=tokens, mark=mark))
         if chance.random() < .3 and len(steps) > 1:
             oldest = steps.popleft()
             pool.give_back(oldest.row, oldest.tokens)
-        assert pool.capacity <= most
+        assert pool.capacity <= most and pool.bytes == pool.capacity * (2 * 2 * 3 * 8 * 4 + 1)
         for step in steps:
-            assert (pool.key[:, :, step.row:step.row + step.tokens] == step.mark).all()
+            assert (pool.rows.key[:, :, step.row:step.row + step.tokens] == step.mark).all()
 
 
 @pytest.mark.parametrize('tokens,most,expected', [(9, 64, [9]), (64, 64, [64]), (65, 64, [32, 33]), (259, 64, [51, 52, 52, 52, 52]),
@@ -111,7 +113,7 @@ def test_bounds_are_never_passed_and_the_second_order_comes_nearer_to_the_mass_t
 def test_bytes_are_those_that_are_allocated(backbone, frames):
     stream = watched(backbone, frames, 40)
     key, value, visual = stream.detailed.rows()
-    assert stream.detailed.bytes == (key.nbytes + value.nbytes + stream.detailed.pages.bytes
+    assert stream.detailed.bytes == (key.nbytes + value.nbytes + visual.nbytes + stream.detailed.pages.bytes
                                      + backbone.prefix().tokens * backbone.kv_bytes_per_token)
     assert visual.sum() == sum(record.visual_tokens for record in stream.detailed.records())
 

@@ -151,6 +151,8 @@ def test_readme_has_a_row_for_every_parameter_and_none_for_another():
     ('rate_hz', '.inf', 'rate_hz must be a finite number, got inf'),
     ('rate_hz', 'fast', "rate_hz must be of type float, got 'fast'"),
     ('camera.rate_hz', '0', 'camera.rate_hz must be at least 0.001'),
+    ('restore', 'maybe', 'restore must be one of auto, require, never'),
+    ('disk_cache_gb', '.nan', 'disk_cache_gb must be a finite number'),
     ('camera.topic', 'bad topic!', "'bad topic!' is not a topic name"),
     ('camera.topic', 'a//b', "'a//b' is not a topic name"),
     ('camera.topic', "''", "'' is not a topic name"),

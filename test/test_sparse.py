@@ -57,9 +57,9 @@ class Spy:
         self.choices, choose = [], PageChooser.choose
 
         def spy(chooser, layer, rows):
-            choice = choose(chooser, layer, rows)
-            self.choices.append((layer, rows, choice))
-            return choice
+            choices = choose(chooser, layer, rows)
+            self.choices.append((layer, rows, *choices))    # one: none of these memories is in few bits
+            return choices
 
         monkeypatch.setattr(PageChooser, 'choose', spy)
 
@@ -237,3 +237,39 @@ def test_a_snapshot_takes_no_pages_of_its_own(backbones, frames):
     stream = stream_of(backbones['internvl'], frames, 40)
     snapshot = take_snapshot(stream.seen(), parse_answer_policy('sparse(40)'), (None, None))
     assert [view.key.shape[2] for view in snapshot.views] == [backbones['internvl'].prefix().tokens]
+
+
+def test_asking_takes_no_operation_per_step_held(backbones, frames):
+    """From the question to its evidence: what would grow with the hours."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Count(TorchDispatchMode):
+        calls = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.calls += 1
+            return function(*args, **(kwargs or {}))
+
+    counts = []
+    for frames_seen in (40, 160):
+        stream = stream_of(backbones['internvl'], frames, frames_seen, positions='native')
+        with Count() as count:
+            answering = stream.begin_answer(QUESTION, 'sparse(40)', max_tokens=1)
+        answering.finish('stop')
+        with count:
+            answering.result()
+        counts.append(count.calls)
+    assert counts[0] == counts[1]
+
+
+def test_a_span_of_a_looped_stream_reads_and_names_nothing_between_its_two_halves(backbones, frames, monkeypatch):
+    stream, spy = stream_of(backbones['internvl'], frames, 20), Spy(monkeypatch)
+    for index in range(20):
+        stream.step(frames[index], stamp(index))
+    result = asked(stream, 'sparse(30)', span=(stamp(5), stamp(9))).result()
+    assert result.frames_covered == 10
+    assert result.evidence and all(stamp(5) <= step.first_stamp_ns <= stamp(9) for step in result.evidence)
+    wanted = {page for step in stream.detailed.steps(lambda record: stamp(5) <= record.first_stamp_ns <= stamp(9))
+              for page in range(step.page, step.page + len(step.lengths))}
+    for _, _, choice in spy.choices:
+        assert set(choice.pages[choice.lengths > 0].tolist()) <= wanted

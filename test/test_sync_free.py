@@ -108,6 +108,24 @@ def test_a_step_never_waits_and_sends_three_tensors(family, policy, folders, fra
     assert not policy.startswith('statekv') or report.state_tokens == BUDGET
 
 
+@pytest.mark.parametrize('form', ['int8', 'int4'])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_step_that_is_put_into_few_bits_makes_nobody_wait_and_sends_nothing(family, form, folders, frames):
+    checkpoint = load_checkpoint(str(folders[family]), 'cpu', 'float32')
+    checkpoint = replace(checkpoint, model=checkpoint.model.to(META))
+    backbone = ADAPTERS[checkpoint.model.config.model_type](checkpoint, 448 * 448, 64 * 64, '', 0)
+    uploads, seen = [], 9 * backbone.frames_per_step      # no pool grows with the next step
+    for each in ('bf16', form):
+        stream = full_stream(backbone, frames, f'statekv({BUDGET})', seen, detailed_format=each)
+        boundary = stream.detailed.pages.boundary
+        with no_waiting() as mode:
+            for index in range(seen, seen + backbone.frames_per_step):
+                stream.step(frames[index], (index + 1) * SECOND // 2)
+        assert (stream.detailed.pages.boundary > boundary) == (each == form)
+        uploads.append(mode.uploads)
+    assert uploads[0] == uploads[1]
+
+
 @pytest.mark.parametrize('wait', [
     lambda x: x.sum().item(), lambda x: x.tolist(), lambda x: bool((x > 0).all()), lambda x: x[x > 0], lambda x: x.cpu(),
     lambda x: x.nonzero(), lambda x: x.masked_select(x > 0), lambda x: torch.where(x > 0), lambda x: x + torch.ones(3),

@@ -99,6 +99,7 @@ class Backbone(ABC):
         layout: shape of one token's keys and values.
         frames_per_step: camera frames that one frame step consumes.
         max_position: positions the model was trained for.
+        position_axes: numbers in a token's position.
         stop_token_ids: tokens that end an answer.
         demonstration: all that the model knows, where it is a demonstration whose answers no robot should act on; else empty.
     """
@@ -107,7 +108,17 @@ class Backbone(ABC):
     layout: KVLayout
     frames_per_step: int
     max_position: int
+    position_axes: int
     stop_token_ids: frozenset[int]
+
+    @property
+    def fingerprint(self) -> str:
+        """Which model it is, wherever it was loaded from.
+
+        Raises:
+            NotImplementedError: it is none that a memory could be kept of.
+        """
+        raise NotImplementedError(f'{type(self).__name__} has no fingerprint')
 
     @property
     def device(self) -> torch.device:
@@ -200,6 +211,12 @@ class Backbone(ABC):
     @abstractmethod
     def rope(self) -> Rope:
         """How keys turn with their positions, for kernels."""
+
+    @property
+    @abstractmethod
+    def key_bias(self) -> torch.Tensor | None:
+        """What the model adds to each token's keys before it rotates them, [layers, kv_heads, head_dim] fp32; None for
+        nothing."""
 
     @abstractmethod
     def starts(self, inputs: TokenInputs) -> torch.Tensor:

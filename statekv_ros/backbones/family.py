@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from statekv_ros.backbones.attention_hook import ATTENTION
 from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, StagedStep, TokenInputs
 from statekv_ros.backbones.checkpoint import Checkpoint
+from statekv_ros.backbones.fingerprint import fingerprint
 from statekv_ros.backbones.pixels import PixelSpec, SquareSpec, prepare
 from statekv_ros.backbones.rope import freeze_rope, rotate
 from statekv_ros.backbones.size import ModelSize
@@ -97,6 +98,10 @@ class Family(Backbone):
         """Position axis that each RoPE frequency turns with, [head_dim / 2]."""
         return torch.zeros(len(self._frequencies), dtype=torch.long)
 
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self._model)
+
     def prepare(self, frame: np.ndarray) -> np.ndarray:
         return prepare(frame, self._pixels)
 
@@ -142,7 +147,7 @@ class Family(Backbone):
         return ModelSize(
             self.name, sum(weight.nbytes for weight in self._model.parameters()), layout.layers, layout.kv_heads,
             config.num_attention_heads, layout.head_dim, config.hidden_size, config.intermediate_size, config.vocab_size,
-            layout.dtype.itemsize, self.step_tokens(height, width), self.frames_per_step)
+            layout.dtype.itemsize, self.step_tokens(height, width), self.frames_per_step, self.position_axes)
 
     def tokenize_question(self, question: str) -> list[int]:
         # White space around it could join a token with the text beside it.
@@ -197,6 +202,15 @@ class Family(Backbone):
     @property
     def rope(self) -> Rope:
         return Rope(self._frequencies, self._stream_frequencies, self._axes)
+
+    @property
+    def key_bias(self) -> torch.Tensor | None:
+        attentions = [layer.self_attn for layer in self._language.layers]
+        # A norm behind the projection would turn its bias into something else for each token.
+        if attentions[0].k_proj.bias is None or hasattr(attentions[0], 'k_norm'):
+            return None
+        biases = torch.stack([attention.k_proj.bias.float() for attention in attentions])
+        return biases.view(len(biases), self.layout.kv_heads, -1) * self._language.rotary_emb.attention_scaling
 
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         positions = inputs.positions.reshape(-1, inputs.tokens)

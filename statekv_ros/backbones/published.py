@@ -73,7 +73,7 @@ class PublishedModel:
             self.hub_id, self.parameters() * bytes_per_value, text['num_hidden_layers'], text['num_key_value_heads'],
             text['num_attention_heads'], self.head_dim, text['hidden_size'], text['intermediate_size'], text['vocab_size'],
             bytes_per_value, self.step_tokens(height, width, max_frame_pixels, min_frame_pixels),
-            self.vision.get('temporal_patch_size', 1))
+            self.vision.get('temporal_patch_size', 1), 3 if 'mrope_section' in self.text['rope_parameters'] else 1)
 
     @property
     def head_dim(self) -> int:

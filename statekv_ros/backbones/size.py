@@ -11,6 +11,7 @@ class ModelSize:
         layers, kv_heads, q_heads, head_dim, hidden, mlp, vocabulary: of the text model.
         value_bytes: bytes of one number (2 for bf16 and fp16).
         step_tokens: tokens of one frame step; frames_per_step: camera frames in it.
+        position_axes: numbers in a token's position.
     """
     name: str
     weights_bytes: int
@@ -24,6 +25,7 @@ class ModelSize:
     value_bytes: int
     step_tokens: int
     frames_per_step: int
+    position_axes: int
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -37,6 +37,25 @@ def step(parser: argparse.ArgumentParser) -> None:
     whole.add_argument('--profile', metavar='FILE', help='write where a step\'s time goes, by torch\'s profiler')
 
 
+def hours(parser: argparse.ArgumentParser) -> None:
+    """Of `statekv-bench hours`."""
+    parser.add_argument('--hours', type=float, default=8.0, help='of simulated time; default: %(default)s')
+    parser.add_argument('--rate', type=float, default=1.0, help='frame steps a simulated second; default: %(default)s')
+    parser.add_argument('--policy', '--answer-policy', dest='answer_policy', nargs='+', default=['sparse(288)'],
+                        help='answer policies to ask under; default: %(default)s')
+    parser.add_argument('--beside', nargs='*', default=[], metavar='POLICY',
+                        help='answer policies to ask under in every tenth round only, as all, whose cost grows')
+    parser.add_argument('--prefill-policy', default='statekv(144)', help='default: %(default)s')
+    parser.add_argument('--every', type=float, default=60.0,
+                        help='simulated seconds from one round of questions to the next; default: %(default)s')
+    parser.add_argument('--max-detailed-mb', type=float, default=0.0,
+                        help='bound on the detailed cache in MB, past which the oldest steps are forgotten; default: none')
+    parser.add_argument('--model', default='patrol', help='directory, hub id or patrol; default: %(default)s')
+    parser.add_argument('--size', default='64x64', help='camera frames, WIDTHxHEIGHT; default: %(default)s')
+    parser.add_argument('--seed', type=int, default=6_000_000, help='of the patrol; default: %(default)s')
+    parser.add_argument('--device', default='auto')
+
+
 def kernel(parser: argparse.ArgumentParser) -> None:
     """Of `statekv-bench kernel`."""
     parser.add_argument('--models', nargs='+', default=['all'], metavar='MODEL', help=f'all, or of {", ".join(KERNEL_MODELS)}')
@@ -77,4 +96,4 @@ def transport(parser: argparse.ArgumentParser) -> None:
 
 
 # By the benchmark's name.
-ADD = {'step': step, 'kernel': kernel, 'gpu': gpu, 'aot': aot, 'transport': transport}
+ADD = {'step': step, 'hours': hours, 'kernel': kernel, 'gpu': gpu, 'aot': aot, 'transport': transport}

@@ -50,6 +50,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--dtype', default='auto', help='auto, float32, bfloat16 or float16')
     parser.add_argument('--lockstep', type=int, default=1, metavar='N', help='watch N videos of one shape at once, offline: '
                         'much faster for small models, but steps are not timed; default: %(default)s')
+    parser.add_argument('--detailed-format', default='bf16', metavar='FORMAT', help='as the node\'s parameter; default: '
+                        '%(default)s')
     parser.add_argument('--threads', type=int, default=1, help='CPU threads of each process; default: %(default)s')
     parser.add_argument('--json', action='store_true', help='print the report as one JSON object')
     return parser

@@ -27,7 +27,7 @@ def evaluate(args: argparse.Namespace) -> dict:
         StateKVError: a bad input, with a line for each mistake, or what went wrong on the way.
     """
     settings = Settings(args.model, args.device, args.dtype, 'online' if args.online else 'offline', args.rate,
-                        args.max_tokens, args.threads, args.lockstep)
+                        args.max_tokens, args.threads, args.lockstep, args.detailed_format)
     policies = parse_policies(args.policies)
     videos, extents = _check_questions(args.inputs)
     jobs = make_jobs(videos, policies, settings.lockstep)
@@ -79,7 +79,7 @@ def _sizes(worker: Worker, jobs: Sequence[Job], extents: dict[Video, Extent]) ->
     """The model's size for each job's frames, by the name of its first result. Raises StateKVError when the model cannot watch
     them, or cannot run a policy."""
     for policy in dict.fromkeys(job.policy for job in jobs):
-        make_memory(worker.backbone, policy)
+        make_memory(worker.backbone, policy, worker.detailed_format)
     sizes = {}
     for job in jobs:
         video = job.videos[0]

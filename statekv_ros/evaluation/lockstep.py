@@ -30,6 +30,7 @@ class Lockstep(Backbone):
     def __init__(self, inner: Backbone, videos: int):
         self.inner, self.videos = inner, videos
         self.name, self.frames_per_step, self.max_position = inner.name, inner.frames_per_step, inner.max_position
+        self.position_axes = inner.position_axes
         self.stop_token_ids, self.demonstration = inner.stop_token_ids, inner.demonstration
         self.layout = replace(inner.layout, kv_heads=videos * inner.layout.kv_heads)
         self._seen: dict[tuple[int, int], TokenInputs] = {}
@@ -81,6 +82,11 @@ class Lockstep(Backbone):
     @property
     def rope(self) -> Rope:
         return self.inner.rope
+
+    @property
+    def key_bias(self) -> torch.Tensor | None:
+        bias = self.inner.key_bias
+        return None if bias is None else bias.repeat(1, self.videos, 1)
 
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         return self.inner.starts(inputs)

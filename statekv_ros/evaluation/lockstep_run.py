@@ -51,10 +51,10 @@ class Group:
                                   'frames, so they cannot go in lockstep: leave --lockstep out') from error
 
 
-def run_together(group: Group, job: Job, max_tokens: int) -> list[dict]:
+def run_together(group: Group, job: Job, max_tokens: int, detailed_format: str) -> list[dict]:
     """A result for each video of the job; see `run.run_job`."""
     lockstep = group.lockstep
-    stream = VideoStream(lockstep, job.policy.prefill, cuda_graph='off')
+    stream = VideoStream(lockstep, job.policy.prefill, cuda_graph='off', detailed_format=detailed_format)
     size = lockstep.inner.size(*group.size)
     waiting = sorted(((question.ask_at, row, number, question) for row, video in enumerate(group.videos)
                       for number, question in enumerate(video.questions)), key=lambda entry: entry[:3])
@@ -84,7 +84,7 @@ def run_together(group: Group, job: Job, max_tokens: int) -> list[dict]:
     return [{'job': name, 'source': video.source, 'prefill_policy': job.policy.prefill, 'mode': 'offline',
              'frames': len(group.frames), 'steps': len(reports), 'step_ms': [],
              'step_tokens': [report.step_tokens for report in reports], 'step_flops': flops,
-             'state_tokens': last.state_tokens, 'detailed_bytes': last.detailed_bytes // len(group.videos), 'dropped': 0,
+             'state_tokens': last.state_tokens, 'detailed_bytes': video_of(stream, row).detailed_bytes, 'dropped': 0,
              'answers': sorted(answers[row], key=lambda answer: answer['question'])}
             for row, (name, video) in enumerate(zip(job.names, group.videos))]
 

@@ -10,6 +10,7 @@ from statekv_ros.backbones.checkpoint import checkpoint_folder
 from statekv_ros.errors import EvaluationError, ParameterError, PolicyError
 from statekv_ros.evaluation.schema import Video
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
+from statekv_ros.memory.detailed.formats import RAW, find_format
 
 RLIVS = 'rlivs'
 CAPTIONS = 'captions'       # how the answers of rlivs are named: they are read from captions alone
@@ -45,6 +46,10 @@ class Settings:
         max_tokens: of an answer.
         threads: of the CPU, per process; not part of the digest.
         lockstep: videos that are watched at once.
+        detailed_format: how the detailed cache is stored.
+
+    Raises:
+        ParameterError: a value is out of its range.
     """
     model: str
     device: str = 'auto'
@@ -54,8 +59,10 @@ class Settings:
     max_tokens: int = 64
     threads: int = 1
     lockstep: int = 1
+    detailed_format: str = RAW.name
 
     def __post_init__(self):
+        find_format(self.detailed_format)
         for name in ('rate', 'max_tokens', 'threads', 'lockstep'):
             if not 0 < getattr(self, name) < float('inf'):
                 raise ParameterError(f'--{name.replace("_", "-")} must be a positive number, got {getattr(self, name)}')
@@ -104,7 +111,7 @@ def describe(settings: Settings, videos: Sequence[Video], policies: Sequence[Pol
     """
     plan = {'model': settings.model, 'model_digest': model_digest(settings.model), 'mode': settings.mode,
             'rate': settings.rate if settings.mode == 'online' else None, 'device': settings.device, 'dtype': settings.dtype,
-            'max_tokens': settings.max_tokens, 'lockstep': settings.lockstep,
+            'max_tokens': settings.max_tokens, 'lockstep': settings.lockstep, 'detailed_format': settings.detailed_format,
             'policies': [{'prefill': policy.prefill, 'answers': list(policy.answers)} for policy in policies],
             'videos': [video.as_dict() | {'frames': n} for video, n in zip(videos, frames, strict=True)]}
     told = {name: value for name, value in plan.items() if name != 'model'}     # a model may move

@@ -18,14 +18,14 @@ Results = Iterable[list[dict]]
 
 
 class Worker:
-    """Holds a loaded model, `backbone`, and runs jobs on it; on Ray, each is an actor."""
+    """Holds a loaded model, `backbone`, and runs jobs on it with `detailed_format`; on Ray, each is an actor."""
 
     def __init__(self, settings: Settings):
         from statekv_ros.backbones import load_backbone
         torch.set_num_threads(settings.threads)
         self.backbone = load_backbone(settings.model, settings.device, settings.dtype)
         try_out(self.backbone)
-        self._max_tokens = settings.max_tokens
+        self._max_tokens, self.detailed_format = settings.max_tokens, settings.detailed_format
         self._group: Group | None = None
 
     def run(self, job: Job) -> list[dict]:
@@ -35,11 +35,11 @@ class Worker:
             EvaluationError: a source or a question turned out bad on the way, or its videos cannot be watched together.
         """
         if len(job.videos) == 1:
-            return [run_job(self.backbone, job, self._max_tokens)]
+            return [run_job(self.backbone, job, self._max_tokens, self.detailed_format)]
         if self._group is None or self._group.videos != job.videos:
             self._group = None      # one at a time: its frames take memory
             self._group = Group(self.backbone, job.videos)
-        return run_together(self._group, job, self._max_tokens)
+        return run_together(self._group, job, self._max_tokens, self.detailed_format)
 
 
 def run_all(jobs: Sequence[Job], folder: RunFolder, results: Callable[[Sequence[Job]], Results]) -> None:

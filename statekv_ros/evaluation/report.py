@@ -28,7 +28,8 @@ def write_report(jobs: Sequence[dict], run: dict, out: Path) -> dict:
     Raises:
         EvaluationError: the folder cannot be written.
     """
-    report = {'run': {name: run.get(name) for name in ('model', 'model_digest', 'mode', 'rate', 'device', 'dtype', 'max_tokens')},
+    report = {'run': {name: run.get(name) for name in ('model', 'model_digest', 'mode', 'rate', 'device', 'dtype', 'max_tokens',
+                                                      'detailed_format')},
               'summary': summarise(jobs)}
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,12 @@ from statekv_ros.evaluation.judge import evidence_hit, fact_age_s, is_right
 from statekv_ros.evaluation.plan import Job, Policy
 from statekv_ros.evaluation.schema import Question, Video
 from statekv_ros.memory import AnswerResult, StepReport, VideoStream, parse_prefill_policy
+from statekv_ros.memory.detailed.formats import RAW
 
 _NS = 10**9
 
 
-def run_job(backbone: Backbone, job: Job, max_tokens: int) -> dict:
+def run_job(backbone: Backbone, job: Job, max_tokens: int, detailed_format: str = RAW.name) -> dict:
     """Watch a job's one video under its policy and ask its questions, greedily.
 
     A result is plain JSON. All of it but the fields that end in `_ms` is the same in every run.
@@ -22,19 +23,20 @@ def run_job(backbone: Backbone, job: Job, max_tokens: int) -> dict:
         EvaluationError: a source or a question turned out bad on the way.
     """
     try:
-        return _Watching(backbone, job.names[0], job.videos[0], job.policy, max_tokens).result()
+        return _Watching(backbone, job.names[0], job.videos[0], job.policy, max_tokens,
+                         detailed_format).result()
     except StateKVError as error:
         raise EvaluationError(f'{job.names[0]}: {error}') from error
 
 
-def make_memory(backbone: Backbone, policy: Policy):
+def make_memory(backbone: Backbone, policy: Policy, detailed_format: str = RAW.name):
     """The memory of a policy: a `VideoStream`, or for rlivs a `CaptionMemory`, which has the same `step` and `answer`.
 
     Raises:
         PolicyError, ParameterError: the model cannot run it.
     """
     if not policy.is_rlivs:
-        return VideoStream(backbone, policy.prefill)
+        return VideoStream(backbone, policy.prefill, detailed_format=detailed_format)
     from statekv_ros.evaluation.rlivs import CaptionMemory
     return CaptionMemory(backbone, recurrent='norecurrence' not in policy.prefill)
 
@@ -42,9 +44,9 @@ def make_memory(backbone: Backbone, policy: Policy):
 class _Watching:
     """One video under one policy, from its first frame to its result."""
 
-    def __init__(self, backbone: Backbone, name: str, video: Video, policy: Policy, max_tokens: int):
+    def __init__(self, backbone: Backbone, name: str, video: Video, policy: Policy, max_tokens: int, detailed_format: str):
         self._backbone, self._name, self._video, self._policy, self._max_tokens = backbone, name, video, policy, max_tokens
-        self._memory = make_memory(backbone, policy)
+        self._memory = make_memory(backbone, policy, detailed_format)
         self._waiting = sorted(enumerate(video.questions), key=lambda numbered: numbered[1].ask_at)
         self._reports: list[StepReport] = []
         self._flops: list[int] = []

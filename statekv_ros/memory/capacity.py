@@ -4,9 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
+from statekv_ros.backbones.base import KVLayout
 from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS
+from statekv_ros.memory.detailed.formats import RAW, find_format
+from statekv_ros.memory.detailed.sizes import step_bytes
 from statekv_ros.memory.policies import UNLIMITED, PrefillPolicy
 
 _TAG_BYTES = 12         # per slot of the compressed state: int64 ordinal and fp32 importance,
@@ -20,7 +23,10 @@ class Plan:
 
     Attributes:
         state_bytes: what is carried from step to step, once it is full.
-        detailed_bytes_per_hour: growth of the detailed cache; detailed_bytes: after `hours`, or its bound.
+        detailed_bytes_per_token: of keys and values in their format, scales and what says where they lie included.
+        detailed_bytes_per_hour: growth of the detailed cache; detailed_bytes: after `hours`, or its bound. Without the index,
+            and without the mean key of each step that the answer policy `retrieve` adds.
+        index_bytes_per_hour, index_bytes: the same of the pages' index.
         workspace_bytes: estimate of a step's temporaries.
     """
     size: ModelSize
@@ -29,42 +35,51 @@ class Plan:
     hours: float
     weights_bytes: int
     state_bytes: int
+    detailed_bytes_per_token: float
     detailed_bytes_per_hour: int
     detailed_bytes: int
+    index_bytes_per_hour: int
+    index_bytes: int
     workspace_bytes: int
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.state_bytes + self.detailed_bytes + self.workspace_bytes
+        return self.weights_bytes + self.state_bytes + self.detailed_bytes + self.index_bytes + self.workspace_bytes
 
     @property
     def at_start_bytes(self) -> int:
-        """Without the detailed cache: what must fit for the node to run at all."""
+        """Without the detailed cache and its index: what must fit for the node to run at all."""
         return self.weights_bytes + self.state_bytes + self.workspace_bytes
 
     def hours_until_full(self, available_bytes: int) -> float:
-        """Hours of watching until the detailed cache has filled what is left of `available_bytes`."""
-        left = available_bytes - self.at_start_bytes
-        return max(0.0, left / self.detailed_bytes_per_hour) if self.detailed_bytes_per_hour else float('inf')
+        """Hours of watching until the detailed cache and its index have filled what is left of `available_bytes`."""
+        left, per_hour = available_bytes - self.at_start_bytes, self.detailed_bytes_per_hour + self.index_bytes_per_hour
+        return max(0.0, left / per_hour) if per_hour else float('inf')
 
 
 def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: int = 1, hours: float = 1.0,
-              max_detailed_bytes: int = 0, positions: str = '') -> Plan:
+              max_detailed_bytes: int = 0, positions: str = '', detailed_format: str = RAW.name) -> Plan:
     """Count bytes for `cameras` cameras that are each watched at `rate_hz` frames per second.
 
     Args:
         max_detailed_bytes: bound on each camera's detailed cache, 0 for none.
-        positions: as a `VideoStream` takes it.
+        positions, detailed_format: as a `VideoStream` takes them.
+
+    Raises:
+        ParameterError: the format is unknown, or cannot hold the model's heads.
     """
     steps_per_hour = rate_hz * _SECONDS_PER_HOUR / size.frames_per_step
-    step_bytes = size.step_tokens * size.kv_bytes_per_token + _index_bytes(size)
-    detailed_per_hour = round(steps_per_hour * step_bytes)
-    detailed = round(detailed_per_hour * hours)
+    dtype = torch.float32 if size.value_bytes == 4 else torch.bfloat16
+    layout = KVLayout(size.layers, size.kv_heads, size.head_dim, dtype, torch.device('meta'))
+    step = step_bytes(layout, find_format(detailed_format), size.position_axes, size.step_tokens, PAGE_TOKENS)
+    held = steps_per_hour * hours
     if max_detailed_bytes:
-        detailed = min(detailed, max_detailed_bytes)
+        held = min(held, max_detailed_bytes / step.rows)
     state = _state_bytes(size, policy, positions, steps_per_hour * hours)
-    return Plan(size, policy, cameras, hours, size.weights_bytes, cameras * state,
-                cameras * detailed_per_hour, cameras * detailed, _workspace_bytes(size, policy))
+    return Plan(size, policy, cameras, hours, size.weights_bytes, cameras * state, step.rows / size.step_tokens,
+                cameras * round(steps_per_hour * step.rows), cameras * round(held * step.rows),
+                cameras * round(steps_per_hour * step.index), cameras * round(held * step.index),
+                _workspace_bytes(size, policy))
 
 
 def require_fit(plan: Plan, available_bytes: int, where: str) -> None:
@@ -126,12 +141,6 @@ def gigabytes(size: float) -> str:
     if size < 1e9:
         return f'{size / 1e6:.1f} MB'
     return f'{size / 1e9:.2f} GB' if size < 1e13 else f'{size / 1e12:.0f} TB'
-
-
-def _index_bytes(size: ModelSize) -> int:
-    """Of a step's pages in the index: mean and variance of each, fp32 for an fp32 model and else fp16."""
-    pages = -(-size.step_tokens // PAGE_TOKENS)
-    return pages * size.layers * size.kv_heads * 2 * size.head_dim * min(4, size.value_bytes)
 
 
 def _state_bytes(size: ModelSize, policy: PrefillPolicy, positions: str, steps: float) -> int:

@@ -50,5 +50,13 @@ class StreamTime:
         self.last_ns = stamp_ns
         return self._seconds(stamp_ns)
 
+    def saved(self) -> dict:
+        """Itself as plain values, for `restored`."""
+        return dict(vars(self))
+
+    def restored(self, values: dict) -> None:
+        """Go on where `saved` was called."""
+        vars(self).update(values)
+
     def _seconds(self, stamp_ns: int) -> float:
         return self._offset_s + (stamp_ns - self._origin_ns) / 1e9

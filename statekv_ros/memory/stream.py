@@ -10,12 +10,14 @@ from statekv_ros.memory.answering.decoding import Answering
 from statekv_ros.memory.carried import make_carried
 from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS, DetailedCache
+from statekv_ros.memory.detailed.formats import RAW
 from statekv_ros.memory.detailed.index import DEFAULT_INDEX
 from statekv_ros.memory.graphs import make_graphs
 from statekv_ros.memory.intake import FrameIntake, PendingFrames
 from statekv_ros.memory.policies import AnswerPolicy, PrefillPolicy, parse_answer_policy, parse_prefill_policy
 from statekv_ros.memory.carried.positions import StepPlace, parse_positions
 from statekv_ros.memory.records import AnswerResult, StepRecord, StepReport
+from statekv_ros.memory.saved.saving import Saving
 from statekv_ros.memory.answering.snapshot import Seen, take_snapshot
 
 
@@ -29,12 +31,13 @@ class VideoStream:
         frames: camera frames that the memory holds, a waiting half step included, forgotten ones not.
         steps: frame steps so far.
         graphs: frame steps as recorded graphs; None where all run eagerly.
+        saving: what takes each step down for a later start; None where nobody keeps it.
     """
 
     def __init__(self, backbone: Backbone, prefill_policy: str | PrefillPolicy = 'statekv(4096)',
                  answer_policy: str | AnswerPolicy = 'all', max_detailed_bytes: int = 0,
                  cancelled: Callable[[], bool] = lambda: False, positions: str = '', cuda_graph: str = 'auto',
-                 page_tokens: int = PAGE_TOKENS, index: str = DEFAULT_INDEX):
+                 page_tokens: int = PAGE_TOKENS, index: str = DEFAULT_INDEX, detailed_format: str = RAW.name):
         """
         Args:
             positions: `native`, `contiguous`, `lazy_shift`, or '' for the default; see the module `positions`.
@@ -43,6 +46,7 @@ class VideoStream:
                 leaves the memory as it was, without the newest frame of that step. A step replayed as a graph looks once.
             cuda_graph: `auto`: on a GPU, frame steps are replayed as CUDA graphs once the state is full; `off`: never.
             page_tokens, index: how the detailed cache is cut and described for the answer policy `sparse`.
+            detailed_format: how it is stored: `bf16` (the model's own dtype), `int8` or `int4`.
 
         Raises:
             PolicyError, ParameterError: a policy or a size that cannot work.
@@ -52,8 +56,9 @@ class VideoStream:
         self.answer_policy = parse_answer_policy(str(answer_policy))
         self.positions = parse_positions(positions, self.prefill_policy, backbone.max_position)
         self.cancelled = cancelled
-        self._detailed_options = max_detailed_bytes, self.positions, page_tokens, index
+        self._detailed_options = max_detailed_bytes, self.positions, page_tokens, index, detailed_format
         self.generation = 0
+        self.saving: Saving | None = None
         self.graphs = make_graphs(cuda_graph, backbone, self.prefill_policy.kind)
         self._clear()
 
@@ -233,7 +238,21 @@ class VideoStream:
         self.detailed.write(layer, key, value)
         return self.carried.attend(layer, query, key, value, scale)
 
+    def progress(self) -> dict:
+        """Where the stream stands, as plain values, for `resume`."""
+        return {'steps': self.steps, 'frames': self._frames, 'next_position': self._next_position,
+                'next_ordinal': self._next_ordinal, 'time': self._intake.time.saved()}
+
+    def resume(self, progress: dict, pending: PendingFrames | None = None) -> None:
+        """Stand where `progress` was taken, with these frames waiting; what it held is the caller's (`saved.restoring`)."""
+        self.steps, self._frames = progress['steps'], progress['frames']
+        self._next_position, self._next_ordinal = progress['next_position'], progress['next_ordinal']
+        self._intake.time.restored(progress['time'])
+        self._intake.pending = pending or PendingFrames()
+
     def _clear(self) -> None:
+        if self.saving is not None:
+            self.saving.clear()
         if self.graphs is not None:
             self.graphs.clear()
         self.carried = make_carried(self.backbone, self.prefill_policy, self.positions)
@@ -258,9 +277,13 @@ class VideoStream:
         (self.graphs or self.backbone).forward(self.backbone.shifted(inputs, self.shift), self)
 
     def _remember(self, record: StepRecord, inputs: TokenInputs) -> None:
+        caught = self.saving and self.saving.catch(record, inputs, self._next_position, self._frames, self.carried,
+                                                   self.detailed.stretch if record.step >= 0 else None)
         self.detailed.commit(record, inputs)
         self.carried.commit()
         self._next_position = record.next_position
         self._next_ordinal += record.tokens
         self._frames += record.frames
         self.steps = record.step + 1
+        if caught:
+            self.saving.finish(caught, self.carried, self.progress())

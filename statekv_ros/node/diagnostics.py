@@ -1,5 +1,6 @@
 """/diagnostics: one status for the engine, one per camera, one for the transport."""
 from collections import deque
+from collections.abc import Callable
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
@@ -28,8 +29,8 @@ def loading(state: str, model: str, seconds: float) -> DiagnosticStatus:
                   {'state': state, 'model': model, 'loading_s': round(seconds, 1)})
 
 
-def note_twins(engine: DiagnosticStatus, problem: str) -> None:
-    """Add to the engine's status that other nodes have this one's name; '' when none has."""
+def note_problem(engine: DiagnosticStatus, problem: str) -> None:
+    """Add to the engine's status what is wrong around it; '' when nothing is."""
     if problem:
         engine.level = max(engine.level, WARN)
         engine.message = f'{engine.message}; {problem}'
@@ -38,10 +39,10 @@ def note_twins(engine: DiagnosticStatus, problem: str) -> None:
 class Diagnosis:
     """Turns counters into statuses; notices what changed since the last time."""
 
-    def __init__(self, engine: Engine, facts: dict):
+    def __init__(self, engine: Engine, facts: dict, changing: Callable[[], dict] = dict):
         """facts: what does not change while configured (model, device, policy); `demonstration`: a warning about the model, or
-        empty."""
-        self._engine, self._facts = engine, facts
+        empty. changing: more of them, asked for each time."""
+        self._engine, self._facts, self._changing = engine, facts, changing
         self._step_ms: deque[float] = deque(maxlen=200)
         self._before: dict[str, tuple[int, ...]] = {}
 
@@ -63,7 +64,7 @@ class Diagnosis:
         elif warning:
             level, message = WARN, f'{message}; {warning}'
         return status('engine', level, message, {
-            'state': state, **self._facts, 'steps': self._engine.steps, **percentiles,
+            'state': state, **self._facts, **self._changing(), 'steps': self._engine.steps, **percentiles,
             'active_questions': len(self._engine.active)})
 
     def camera(self, source: CameraInput, now_ns: int, stale_after_s: float, active: bool) -> DiagnosticStatus:

@@ -16,6 +16,7 @@ import torch
 
 from statekv_ros.errors import FrameError, Interrupted, QuestionError, StateKVError
 from statekv_ros.memory import StepReport, VideoStream
+from statekv_ros.node.disk import Disk
 from statekv_ros.node.mailbox import Mailbox
 from statekv_ros.node.questions import Question
 
@@ -52,6 +53,7 @@ class Camera:
 class _Reset:
     cameras: list[Camera]
     done: Callable[[int, str], None]
+    disk: Disk | None
 
     def run(self) -> None:
         try:
@@ -59,7 +61,10 @@ class _Reset:
         except Exception as error:  # whoever asked must hear of it
             self.fail(_reason(error))
         else:
-            self.done(frames, '')
+            if self.disk is None:
+                self.done(frames, '')
+            else:
+                self.disk.clear([camera.name for camera in self.cameras], lambda error: self.done(frames, error))
 
     def fail(self, reason: str) -> None:
         self.done(0, reason)
@@ -74,13 +79,14 @@ class Engine:
     """
 
     def __init__(self, cameras: list[Camera], on_step: Callable[[Camera, StepReport, float], None],
-                 slice_tokens: Callable[[], int], max_queued: int, log: Callable[[str], None]):
+                 slice_tokens: Callable[[], int], max_queued: int, log: Callable[[str], None], disk: Disk | None = None):
         """
         Args:
             on_step: called in the engine thread after each frame step, with the ms its last image waited in the mailbox.
             slice_tokens: tokens to decode before images get their turn again; asked each time, so it can change.
             max_queued: questions that may wait or be answered at once.
             log: takes what went wrong unexpectedly, with its traceback.
+            disk: keeps what is seen; None where nothing does.
         """
         self.cameras = {camera.name: camera for camera in cameras}
         self.steps = 0
@@ -91,6 +97,9 @@ class Engine:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._working, self._progress = False, 0.0
+        self._disk = disk
+        if disk is not None:
+            disk.on_idle = self.notify
         for camera in cameras:
             camera.stream.cancelled = self._note_progress
 
@@ -143,13 +152,15 @@ class Engine:
             QuestionError: the engine is stopping.
         """
         with self._wake:
-            self._put(_Reset([self.cameras[name] for name in names], done))
+            self._put(_Reset([self.cameras[name] for name in names], done, self._disk))
 
     def run_round(self) -> bool:
         """One turn: one image of each camera, new questions, one slice of one question. False when there was nothing.
 
         Images come first, so that a question sees those that were there before it.
         """
+        if self._disk is not None:
+            self._disk.save_snapshots()
         # Always in the same order: an image then waits for one step of each other camera, never for two of one.
         worked = [self._watch(camera) for camera in self.cameras.values()]
         return any([*worked, self._admit(), self._decode_slice()])
@@ -167,7 +178,7 @@ class Engine:
                 self._working = True
                 if not self.run_round():
                     with self._wake:
-                        if not (self._inbox or self.stopping or any(c.mailbox.waiting for c in self.cameras.values())):
+                        if not (self._inbox or self.stopping or any(map(self._can_watch, self.cameras.values()))):
                             self._working = False
                             self._wake.wait()
             except Interrupted:
@@ -197,9 +208,9 @@ class Engine:
     def _watch(self, camera: Camera) -> bool:
         # A step is waited for before the next image is taken. To decode ahead while the GPU works would hide some milliseconds,
         # but take an image a step older than it need be, and lay a failed step at the next one's door.
-        arrival = camera.mailbox.take()
-        if arrival is None:
+        if not self._can_watch(camera):
             return False
+        arrival = camera.mailbox.take()
         waited_ms, begun, stream = arrival.waited_ms, time.perf_counter(), camera.stream
         waiting = len(stream.pending)
         try:
@@ -215,10 +226,16 @@ class Engine:
         else:
             camera.frames_processed += 1
             camera.frame_id = frame_id
+            if self._disk is not None:
+                self._disk.save(camera.name)
             if report is not None:
                 self.steps += 1
                 self._on_step(camera, report, waited_ms)
         return True
+
+    def _can_watch(self, camera: Camera) -> bool:
+        """Whether an image waits, and the step before it is on disk: a kill then costs at most the one in progress."""
+        return camera.mailbox.waiting and not (self._disk is not None and self._disk.busy(camera.name))
 
     def _note_failure(self, camera: Camera, frames_lost: int, error: Exception) -> None:
         camera.failures += 1

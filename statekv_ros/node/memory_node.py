@@ -3,6 +3,7 @@ import gc
 import threading
 import time
 import traceback
+from pathlib import Path
 
 import rclpy
 import torch
@@ -21,7 +22,9 @@ from statekv_ros.memory.trial import demonstration_warning, try_out
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
 from statekv_ros.node.camera_input import CameraInput, decoder, message_type
+from statekv_ros.node.disk import Disk
 from statekv_ros.node.engine import STOPPING, Camera, Engine
+from statekv_ros.node.memory_folder import identity_of, open_memory
 from statekv_ros.node.parameters import MAX_TOKENS, Parameters
 from statekv_ros.node.questions import Outcome, Question
 from statekv_ros.node.transitions import Transitions
@@ -56,6 +59,8 @@ class MemoryNode(LifecycleNode):
         self._twins = 0
         self._backbone: Backbone | None = None
         self._engine: Engine | None = None
+        self._disk: Disk | None = None
+        self._disk_problem = ''     # of its start
         self._inputs: list[CameraInput] = []
         self._diagnosis: diagnostics.Diagnosis | None = None
         self._timing = self.create_lifecycle_publisher(FrameTiming, '~/timing', QoSProfile(depth=100))
@@ -74,7 +79,8 @@ class MemoryNode(LifecycleNode):
             self._start = self.create_timer(0.0, self._autostart, clock=steady)
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Model loaded, memories empty, engine waiting; no images yet. On failure the node stays unconfigured."""
+        """Model loaded, memories empty or as the memory folder has them, engine waiting; no images yet. On failure the node
+        stays unconfigured."""
         self._loading_since = time.monotonic()
         try:
             if self._settings.problems:
@@ -117,7 +123,7 @@ class MemoryNode(LifecycleNode):
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Model, memories and GPU memory are gone; parameters are as they were."""
+        """Model, memories and GPU memory are gone, but for what is on disk; parameters are as they were."""
         try:
             self._release()
         except Exception as error:
@@ -174,16 +180,19 @@ class MemoryNode(LifecycleNode):
         cameras, kinds = [], {}
         for name in get['cameras']:
             stream = VideoStream(backbone, policy, max_detailed_bytes=detailed_bytes, positions=get['positions'],
-                                 cuda_graph=get['cuda_graph'])
+                                 cuda_graph=get['cuda_graph'], detailed_format=get['detailed_format'])
             kinds[name] = message_type(get[f'{name}.topic'], get[f'{name}.transport'])
             cameras.append(Camera(name, stream, decoder(kinds[name], get['max_image_pixels'], backbone.frame_size)))
+        self._open_memory(backbone, {camera.name: camera.stream for camera in cameras})
+        disk = self._disk
         engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],
-                        self.get_logger().error)
+                        self.get_logger().error, disk)
         inputs = [CameraInput(self, camera, get[f'{camera.name}.topic'], kinds[camera.name], get[f'{camera.name}.rate_hz'],
                               get[f'{camera.name}.reliability'], engine.notify) for camera in cameras]
         diagnosis = diagnostics.Diagnosis(engine, {
             'model': backbone.name, 'device': backbone.device, 'dtype': backbone.dtype, 'prefill_policy': policy,
-            'kv_bytes_per_token': backbone.kv_bytes_per_token, 'demonstration': demonstration_warning(backbone)})
+            'kv_bytes_per_token': backbone.kv_bytes_per_token, 'demonstration': demonstration_warning(backbone)},
+            disk.facts if disk is not None else dict)
         with self._life:
             if self._stopped:
                 raise StateKVError(STOPPING)
@@ -193,11 +202,24 @@ class MemoryNode(LifecycleNode):
         self.get_logger().info(f'{policy} on {backbone.device} ({backbone.dtype}), {backbone.kv_bytes_per_token} bytes per '
                                f'token; cameras: {topics}')
 
+    def _open_memory(self, backbone: Backbone, streams: dict[str, VideoStream]) -> None:
+        """Go on where the memory on disk stood, if there is to be one. Raises StoreError where it has to be there and is not,
+        or another process writes it."""
+        get, log = self._settings, self.get_logger()
+        if not get['memory_dir'] or not get['disk_cache_gb']:
+            return
+        identity = identity_of(backbone, streams, f'{get["min_frame_pixels"]} to {get["max_frame_pixels"]}',
+                               get['system_prompt'], get['rope_length'])
+        self._disk, self._disk_problem = open_memory(
+            Path(get['memory_dir']).expanduser(), identity, streams, int(get['disk_cache_gb'] * 1e9), get['sync_period_s'],
+            get['restore'], self.get_fully_qualified_name(), log.info, log.warning)
+
     def _require_memory(self, backbone: Backbone, policy: PrefillPolicy) -> int:
         """Say what watching will need; bytes of each camera's detailed cache. Raises ParameterError when it cannot fit."""
         get, names = self._settings, self._settings['cameras']
         rate_hz = sum(get[f'{name}.rate_hz'] for name in names) / len(names)
-        plan = make_plan(backbone.size(*_ASSUMED_FRAME), policy, rate_hz, len(names), positions=get['positions'])
+        plan = make_plan(backbone.size(*_ASSUMED_FRAME), policy, rate_hz, len(names), positions=get['positions'],
+                         detailed_format=get['detailed_format'])
         free, where = available_memory(backbone.device)
         free += plan.weights_bytes      # they are loaded already
         require_fit(plan, free, where)
@@ -205,20 +227,24 @@ class MemoryNode(LifecycleNode):
         self.get_logger().info(
             f'memory, for camera images of {_ASSUMED_FRAME[1]}x{_ASSUMED_FRAME[0]} ({plan.size.step_tokens} tokens per step): '
             f'weights {gigabytes(plan.weights_bytes)}, state {gigabytes(plan.state_bytes)}, workspace about '
-            f'{gigabytes(plan.workspace_bytes)}; detailed cache {gigabytes(plan.detailed_bytes_per_hour)} per hour, '
-            f'bounded at {gigabytes(bound)} per camera: the newest {bound * len(names) / plan.detailed_bytes_per_hour:.1f} h')
+            f'{gigabytes(plan.workspace_bytes)}; detailed cache {gigabytes(plan.detailed_bytes_per_hour)} per hour '
+            f'({get["detailed_format"]}), its index {gigabytes(plan.index_bytes_per_hour)}, bounded at {gigabytes(bound)} per camera: '
+            f'the newest {bound * len(names) / plan.detailed_bytes_per_hour:.1f} h')
         return bound
 
     def _release(self) -> None:
         with self._life:
-            engine, inputs = self._engine, self._inputs
-            self._engine = self._backbone = self._diagnosis = None
+            engine, inputs, disk = self._engine, self._inputs, self._disk
+            self._engine = self._backbone = self._diagnosis = self._disk = None
+            self._disk_problem = ''
             self._inputs = []
             if engine is not None and not engine.stop():
                 self.get_logger().warning('the engine is still in a library call; leaving without it')
+            if disk is not None and not disk.close():
+                self.get_logger().warning('the disk is still being written to; leaving without it')
             for source in inputs:
                 source.close()
-        del engine, inputs
+        del engine, inputs, disk
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -325,7 +351,9 @@ class MemoryNode(LifecycleNode):
             array.status.append(diagnostics.loading(state, self._settings['model'], time.monotonic() - since))
         else:
             array.status.append(diagnostics.not_configured(state, self._reason))
-        diagnostics.note_twins(array.status[1], self._look_for_twins())
+        disk, problem = self._disk, self._disk_problem
+        diagnostics.note_problem(array.status[1], '; '.join(filter(None, [problem, disk.problem if disk is not None else ''])))
+        diagnostics.note_problem(array.status[1], self._look_for_twins())
         for status in array.status:         # several nodes of one machine tell of themselves on this topic
             status.name = f'{self.get_fully_qualified_name()[1:]}: {status.name}'
         self._diagnostics.publish(array)

@@ -16,6 +16,8 @@ from statekv_ros.images import LARGEST_MAX_PIXELS, MAX_PIXELS
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
 from statekv_ros.memory.graphs import CUDA_GRAPH
 from statekv_ros.memory.carried.positions import POSITIONS
+from statekv_ros.memory.detailed.formats import FORMATS, RAW
+from statekv_ros.node.memory_folder import RESTORE
 
 LARGE = 2**31 - 1
 MAX_TOKENS = 65536      # of an answer, also where the question says how many
@@ -130,6 +132,16 @@ NODE = (
          choices=CUDA_GRAPH),
     Spec('max_detailed_mb', 0, 'bound on each camera\'s detailed cache in MB (10^6 bytes); past it the oldest steps are '
          'forgotten; 0: each camera\'s share of half of what is free at start', low=0, high=LARGE),
+    Spec('detailed_format', RAW.name, 'how the detailed cache is stored, but for its newest 4 steps: in the model\'s own dtype '
+         '(bf16), or in 8 or 4 bits a number', choices=tuple(form.name for form in FORMATS)),
+    Spec('memory_dir', '', 'folder on a local disk that keeps what was seen, for the next start to go on; empty: nothing is '
+         'written'),
+    Spec('disk_cache_gb', 20.0, 'bound on what lies there in GB (10^9 bytes); past it the oldest steps leave; 0: nothing is '
+         'written', low=0.0, high=10**6),
+    Spec('sync_period_s', 2.0, 'what a power cut may cost, in seconds; a killed process costs the step in progress; 0: each '
+         'step is flushed before the next', low=0.0, high=3600.0),
+    Spec('restore', 'auto', 'auto: go on where the memory stood, begin a new one beside it where that cannot be; require: do '
+         'not start then; never: begin a new one', choices=RESTORE),
     Spec('answer_policy', 'sparse(8192)', 'what a question may read unless it says so itself: all, sparse(n), retrieve(k), state '
          'or last(n)', runtime=True, check=parse_answer_policy),
     Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=MAX_TOKENS, runtime=True),

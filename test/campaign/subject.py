@@ -17,7 +17,7 @@ from statekv_ros.srv import Query
 REPLY_S = 60.0          # longer than any time limit that a question has here: what is not there by then is lost
 _SETTLE_S = 30.0        # Fast DDS forgets a killed peer after 20 s
 # A small bound on the memory that a warm-up reaches, so that growth after it is a leak.
-PARAMETERS = {'model': 'patrol', 'reliability': 'reliable', 'rate_hz': '1000.0', 'budget': 144, 'chunk_tokens': 64,
+PARAMETERS = {'model': 'patrol', 'reliability': 'reliable', 'rate_hz': '1000.0', 'budget': 144,
               'max_detailed_mb': 1, 'max_tokens': 12, 'answer_timeout_s': '20.0', 'diagnostics_period_s': '0.05'}
 
 

@@ -1,29 +1,39 @@
-"""Answer policy `sparse(n)`: in every layer and KV head, a pass reads the pages that its queries want most, n tokens' worth.
+"""Which pages a pass reads: those that its queries want most, or the same ones in every pass.
 
-Every row (a query head of a token) scores all pages by the index and spreads one vote over them, as its attention would; the
-pages with the most votes over all rows of the KV head are read by all of them. Nothing is kept from pass to pass: each slice of
-the question and each token of the answer chooses anew.
+Answer policy `sparse(n)` chooses n tokens' worth in every layer and KV head. Every row (a query head of a token) scores all
+pages by the index and spreads one vote over them, as its attention would; the pages with the most votes over all rows of the KV
+head are read by all of them. Nothing is kept from pass to pass: each slice of the question and each token of the answer chooses
+anew.
 """
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 
 import torch
 
+from statekv_ros.backbones.upload import to_device
 from statekv_ros.memory.answering.snapshot import Snapshot
+from statekv_ros.memory.detailed.pages import HeldStep
+from statekv_ros.memory.detailed.table import PageTable
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Pages to read in one layer.
+    """Pages of one pool to read in one layer.
 
     Attributes:
         pages: their numbers in the page table, [kv_heads, pages] int64.
         starts, lengths: where they lie in the pool, [kv_heads, pages] int32; length 0: not read.
         moves: how many positions further right a page's keys are read, [kv_heads, pages] int32; None: all where they stand.
+        slots: where their scales are, [kv_heads, pages] int32, in the pool of pages in few bits; None: in that of exact ones.
     """
     pages: torch.Tensor
     starts: torch.Tensor
     lengths: torch.Tensor
     moves: torch.Tensor | None
+    slots: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -46,40 +56,57 @@ class PageChooser:
         self._table, self._rotate = snapshot.seen.detailed.pages, snapshot.seen.backbone.rotate
         steps, device = snapshot.steps, snapshot.seen.backbone.device
         self._first, self._stop = steps[0].page, steps[-1].page + len(steps[-1].lengths)
-        wanted = torch.zeros(self._stop - self._first, dtype=torch.bool)
         moves = torch.zeros(self._stop - self._first, dtype=torch.int32)
         self._groups: list[_Group] = []
-        turn, stretch = 0, None
-        for step in steps:
-            pages = slice(step.page - self._first, step.page - self._first + len(step.lengths))
-            if step.stretch is not stretch:     # its first step that can be read decides where all of it stands
-                stretch = step.stretch
-                turn = snapshot.turn(step.record.position, stretch.shift)
-            wanted[pages], moves[pages] = True, -turn
-            self._add(step.page, step.page + len(step.lengths), turn + stretch.shift - stretch.position)
-        self._unwanted = None if wanted.all() else ~wanted.to(device)
+        # Over hours steps are many, stretches are few.
+        for stretch, alike in groupby(steps, attrgetter('stretch')):
+            alike = list(alike)
+            first, last = alike[0], alike[-1]
+            # Its first step that can be read decides where all of it stands.
+            turn = snapshot.turn(first.record.position, stretch.shift)
+            stop = last.page + len(last.lengths)
+            moves[first.page - self._first:stop - self._first] = -turn
+            self._add(first.page, stop, turn + stretch.shift - stretch.position)
+        self._unwanted = None
+        if len(steps) <= steps[-1].record.step - steps[0].record.step:
+            unwanted = torch.ones(self._stop - self._first, dtype=torch.bool)
+            for step in steps:
+                unwanted[step.page - self._first:step.page - self._first + len(step.lengths)] = False
+            self._unwanted = unwanted.to(device)
         self._moves = moves.to(device) if moves.any() else None
-        self._shortest = max(1, min(min(step.lengths) for step in steps))
+        shortest = int(self._table.lengths(slice(self._first, self._stop)).min())
+        self._count = max(1, self.tokens // shortest)
 
-    def choose(self, layer: int, rows: torch.Tensor) -> Choice | None:
-        """The pages that these rows read together; None when none is held any more.
+    def choose(self, layer: int, rows: torch.Tensor) -> list[Choice]:
+        """The pages that these rows read together, those that are in one pool in one choice.
 
         Args:
             rows: rotated queries times the attention scale, [kv_heads, rows, head_dim] fp32.
         """
         first = max(self._first, self._table.first)
         if first >= self._stop:
-            return None
+            return []
         votes = torch.softmax(self._scores(layer, rows, first), dim=-1).sum(dim=1)
-        count = min(votes.shape[-1], max(1, self.tokens // self._shortest))
-        best = votes.topk(count, dim=-1).indices
+        best = votes.topk(min(votes.shape[-1], self._count), dim=-1).indices
         held = slice(first, self._stop)
         lengths = self._table.lengths(held)[best]
         lengths = lengths.masked_fill(lengths.cumsum(dim=-1) > self.tokens, 0)
         if self._unwanted is not None:
             lengths = lengths.masked_fill(self._unwanted[first - self._first:][best], 0)
-        moves = None if self._moves is None else self._moves[first - self._first:][best]
-        return Choice(best + first, self._table.starts(held)[best], lengths, moves)
+        moves = None if self._moves is None else self._moves[first - self._first:]
+        of_best, pages, boundary = None if moves is None else moves[best], best + first, self._table.boundary
+        starts = self._table.starts(held)
+        if boundary <= first:
+            return [Choice(pages, starts[best], lengths, of_best)]
+        slots = self._table.slots(held)[best]
+        if boundary >= self._stop:
+            return [Choice(pages, starts[best], lengths, of_best, slots)]
+        # Few pages are exact: each is read or not, rather than found among the best.
+        exact = torch.arange(boundary, self._stop, device=best.device).expand(len(best), -1)
+        chosen = lengths.new_zeros(len(best), self._stop - first).scatter_(1, best, lengths)[:, boundary - first:]
+        return [Choice(pages, starts[best], lengths.masked_fill(pages >= boundary, 0), of_best, slots),
+                Choice(exact, starts[boundary - first:].expand(len(best), -1), chosen,
+                       None if moves is None else moves[boundary - first:].expand(len(best), -1))]
 
     def _scores(self, layer: int, rows: torch.Tensor, first: int) -> torch.Tensor:
         """How much each row wants each page from number `first` on, [kv_heads, rows, pages] fp32."""
@@ -102,3 +129,53 @@ class PageChooser:
             self._groups[-1] = _Group(last.first, stop, turn)   # what lies between is not wanted, and masked
         else:
             self._groups.append(_Group(last.stop if last else first, stop, turn))
+
+
+class FixedPages:
+    """Pages that all KV heads read in every pass, as far as they are still held.
+
+    Attributes:
+        tokens: that a pass reads at most, per layer and KV head.
+    """
+
+    def __init__(self, table: PageTable, steps: Sequence[HeldStep], turns: Sequence[int], kv_heads: int, device: torch.device):
+        """
+        Args:
+            steps: those to read, oldest first.
+            turns: by how many positions a query has to be turned for each.
+        """
+        self.tokens = sum(step.record.tokens for step in steps)
+        self._table, self._kv_heads = table, kv_heads
+        self._numbers = [step.page + page for step in steps for page in range(len(step.lengths))]
+        moves = [-turn for step, turn in zip(steps, turns) for _ in step.lengths]
+        self._pages = to_device(torch.tensor(self._numbers, dtype=torch.int64), device)
+        self._moves = to_device(torch.tensor(moves, dtype=torch.int32), device) if any(moves) else None
+
+    def choose(self, layer: int, rows: torch.Tensor) -> list[Choice]:
+        """As `PageChooser.choose`, whatever the rows are."""
+        table = self._table
+        held, exact = (bisect_left(self._numbers, number) for number in (table.first, table.boundary))
+        return [self._choice(part, packed) for part, packed in ((slice(held, exact), True), (slice(exact, None), False))
+                if self._numbers[part]]
+
+    def _choice(self, part: slice, packed: bool) -> Choice:
+        table, pages = self._table, self._pages[part]
+        held, index = slice(table.first, table.stop), pages - table.first
+
+        def of_all_heads(numbers: torch.Tensor) -> torch.Tensor:
+            return numbers.expand(self._kv_heads, -1)
+
+        return Choice(of_all_heads(pages), of_all_heads(table.starts(held)[index]), of_all_heads(table.lengths(held)[index]),
+                      None if self._moves is None else of_all_heads(self._moves[part]),
+                      of_all_heads(table.slots(held)[index]) if packed else None)
+
+
+def turns_of(snapshot: Snapshot, steps: Sequence[HeldStep]) -> list[int]:
+    """By how many positions a query has to be turned for each of these steps, oldest first."""
+    turns, stretch = [], None
+    for step in steps:
+        if step.stretch is not stretch:     # its first step that can be read decides where all of it stands
+            stretch = step.stretch
+            turn = snapshot.turn(step.record.position, stretch.shift)
+        turns.append(turn)
+    return turns

@@ -1,5 +1,8 @@
 """What an answer looked at: attention noted pass by pass, and the steps that got most of it."""
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 
@@ -70,27 +73,27 @@ class Notes:
         if not records or limit <= 0:
             return ()
         device = self.tail.device
-        starts = torch.tensor([r.first_ordinal + r.visual_start for r in records], device=device)
-        ends = starts + torch.tensor([r.visual_tokens for r in records], device=device)
-        per_step = torch.zeros(len(records), dtype=torch.float64, device=device)
-        tail = torch.arange(self._ordinal, self._ordinal + tail_tokens, device=device)
-        for ordinal, mass in [*((part.view.ordinal, part.mass) for part in parts), (tail, self.tail[:tail_tokens])]:
-            ordinal, mass = ordinal.reshape(-1), mass.reshape(-1).double()
-            step = torch.searchsorted(starts, ordinal, right=True) - 1
-            visual = (step >= 0) & (ordinal < ends[step.clamp_min(0)])
-            per_step.index_add_(0, step[visual], mass[visual])
-        if self._steps:     # they are the first of `records`
-            pages = torch.tensor([step.page - self._first_page for step in self._steps], device=device)
-            counts = torch.tensor([len(step.lengths) for step in self._steps], device=device)
-            number = torch.repeat_interleave(torch.arange(len(self._steps), device=device), counts)
-            page = torch.arange(len(number), device=device) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-            per_step.index_add_(0, number, self._pages[pages[number] + page].double())
-        total = per_step.sum()
-        if total <= 0:
-            return ()
-        shares = per_step / total
-        best = [i for i in shares.argsort(descending=True, stable=True)[:limit].tolist() if shares[i] > 0]
-        return tuple(Evidence(records[i].first_stamp_ns, records[i].last_stamp_ns, shares[i].item()) for i in best)
+        # Steps whose pages are chosen are the first of `records`. There may be many, and few were looked at.
+        masses: dict[int, float] = defaultdict(float)
+        noted = self._pages.nonzero().squeeze(1)
+        for page, mass in zip(noted.tolist(), self._pages[noted].tolist()):
+            masses[bisect_right(self._steps, self._first_page + page, key=attrgetter('page')) - 1] += mass
+        others = records[len(self._steps):]
+        if others:
+            starts = torch.tensor([r.first_ordinal + r.visual_start for r in others], device=device)
+            ends = starts + torch.tensor([r.visual_tokens for r in others], device=device)
+            per_step = torch.zeros(len(others), dtype=torch.float64, device=device)
+            tail = torch.arange(self._ordinal, self._ordinal + tail_tokens, device=device)
+            for ordinal, mass in [*((part.view.ordinal, part.mass) for part in parts), (tail, self.tail[:tail_tokens])]:
+                ordinal, mass = ordinal.reshape(-1), mass.reshape(-1).double()
+                step = torch.searchsorted(starts, ordinal, right=True) - 1
+                visual = (step >= 0) & (ordinal < ends[step.clamp_min(0)])
+                per_step.index_add_(0, step[visual], mass[visual])
+            masses |= enumerate(per_step.tolist(), start=len(self._steps))
+        total = sum(masses.values())
+        best = sorted((number for number in masses if masses[number] > 0), key=lambda number: (-masses[number], number))[:limit]
+        return tuple(Evidence(records[number].first_stamp_ns, records[number].last_stamp_ns, masses[number] / total)
+                     for number in best)
 
     def _add(self, noted: torch.Tensor, mass: torch.Tensor) -> None:
         noted += mass

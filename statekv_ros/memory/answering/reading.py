@@ -7,7 +7,7 @@ import torch
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.errors import Interrupted
 from statekv_ros.kernels.paged_attention import paged_attention
-from statekv_ros.memory.answering.choosing import PageChooser
+from statekv_ros.memory.answering.choosing import Choice, FixedPages, PageChooser, turns_of
 from statekv_ros.memory.answering.notes import Notes
 from statekv_ros.memory.answering.snapshot import Snapshot
 from statekv_ros.memory.detailed.cache import DetailedCache
@@ -43,12 +43,12 @@ class Part:
 class Chooser(Protocol):
     """Finds out what each layer reads once the question is known."""
 
-    def choose(self, layer: int, query: torch.Tensor) -> list[Part]:
+    def choose(self, layer: int, query: torch.Tensor) -> tuple[list[Part], FixedPages | None]:
         """query: [q_heads, head_dim], the question's mean query before rotation."""
 
 
 class Reading:
-    """What an answer's tokens attend to: parts of the memory, pages chosen anew in each pass, and, behind them, a private tail of
+    """What an answer's tokens attend to: parts of the memory, pages found anew in each pass, and, behind them, a private tail of
     the answer's own tokens.
 
     Each is read by itself and put together by the log-sum-exp of its scores, as in flash decoding; the largest temporary is
@@ -59,18 +59,20 @@ class Reading:
     """
 
     def __init__(self, backbone: Backbone, cancelled: Callable[[], bool], parts: Sequence[Part] = (), ordinal: int = 0,
-                 detailed: DetailedCache | None = None, pages: PageChooser | None = None, steps: Sequence[HeldStep] = ()):
+                 detailed: DetailedCache | None = None, pages: PageChooser | FixedPages | None = None,
+                 steps: Sequence[HeldStep] = ()):
         """
         Args:
             cancelled: looked at once per layer; when true, the pass ends with `Interrupted`.
             parts: what is read as it lies.
             ordinal: stream index that the first token of the tail would have.
             detailed: where parts and pages lie.
-            pages: what chooses pages of `steps` in each pass; None where nothing is chosen so.
+            pages: what says which pages of `steps` a pass reads; None where nothing is read by pages.
         """
         self.scoring = False
         self._backbone, self._layout, self._cancelled = backbone, backbone.layout, cancelled
-        self._detailed, self._pages = detailed, pages
+        self._detailed = detailed
+        self._pages = [pages] * self._layout.layers
         self._parts: dict[int, list[Part]] = {}             # by layer
         self._turns: dict[int, torch.Tensor | None] = {}    # None: nothing has to be turned
         for layer in range(self._layout.layers):
@@ -85,8 +87,8 @@ class Reading:
     @property
     def tokens(self) -> int:
         """Tokens of the memory that a pass reads in a layer and KV head, at most."""
-        dense = max(sum(part.tokens for part in parts) for parts in self._parts.values())
-        return dense + (self._pages.tokens if self._pages else 0)
+        return max(sum(part.tokens for part in parts) + (pages.tokens if pages else 0)
+                   for parts, pages in zip(self._parts.values(), self._pages))
 
     def choose(self, chooser: Chooser, question: slice, positions: torch.Tensor) -> None:
         """Let the next forward pass choose what is read from then on, by its tokens `question` at `positions`."""
@@ -126,7 +128,8 @@ class Reading:
             raise Interrupted('the answer was interrupted')
         if self._chooser is not None:
             asking = self._backbone.unrotated(query[0].float(), self._positions)[:, self._question].mean(dim=1)
-            self._read_in(layer, self._chooser.choose(layer, asking))
+            parts, self._pages[layer] = self._chooser.choose(layer, asking)
+            self._read_in(layer, parts)
         tokens, kv_heads = query.shape[2], key.shape[1]
         held, end = self._tail_tokens, self._tail_tokens + tokens
         self._tail_key[layer, :, held:end] = key[0]
@@ -140,13 +143,11 @@ class Reading:
         dense = []
         for part_rows, part in zip(turned, memory):
             dense.append(whole.add_scores(part_rows @ part.view.key[layer].float().transpose(1, 2), part.view.value[layer]))
-        choice = page_lse = None
-        if self._pages is not None and (choice := self._pages.choose(layer, rows)) is not None:
-            pool_key, pool_value, visual = self._detailed.rows()
-            output, lse, page_lse = paged_attention(
-                query[0].reshape(rows.shape), pool_key[layer], pool_value[layer], choice.starts, choice.lengths, scale, moves=choice.moves,
-                noted=visual if noting else None, rope=None if choice.moves is None else self._backbone.rope)
+        pages = []
+        for choice in self._pages[layer].choose(layer, rows) if self._pages[layer] else ():
+            output, lse, page_lse = self._read_pages(layer, query[0].reshape(rows.shape), choice, scale, noting)
             whole.add(output, lse)
+            pages.append((choice.pages, page_lse))
         scores = rows @ self._tail_key[layer, :, :end].float().transpose(1, 2)
         if tokens > 1:
             future = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu_(1)
@@ -156,8 +157,8 @@ class Reading:
             lse = whole.lse
             for part, (mass, top) in zip(memory, dense):
                 self._notes.add_part(part, layer, whole.share(mass, top))
-            if page_lse is not None:
-                self._notes.add_pages(choice.pages, torch.exp(page_lse - lse).sum(dim=1))
+            for numbers, page_lse in pages:
+                self._notes.add_pages(numbers, torch.exp(page_lse - lse).sum(dim=1))
             self._notes.add_tail(whole.share(*tail).sum(dim=0))
         return whole.output.reshape(query.shape).to(query.dtype)
 
@@ -170,6 +171,16 @@ class Reading:
         """Leave out of the evidence what the newest forward pass noted."""
         self._notes.take_back()
 
+    def _read_pages(self, layer: int, query: torch.Tensor, choice: Choice, scale: float, noting: bool):
+        """What `paged_attention` makes of rows [kv_heads, rows, head_dim] and a choice of pages."""
+        if choice.slots is None:
+            (key, value, visual), rope = self._detailed.rows(), self._backbone.rope
+            key, value = key[layer], value[layer]
+        else:
+            value, (key, rope, visual) = None, self._detailed.packed(layer)
+        return paged_attention(query, key, value, choice.starts, choice.lengths, scale, moves=choice.moves,
+                               noted=visual if noting else None, rope=rope, entries=choice.slots)
+
     def _read_in(self, layer: int, parts: Sequence[Part]) -> None:
         self._parts[layer] = parts = [part for part in parts if part.tokens]
         turns = [part.turn for part in parts]
@@ -180,8 +191,14 @@ def read_snapshot(snapshot: Snapshot) -> Reading:
     """What an answer's tokens attend to, by the snapshot's policy; with `retrieve`, the prefix until there is a choice."""
     seen = snapshot.seen
     parts = [Part(view, snapshot.turn(view.position, view.shift)) for view in snapshot.views]
-    pages = PageChooser(snapshot) if snapshot.policy.kind == 'sparse' and snapshot.steps else None
-    return Reading(seen.backbone, seen.cancelled, parts, seen.ordinal, seen.detailed, pages, snapshot.steps)
+    pages, steps = None, snapshot.steps
+    if snapshot.chooses_pages:
+        pages = PageChooser(snapshot)
+    elif steps and snapshot.policy.kind != 'retrieve':
+        layout = seen.backbone.layout
+        pages = FixedPages(seen.detailed.pages, steps, turns_of(snapshot, steps), layout.kv_heads, layout.device)
+    return Reading(seen.backbone, seen.cancelled, parts, seen.ordinal, seen.detailed, pages,
+                   steps if pages or seen.detailed.packs else ())
 
 
 class _Whole:
@@ -207,7 +224,7 @@ class _Whole:
     def add(self, output: torch.Tensor, lse: torch.Tensor) -> None:
         """Add what was read elsewhere: its output [kv_heads, rows, head_dim] and log-sum-exp [kv_heads, rows]."""
         lse = lse[..., None]
-        top = torch.maximum(self._top, lse)
+        top = torch.maximum(self._top, lse).clamp_min(-1e30)    # finite, where nothing was read so far
         ours, theirs = torch.exp(self._top - top), torch.exp(lse - top)
         self._total = self._total * ours + theirs
         self._sum = self._sum * ours + output * theirs

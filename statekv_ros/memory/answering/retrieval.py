@@ -8,6 +8,7 @@ stream order as if they stood one behind the other between the prefix and the qu
 """
 import torch
 
+from statekv_ros.memory.answering.choosing import FixedPages
 from statekv_ros.memory.answering.reading import Part
 from statekv_ros.memory.answering.snapshot import Snapshot
 from statekv_ros.memory.detailed.pages import runs
@@ -27,8 +28,8 @@ class Retrieval:
         # [steps, layers, kv_heads, head_dim]; kept by the cache, so a selection costs one dot product per step and layer.
         self._means = torch.stack([self._detailed.mean_key(step) for step in self._steps]) if self._steps else None
 
-    def choose(self, layer: int, query: torch.Tensor) -> list[Part]:
-        """The prefix and this layer's k steps, placed right before the question.
+    def choose(self, layer: int, query: torch.Tensor) -> tuple[list[Part], FixedPages | None]:
+        """The prefix and this layer's k steps, placed right before the question; by pages where the cache is in few bits.
 
         Args:
             query: [q_heads, head_dim], the question's mean query before rotation.
@@ -50,14 +51,18 @@ class Retrieval:
         # Not as a matrix product, which may round equal rows differently: ties would then be no ties.
         return (means * per_kv_head).flatten(1).sum(dim=1)
 
-    def _placed(self, steps: list) -> list[Part]:
-        parts, distance = [], 0
+    def _placed(self, steps: list) -> tuple[list[Part], FixedPages | None]:
+        detailed, parts, turns, distance = self._detailed, [], [], 0
         limit, position = self._snapshot.seen.positions.limit, self._snapshot.position
-        for run in reversed(runs(steps, seamless=True)):
+        for run in reversed(runs(steps, seamless=True, anywhere=detailed.packs)):
             distance += run[-1].record.next_position - run[0].record.position
-            view = self._detailed.view(run)
-            parts.append(Part(view, min(distance, limit) + view.position - view.shift - position))
-        for view in self._detailed.prefix():
+            turn = min(distance, limit) + run[0].record.position - run[0].stretch.shift - position
+            turns[:0] = [turn] * len(run)
+            if not detailed.packs:
+                parts.append(Part(detailed.view(run), turn))
+        for view in detailed.prefix():
             distance += view.ordinal.numel()    # text: a position a token
             parts.append(Part(view, min(distance, limit) - position))
-        return parts[::-1]
+        layout = detailed.layout
+        pages = FixedPages(detailed.pages, steps, turns, layout.kv_heads, layout.device) if detailed.packs else None
+        return parts[::-1], pages

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.errors import QuestionError
@@ -49,7 +50,8 @@ class Snapshot:
     Attributes:
         seen: with `pending` only if those frames are readable too.
         views: keys and values to read, the prefix first; without `steps`, where those are chosen from.
-        steps: for `retrieve` and `sparse`, the steps to choose from.
+        steps: for `retrieve` and `sparse`, the steps to choose from; where the cache is in few bits, for `all` and `last(n)`
+            those to read.
         records: the steps that can be read, for coverage and evidence (every step that the state may stem from, for `state`).
         earlier_frames, earlier_ns: camera frames before those that the state may stem from too, and the first one's stamp.
     """
@@ -83,6 +85,13 @@ class Snapshot:
     def last_stamp_ns(self) -> int:
         return max([*(record.last_stamp_ns for record in self.records), *self.pending.stamps_ns])
 
+    @property
+    def chooses_pages(self) -> bool:
+        """Whether there is more to read than `sparse(n)` reads in a pass."""
+        # Counted only as far as it matters: over hours there are many steps.
+        return self.policy.kind == 'sparse' and any(
+            tokens > self.policy.loaded_tokens for tokens in accumulate(record.tokens for record in self.records))
+
     def turn(self, position: int, shift: int | None) -> int:
         """By how many positions a query has to be turned for keys that stand at their true positions less `shift`, so that the
         token at true `position` is as far from the token that follows as it truly is, or as many positions as there are where
@@ -99,8 +108,8 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
     Raises:
         QuestionError: nothing seen yet, a span that ends before it begins, or one without a frame.
     """
-    detailed, held = seen.detailed, list(seen.detailed.records())
-    if not held and not seen.pending:
+    detailed = seen.detailed
+    if next(detailed.records(), None) is None and not seen.pending:
         raise QuestionError('nothing has been seen yet: ask again after the first frame')
     begin, end = span
     if begin is not None and end is not None and end < begin:
@@ -116,21 +125,22 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
         pending = seen.pending.copy()
     seen = replace(seen, pending=pending)
     if policy.kind == 'state':
-        return Snapshot(seen, policy, [MemoryView(*seen.carried())], [], held, detailed.forgotten_frames,
+        return Snapshot(seen, policy, [MemoryView(*seen.carried())], [], list(detailed.records()), detailed.forgotten_frames,
                         detailed.forgotten_first_ns)
-    steps = detailed.steps(lambda record: touches(record.first_stamp_ns, record.last_stamp_ns))
+    steps = detailed.steps() if begin is None and end is None else \
+        detailed.steps(lambda record: touches(record.first_stamp_ns, record.last_stamp_ns))
     if policy.kind == 'last':
         steps = _newest(steps, policy.last_frames - len(pending))
     if not steps and not pending:
+        held = list(detailed.records())
         first = min([*(record.first_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
         last = max([*(record.last_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
         raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns')
     records = [step.record for step in steps]
-    chosen = policy.kind == 'retrieve' or (
-        policy.kind == 'sparse' and sum(record.tokens for record in records) > policy.loaded_tokens)
-    if chosen:
-        return Snapshot(seen, policy, detailed.prefix(), steps, records)
-    return Snapshot(seen, policy, detailed.views(steps), [], records)
+    by_pages = Snapshot(seen, policy, detailed.prefix(), steps, records)
+    if policy.kind == 'retrieve' or by_pages.chooses_pages or detailed.packs:
+        return by_pages
+    return Snapshot(seen, policy, detailed.views(steps, seen.position - seen.positions.limit), [], records)
 
 
 def _newest(steps: list[HeldStep], frames: int) -> list[HeldStep]:

@@ -30,6 +30,7 @@ class RecentFrames:
         tokens: keys carried per layer and KV head.
         budget: 0, there is no budget in tokens.
         shift: how far left of its true position the newest step stands.
+        rewritten: keys were turned where they lie since this was last set to false.
     """
     budget = 0
 
@@ -37,6 +38,7 @@ class RecentFrames:
         """max_frames: whole steps are dropped as long as at least this many frames stay; None keeps all, 0 keeps none."""
         self.layout = backbone.layout
         self.shift = 0
+        self.rewritten = False
         self._max_frames = max_frames
         self._positions, self._rotate = positions, backbone.rotate
         self._steps: deque[_Step] = deque()  # oldest first
@@ -85,6 +87,38 @@ class RecentFrames:
             self._begin += oldest.tokens
             self._first_ordinal += oldest.tokens
 
+    def frame(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [layers, kv_heads, tokens, head_dim] of the step that was begun, where they lie."""
+        rows = slice(self._end, self._end + self._step.tokens)
+        return self._key[:, :, rows], self._value[:, :, rows]
+
+    def change(self, first_ordinal: int, tokens: int) -> tuple[dict, dict[str, torch.Tensor]]:
+        """What a commit changed, for `follow`: nothing but the step, so only where the carried frames begin."""
+        return {'tokens': self.tokens, 'first_ordinal': self._first_ordinal}, {}
+
+    def follow(self, step: StepPlace, shift: int, key: torch.Tensor, value: torch.Tensor, header: dict,
+               parts: dict[str, torch.Tensor]) -> None:
+        """Take a step again; see `CompressedState.follow`."""
+        self.shift = shift
+        self.begin(step)
+        for row, given in zip(self.frame(), (key, value)):
+            row.copy_(given)
+        self.commit()
+
+    def share(self, slots: slice) -> tuple[dict, dict[str, torch.Tensor]]:
+        """All that is carried, for `put_share`; there is no part of it."""
+        live = slice(self._begin, self._end)
+        return ({'tokens': self.tokens, 'first_ordinal': self._first_ordinal, 'share': [0, self.tokens],
+                 'steps': [[step.tokens, step.frames, step.position, step.shift] for step in self._steps]},
+                {'share_key': self._key[:, :, live], 'share_value': self._value[:, :, live]})
+
+    def put_share(self, shift: int, header: dict, parts: dict[str, torch.Tensor]) -> None:
+        """Carry what `share` gave; `shift` of the newest step."""
+        self.shift, self._first_ordinal = shift, header['first_ordinal']
+        self._steps = deque(_Step(*step) for step in header['steps'])
+        self._begin, self._end = 0, header['tokens']
+        self._key, self._value = (parts[name].to(self.layout.device) for name in ('share_key', 'share_value'))
+
     def kept(self) -> torch.Tensor:
         """Ordinals of the carried tokens, [layers, kv_heads, tokens] int64, oldest first."""
         ordinals = torch.arange(self._first_ordinal, self._first_ordinal + self.tokens, device=self.layout.device)
@@ -97,6 +131,7 @@ class RecentFrames:
 
     def _move_left(self, step: StepPlace) -> None:
         """Re-index what is carried so that `step` fits behind it."""
+        self.rewritten = self.rewritten or bool(self._steps)
         oldest = self._steps[0].position if self._steps else step.position
         self.shift = self._positions.shift(step, step.position - oldest)
         end = self._begin

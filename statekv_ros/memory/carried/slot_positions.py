@@ -61,3 +61,23 @@ class SlotPositions:
         index = ordinal - step.first_ordinal
         new = table[:, index.clamp_min(0)]
         self._slots[..., :kept] = torch.where(index >= 0, new, self._slots[..., :kept])
+
+    def moved(self, live: int) -> torch.Tensor:
+        """Offset and turn of the first `live` slots, [2, layers, kv_heads, live] int32: what `place` changed in all of them."""
+        return self._slots[2:, ..., :live].int()
+
+    def follow(self, step: StepPlace, shift: int, ordinal: torch.Tensor, moved: torch.Tensor | None) -> None:
+        """Do again what `place` and `keep` did for a step, from its shift and what `moved` gave then."""
+        self._step, self.shift = step, shift
+        self.keep(ordinal)
+        if moved is not None:
+            self._slots[2:, ..., :ordinal.shape[-1]] = moved.to(self._slots)
+
+    def rows(self, slots: slice) -> torch.Tensor:
+        """All that is known of some slots, [4, layers, kv_heads, slots] int64."""
+        return self._slots[..., slots]
+
+    def put_rows(self, slots: slice, shift: int, rows: torch.Tensor) -> None:
+        """Set slots to what `rows` gave; `shift` of the newest step."""
+        self.shift = shift
+        self._slots[..., slots] = rows.to(self._slots)

@@ -19,6 +19,7 @@ class CompressedState:
     Attributes:
         tokens: keys carried per layer and KV head, never above `budget`.
         budget: B in tokens.
+        rewritten: keys were turned where they lie since this was last set to false.
     """
 
     def __init__(self, backbone: Backbone, budget: int, positions: PositionPolicy):
@@ -28,7 +29,7 @@ class CompressedState:
         self._frame_tokens = 0
         self._rotate = backbone.rotate
         self._places = SlotPositions(self.layout, positions) if positions.bounded else None
-        self._turns = False
+        self._turns = self.rewritten = False
         self._allocate(0)
 
     @property
@@ -98,6 +99,62 @@ class CompressedState:
             key = self._key[:, :, :self.tokens].clone()
         return key, self._value[:, :, :self.tokens].clone(), self.kept().clone()
 
+    def change(self, first_ordinal: int, tokens: int) -> tuple[dict, dict[str, torch.Tensor]]:
+        """What the commit of a step of `tokens` tokens changed, for `follow`, as plain values and tensors:
+
+        slots: where each of its tokens landed, [layers, kv_heads, tokens] int32, -1 where it was not kept;
+        moved: where each slot's token stands, if every step moves them all; see `SlotPositions.moved`.
+        """
+        index = self.kept() - first_ordinal
+        slots = torch.full((*index.shape[:2], tokens + 1), -1, dtype=torch.int32, device=index.device)
+        here = torch.arange(self.tokens, dtype=torch.int32, device=index.device).expand_as(index)
+        slots.scatter_(-1, torch.where(index >= 0, index, tokens), here)    # the last column takes those of older steps
+        parts = {'slots': slots[..., :tokens]}
+        if self._turns:
+            parts['moved'] = self._places.moved(self.tokens)
+        return {'tokens': self.tokens, 'turns': self._turns}, parts
+
+    def follow(self, step: StepPlace, shift: int, key: torch.Tensor, value: torch.Tensor, header: dict,
+               parts: dict[str, torch.Tensor]) -> None:
+        """Do again what a commit did. Slots that nobody has told of stay undefined until `put_share` does.
+
+        Args:
+            shift: of the step.
+            key, value: of the step as `frame` gave them, [layers, kv_heads, tokens, head_dim].
+            header, parts: as `change` gave them.
+        """
+        self._hold(header)
+        slots = parts['slots'].to(self.layout.device).long()
+        layer, head, token = (slots >= 0).nonzero(as_tuple=True)
+        slot = slots[layer, head, token]
+        self._key[layer, head, slot] = key.to(self.layout.device)[layer, head, token]
+        self._value[layer, head, slot] = value.to(self.layout.device)[layer, head, token]
+        self._ordinal[layer, head, slot] = token + step.first_ordinal
+        if self._places:
+            self._places.follow(step, shift, self.kept(), parts.get('moved'))
+
+    def share(self, slots: slice) -> tuple[dict, dict[str, torch.Tensor]]:
+        """Some slots as they are, for `put_share`: plain values, and tensors [layers, kv_heads, slots, ...]."""
+        parts = {'share_key': self._key[:, :, slots], 'share_value': self._value[:, :, slots],
+                 'share_ordinal': self._ordinal[..., slots]}
+        if self._places:
+            parts['share_places'] = self._places.rows(slots)
+        return {'tokens': self.tokens, 'turns': self._turns, 'share': [slots.start, slots.stop]}, parts
+
+    def put_share(self, shift: int, header: dict, parts: dict[str, torch.Tensor]) -> None:
+        """Set slots to what `share` gave; `shift` of the newest step."""
+        self._hold(header)
+        slots = slice(*header['share'])
+        self._key[:, :, slots], self._value[:, :, slots] = parts['share_key'], parts['share_value']
+        self._ordinal[..., slots] = parts['share_ordinal']
+        if self._places:
+            self._places.put_rows(slots, shift, parts['share_places'])
+
+    def _hold(self, header: dict) -> None:
+        if header['tokens'] > self._key.shape[2]:
+            self._allocate(min(2 * header['tokens'], self.budget))
+        self.tokens, self._turns = header['tokens'], header['turns']
+
     def _turn(self) -> None:
         """Move the carried keys to their new places.
 
@@ -108,6 +165,7 @@ class CompressedState:
         self._turns = not self._places.policy.lazy
         if self._turns:
             return
+        self.rewritten = True
         for layer in range(self.layout.layers):
             self._key[layer, :, :self.tokens] = self._placed(layer)
         self._places.settle(self.tokens)
@@ -120,7 +178,7 @@ class CompressedState:
         # Whole groups of slots, so that every layer's begin where kernels like to read.
         layout, old, capacity = self.layout, self.tokens, -(-capacity // _SLOT_GROUP) * _SLOT_GROUP
         key, value = layout.empty(capacity), layout.empty(capacity)
-        ordinal = torch.empty(layout.layers, layout.kv_heads, capacity, dtype=torch.int64, device=layout.device)
+        ordinal = torch.full((layout.layers, layout.kv_heads, capacity), -1, dtype=torch.int64, device=layout.device)
         if old:
             key[:, :, :old], value[:, :, :old] = self._key[:, :, :old], self._value[:, :, :old]
             ordinal[..., :old] = self._ordinal[..., :old]

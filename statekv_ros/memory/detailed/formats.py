@@ -17,7 +17,7 @@ _LARGEST = torch.finfo(torch.float16).max
 
 
 class Stored(NamedTuple):
-    """Keys, or values, of one page as a format stores them.
+    """Keys, or values, of one page (or, with one dimension more, of pages of one length) as a format stores them.
 
     Attributes:
         codes: [layers, kv_heads, tokens, head_dim * bits / 8] uint8, or [..., tokens, head_dim] in the model's dtype.
@@ -50,7 +50,8 @@ class Format(ABC):
 
     @abstractmethod
     def encode(self, key: torch.Tensor, value: torch.Tensor) -> tuple[Stored, Stored]:
-        """Keys and values [layers, kv_heads, tokens, head_dim] of ONE page, in any float dtype, as they are stored.
+        """Keys and values [layers, kv_heads, tokens, head_dim] of ONE page, in any float dtype, as they are stored. Pages of
+        one length may be given at once, [layers, kv_heads, pages, tokens, head_dim].
 
         Raises:
             ParameterError: the format cannot hold such heads.

@@ -27,10 +27,12 @@ class HeldStep:
     """One step of the cache.
 
     Attributes:
-        row: where its rows begin in the pool; changes when the pool grows.
+        row: where its rows begin in its pool; changes when the pool is resized.
         stretch: the one that it stands in.
         page: number of its first page; lengths: tokens of its pages.
-        positions: of its tokens as the backbone wants them, as in `TokenInputs`.
+        positions: of its tokens as its keys are rotated, shaped as in `TokenInputs`, int32; None once it is in few bits, where
+            they are kept with it.
+        slot: where the scales of its pages begin, in few bits; None while it is exact.
         mean: its keys before rotation, averaged over its tokens, [layers, kv_heads, head_dim] fp32; None until asked for.
     """
     record: StepRecord
@@ -38,7 +40,8 @@ class HeldStep:
     stretch: Stretch
     page: int
     lengths: list[int]
-    positions: torch.Tensor
+    positions: torch.Tensor | None
+    slot: int | None = None
     mean: torch.Tensor | None = None
 
     @property
@@ -49,6 +52,10 @@ class HeldStep:
             rows.append(row)
             row += length
         return rows
+
+    def of_heads(self, heads: slice) -> 'HeldStep':
+        """The same of some KV heads."""
+        return replace(self, mean=None if self.mean is None else self.mean[:, heads])
 
 
 @dataclass(frozen=True)
@@ -85,13 +92,18 @@ def page_lengths(tokens: int, page_tokens: int) -> list[int]:
     return even_lengths(tokens, -(-tokens // page_tokens))
 
 
-def runs(steps: Sequence[HeldStep], seamless: bool = False) -> list[list[HeldStep]]:
+def runs(steps: Sequence[HeldStep], seamless: bool = False, anywhere: bool = False,
+         near: int | None = None) -> list[list[HeldStep]]:
     """As few runs of steps that lie side by side in one stretch as hold all; if `seamless`, none has a position between two of
-    its steps."""
+    its steps; if `anywhere`, they need not lie side by side. From true position `near` on, where nothing is read nearer than it
+    is, stretches of one shift are one."""
     found: list[list[HeldStep]] = []
     for step in steps:
         last = found[-1][-1] if found else None
-        if last is not None and last.stretch is step.stretch and last.row + last.record.tokens == step.row and \
+        together = last is not None and (last.stretch is step.stretch or near is not None and (
+            found[-1][0].record.position >= near and last.stretch.shift == step.stretch.shift))
+        if together and (
+                anywhere or last.row + last.record.tokens == step.row) and \
                 last.record.first_ordinal + last.record.tokens == step.record.first_ordinal and (
                 not seamless or last.record.next_position == step.record.position):
             found[-1].append(step)

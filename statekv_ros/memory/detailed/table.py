@@ -1,4 +1,6 @@
 """The pages that are held, oldest first: where each lies, how long it is, and its entry in the index."""
+from collections.abc import Sequence
+
 import torch
 
 from statekv_ros.backbones.base import KVLayout
@@ -14,12 +16,13 @@ class PageTable:
 
     Attributes:
         first: number of the oldest page held.
+        boundary: pages before this number are in few bits, all others are exact.
         stop: number of the page that comes next.
     """
 
     def __init__(self, layout: KVLayout, index: PageIndex):
         self.index = index
-        self.first = self.stop = 0
+        self.first = self.boundary = self.stop = 0
         self._layout = layout
         self._front = 0
         self._dtype = torch.float32 if layout.dtype == torch.float32 else torch.float16
@@ -27,8 +30,15 @@ class PageTable:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the index and of the page table."""
-        return self._entries.nbytes + self._starts.nbytes + self._lengths.nbytes
+        """Bytes of the index and of the page table, entries that are not in use included."""
+        return self._starts.shape[0] * self.page_bytes
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of a page's entries."""
+        layout = self._layout
+        entry = layout.layers * layout.kv_heads * self.index.entry_width(layout.head_dim) * self._dtype.itemsize
+        return entry + 3 * torch.int32.itemsize     # start, length, slot
 
     def append(self, entries: torch.Tensor, row: int, tokens: int) -> None:
         """Add a step's pages, as `page_lengths` cuts them.
@@ -50,16 +60,35 @@ class PageTable:
     def forget(self, count: int) -> None:
         """Let go of the oldest pages."""
         self.first += count
+        self.boundary = max(self.boundary, self.first)
         self._front += count
 
-    def line_up(self) -> None:
-        """All pages held lie one behind the other now, from the first row on."""
-        held = slice(self._front, self._front + self.stop - self.first)
-        self._starts[held] = self._lengths[held].cumsum(0) - self._lengths[held]
+    def line_up_rows(self, first: int, stop: int) -> None:
+        """Pages from number `first` to before `stop` lie one behind the other now, from the first row of their pool on. Computed
+        on the device, so that nobody waits."""
+        if first < stop:
+            at = self._at(slice(first, stop))
+            self._starts[at] = self._lengths[at].cumsum(0) - self._lengths[at]
+
+    def line_up_slots(self, first: int, stop: int) -> None:
+        """As `line_up_rows`, for the scales of pages in few bits."""
+        if first < stop:
+            self._slots[self._at(slice(first, stop))] = torch.arange(stop - first, dtype=torch.int32, device=self._layout.device)
+
+    def pack(self, count: int, moved: int, slot: int) -> None:
+        """The oldest exact pages are in few bits now, `moved` rows further on in another pool, with scales from `slot` on."""
+        at = self._at(slice(self.boundary, self.boundary + count))
+        self._starts[at] += moved
+        self._slots[at] = torch.arange(slot, slot + count, dtype=torch.int32, device=self._layout.device)
+        self.boundary += count
 
     def starts(self, pages: slice) -> torch.Tensor:
-        """First row of pages by number, [pages] int32."""
+        """First row of pages by number in their pool, [pages] int32."""
         return self._starts[self._at(pages)]
+
+    def slots(self, pages: slice) -> torch.Tensor:
+        """Where the scales of pages in few bits are, by number, [pages] int32."""
+        return self._slots[self._at(pages)]
 
     def lengths(self, pages: slice) -> torch.Tensor:
         """Rows of pages by number, [pages] int32."""
@@ -72,8 +101,9 @@ class PageTable:
     def of_heads(self, layout: KVLayout, heads: slice) -> 'PageTable':
         """The same pages of some KV heads, for reading."""
         part = PageTable(layout, self.index)
-        part.first, part.stop, part._front = self.first, self.stop, self._front
-        part._entries, part._starts, part._lengths = self._entries[:, heads], self._starts, self._lengths
+        part.first, part.boundary, part.stop, part._front = self.first, self.boundary, self.stop, self._front
+        part._entries = self._entries[:, heads]
+        part._starts, part._lengths, part._slots = self._starts, self._lengths, self._slots
         return part
 
     def _at(self, pages: slice) -> slice:
@@ -83,12 +113,14 @@ class PageTable:
         layout = self._layout
         width = self.index.entry_width(layout.head_dim)
         self._entries = torch.zeros(layout.layers, layout.kv_heads, capacity, width, dtype=self._dtype, device=layout.device)
-        self._starts, self._lengths = (torch.zeros(capacity, dtype=torch.int32, device=layout.device) for _ in range(2))
+        self._starts, self._lengths, self._slots = (
+            torch.zeros(capacity, dtype=torch.int32, device=layout.device) for _ in range(3))
 
     def _slide(self, capacity: int) -> None:
         live = slice(self._front, self._front + self.stop - self.first)
-        entries, starts, lengths = self._entries[:, :, live], self._starts[live], self._lengths[live]
+        old = self._entries[:, :, live], self._starts[live], self._lengths[live], self._slots[live]
         self._allocate(capacity)
-        count = starts.shape[0]
-        self._entries[:, :, :count], self._starts[:count], self._lengths[:count] = entries, starts, lengths
+        self._entries[:, :, :live.stop - live.start] = old[0]
+        for new, was in zip((self._starts, self._lengths, self._slots), old[1:]):
+            new[:len(was)] = was
         self._front = 0

@@ -1,0 +1,164 @@
+"""A stream that goes on where another one was saved: carried context, newest steps and waiting frames, equal to the bit."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from statekv_ros.backbones.base import TokenInputs
+from statekv_ros.errors import StoreError
+from statekv_ros.memory.carried.positions import StepPlace
+from statekv_ros.memory.detailed.pages import Stretch
+from statekv_ros.memory.intake import PendingFrames
+from statekv_ros.memory.records import StepRecord
+from statekv_ros.memory.saved.saving import PREFIX, WAITING
+from statekv_ros.memory.stream import VideoStream
+
+Loaded = tuple[dict[str, Any], dict[str, Any]]
+
+
+class Saved(Protocol):
+    """Where saved steps lie, by camera; `statekv_ros.store.StoreReader` is one."""
+
+    def steps(self, camera: str) -> list[tuple[int, dict[str, Any]]]:
+        """Number and header of each step, oldest first."""
+
+    def load_step(self, camera: str, step: int) -> Loaded | None:
+        """Header and parts of a step. Raises StoreError when it is damaged."""
+
+    def load_state(self, camera: str) -> Loaded | None:
+        """Header and parts of the newest snapshot of the carried context. Raises StoreError when it is damaged."""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a stream has again.
+
+    Attributes:
+        frames: camera frames that it has seen; held_frames: those whose keys and values it holds.
+        last_stamp_ns: header stamp of the newest; None where there was nothing to restore.
+        damaged: a sentence per step that was left out.
+    """
+    frames: int = 0
+    held_frames: int = 0
+    last_stamp_ns: int | None = None
+    damaged: tuple[str, ...] = ()
+
+
+@torch.inference_mode()
+def restore(stream: VideoStream, saved: Saved, camera: str, most_tokens: int | None = None) -> Restored:
+    """Fill a stream that has seen nothing.
+
+    Args:
+        most_tokens: the newest steps are brought up to its detailed cache, as far as they are no more tokens than this and than
+            its own bound; what is older counts as forgotten.
+
+    Raises:
+        StoreError: what leads to the carried context is damaged or gone; reset the stream.
+    """
+    headers, snapshot = dict(saved.steps(camera)), saved.load_state(camera)
+    numbers = [number for number in headers if number >= 0]
+    if not numbers and snapshot is None:
+        return _with_waiting(stream, saved, camera, Restored())
+    begin, last, newest = _chain(headers, numbers, snapshot)
+    chain = range(begin, last + 1)
+    missing = [number for number in chain if number not in headers]
+    if missing:
+        raise StoreError(f'step {missing[0]} of camera {camera!r} is gone, and what was carried after step {last} cannot be '
+                         'told without it: choose another folder (parameter "memory_dir")')
+    room = stream.detailed.room() if most_tokens is None else min(most_tokens, stream.detailed.room())
+    chosen, damaged = _newest(headers, numbers, room), []
+    if snapshot is not None and begin == snapshot[0]['after']['steps']:
+        _put_share(stream, snapshot)
+        stream.saving.needs.begin_at(begin, snapshot[0]['after']['next_ordinal'], stream.carried.tokens)
+    for number in sorted({*chain, *chosen, *({PREFIX} & headers.keys())}):
+        try:
+            loaded = saved.load_step(camera, number)
+            if loaded is None:
+                raise StoreError(f'step {number} of camera {camera!r} is gone')
+        except StoreError as error:
+            if number in chain or number == PREFIX:
+                raise
+            damaged.append(str(error))
+            continue
+        _take_again(stream, loaded, number in chain, number in chosen or number == PREFIX)
+    progress = newest['after']
+    stream.saving.resume(newest['share'], _oldest_ns(newest))
+    stream.resume(progress)
+    if newest['stretch']:
+        stream.detailed.resume(Stretch(*newest['stretch']))
+    held = [record.step for record in stream.detailed.records()]    # fewer where memory was full
+    _count_forgotten(stream, headers, held, progress['frames'], _oldest_ns(newest))
+    frames = sum(headers[number]['record']['frames'] for number in held)
+    return _with_waiting(stream, saved, camera, Restored(progress['frames'], frames, stream.last_stamp_ns, tuple(damaged)))
+
+
+def _chain(headers: dict[int, dict], numbers: list[int], snapshot: Loaded | None) -> tuple[int, int, dict]:
+    """First and last of the steps that lead to the newest carried context, and the header of what was saved last."""
+    last = numbers[-1] if numbers else PREFIX - 1
+    if snapshot is None:
+        return headers[last]['needs'], last, headers[last]
+    behind = snapshot[0]['after']['steps']
+    if behind > last:
+        return behind, behind - 1, snapshot[0]
+    return max(behind, headers[last]['needs']), last, headers[last]
+
+
+def _newest(headers: dict[int, dict], numbers: list[int], tokens: int) -> list[int]:
+    """The newest steps that are no more than so many tokens, oldest first."""
+    count = 0
+    while count < len(numbers) and (tokens := tokens - headers[numbers[-1 - count]]['record']['tokens']) >= 0:
+        count += 1
+    return numbers[len(numbers) - count:]
+
+
+def _take_again(stream: VideoStream, loaded: Loaded, carry: bool, hold: bool) -> None:
+    header, parts = loaded
+    record, shift, backbone = StepRecord(**header['record']), header['shift'], stream.backbone
+    positions = parts['positions'].to(backbone.device)
+    inputs = TokenInputs(torch.empty(1, record.tokens, 0), positions, record.next_position, record.position)
+    place = StepPlace(record.tokens, record.frames, record.first_ordinal, header['position'], record.next_position,
+                      inputs.start, backbone.starts(inputs), lambda: backbone.largest_shift(inputs))
+    if carry:
+        stream.saving.needs.note(record.step, record.first_ordinal, header['carried'], header['share'])
+        if header['share'] is None or header['share']['share'] != [0, header['carried']['tokens']]:
+            stream.carried.follow(place, shift, parts['key'], parts['value'], header['carried'], parts)
+        if header['share'] is not None:
+            _put_share(stream, loaded)
+    if hold:
+        if record.step != PREFIX:
+            stream.detailed.resume(Stretch(*header['stretch']))
+        stream.detailed.begin(place, shift, prefix=record.step == PREFIX)
+        stream.detailed.write_all(parts['key'].to(backbone.device), parts['value'].to(backbone.device))
+        stream.detailed.commit(record, inputs)
+
+
+def _put_share(stream: VideoStream, loaded: Loaded) -> None:
+    stream.carried.put_share(loaded[0]['shift'], loaded[0]['share'], loaded[1])
+
+
+def _oldest_ns(header: dict) -> int:
+    """Oldest header stamp that a stream has seen until a step or snapshot was saved."""
+    if 'before' not in header:
+        return header['oldest_ns']
+    before = header['before']['oldest_ns']
+    return min(before or header['first_stamp_ns'], header['first_stamp_ns'])
+
+
+def _count_forgotten(stream: VideoStream, headers: dict[int, dict], held: list[int], frames: int, oldest_ns: int) -> None:
+    stream.detailed.forgotten_frames = frames - sum(headers[number]['record']['frames'] for number in held)
+    if stream.detailed.forgotten_frames:
+        before = headers[held[0]]['before']['oldest_ns'] if held else oldest_ns
+        # Where only steps in between are missing, the first one held is as old.
+        stream.detailed.forgotten_first_ns = before or headers[held[0]]['first_stamp_ns']
+
+
+def _with_waiting(stream: VideoStream, saved: Saved, camera: str, restored: Restored) -> Restored:
+    loaded = saved.load_step(camera, WAITING)
+    if loaded is None or loaded[0]['after']['steps'] != stream.steps:
+        return restored
+    header, parts = loaded
+    stream.resume(header['after'], PendingFrames(list(parts['frames'].numpy()), **header['waiting']))
+    count = len(stream.pending)
+    return Restored(restored.frames + count, restored.held_frames + count, stream.last_stamp_ns, restored.damaged)

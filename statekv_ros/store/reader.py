@@ -1,0 +1,243 @@
+"""Looking into a memory on disk; also while a node writes it, from another process."""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lmdb
+
+from statekv_ros.errors import StoreError
+from statekv_ros.store.folder import DATA, told, torn
+from statekv_ros.store.records import (STATE, STEP, Record, camera_and_step, part_key, state_key, step_key, step_prefix, tensor)
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT_VERSION = 1
+ABOUT, RECORDS, VALUES = b'about', b'records', b'values'      # in LMDB's main table: what made it, and two tables
+
+
+class StoreReader:
+    """Reads steps and states. Every call has a short transaction of its own: a long one keeps pages from being used again.
+
+    Attributes:
+        folder: where it lies.
+        identity: what made it: model, policies, layout.
+    """
+
+    def __init__(self, folder: Path, environment: lmdb.Environment):
+        self.folder, self._environment = folder, environment
+        self._process = os.getpid()
+        self.identity: dict[str, str | int] = self._about()
+        with told(folder):
+            self._records, self._values = (environment.open_db(name, create=False) for name in (RECORDS, VALUES))
+
+    @classmethod
+    def look(cls, folder: str | Path) -> StoreReader:
+        """Open for reading only.
+
+        Raises:
+            StoreError: there is no memory in the folder, it is damaged, of a newer version, or not readable.
+        """
+        folder = Path(folder)
+        with told(folder):
+            if not (folder / DATA).is_file() or not (folder / DATA).stat().st_size:
+                raise StoreError(f'{folder} holds no memory (no {DATA}): give the folder that the node\'s parameter '
+                                 '"memory_dir" names')
+            environment = lmdb.open(str(folder), map_size=0, readonly=True, max_dbs=2)
+        try:
+            if missing_bytes(environment, folder) > 0:
+                raise torn(folder, f'{DATA} has lost its end: {missing_bytes(environment, folder)} bytes')
+            return cls(folder, environment)
+        except BaseException:
+            environment.close()
+            raise
+
+    def cameras(self) -> list[str]:
+        """Names of the cameras that it holds steps or a state of, sorted."""
+        found = set()
+        with self._reading() as transaction, transaction.cursor(self._records) as cursor:
+            for kind in (STEP, STATE):
+                more = cursor.set_range(kind)
+                while more and cursor.key().startswith(kind):
+                    name = cursor.key()[len(kind):].split(b'\0', 1)[0]
+                    found.add(name.decode())
+                    more = cursor.set_range(kind + name + b'\1')
+        return sorted(found)
+
+    def steps(self, camera: str) -> list[tuple[int, dict[str, Any]]]:
+        """Number and header of each step of a camera, oldest first.
+
+        Raises:
+            StoreError: a record is damaged.
+        """
+        return [(step, self._whole(record, f'step {step} of {camera!r}').header)
+                for step, record in self.records(camera).items()]
+
+    def records(self, camera: str) -> dict[int, Record | None]:
+        """The record of each step of a camera, oldest first; None for one that is damaged."""
+        prefix, found = step_prefix(camera), {}
+        with self._reading() as transaction, transaction.cursor(self._records) as cursor:
+            more = cursor.set_range(prefix)
+            while more and cursor.key().startswith(prefix):
+                found[camera_and_step(cursor.key())[1]] = _decoded(cursor.value())
+                more = cursor.next()
+        return found
+
+    def read(self, camera: str, step: int, part: str, dtype: torch.dtype, shape: tuple[int, ...],
+             index: Any = ()) -> torch.Tensor:
+        """`value[index]` of one part of a step, in memory of its own; without a copy of what is not asked for.
+
+        Args:
+            dtype, shape: of the whole part, as it was put.
+            index: integers, slices or a tuple of them. Leading axes lie together, so [layer, head] is one stretch.
+
+        Raises:
+            StoreError: there is no such step or part, or it has another size.
+        """
+        with self._reading(buffers=True) as transaction:
+            value = transaction.get(part_key(step_key(camera, step), part), db=self._values)
+            size = dtype.itemsize
+            for length in shape:
+                size *= length
+            if value is None or len(value) != size:
+                raise StoreError(f'{self.folder} has ' + (
+                    f'no part {part!r} of step {step} of {camera!r}' if value is None else
+                    f'{len(value)} bytes of part {part!r} of step {step} of {camera!r}, where {dtype} {shape} has {size}'))
+            return tensor(value, dtype, shape, index)
+
+    def load_state(self, camera: str) -> tuple[dict[str, Any], dict[str, torch.Tensor | bytes]] | None:
+        """Header and parts of a camera's newest state; None where it has none.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        return self._load(state_key(camera), f'the state of {camera!r}')
+
+    def load_step(self, camera: str, step: int) -> tuple[dict[str, Any], dict[str, torch.Tensor | bytes]] | None:
+        """Header and all parts of a step, verified; None where there is no such step.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        return self._load(step_key(camera, step), f'step {step} of {camera!r}')
+
+    def bytes(self, camera: str | None = None) -> int:
+        """Bytes of the parts of a camera's steps and state; of all cameras by default."""
+        total = 0
+        for name in [camera] if camera is not None else self.cameras():
+            total += sum(part.bytes for record in [*self.records(name).values(), self._state_record(name)]
+                         if record is not None for part in record.parts.values())
+        return total
+
+    def file_bytes(self) -> int:
+        """Bytes that the store takes of the disk."""
+        return (self.folder / DATA).stat().st_blocks * 512
+
+    def check(self) -> list[str]:
+        """Read everything and compare it with its checksums; returns a line for each step or state that is damaged.
+
+        Raises:
+            StoreError: the tree itself is damaged.
+        """
+        damaged = []
+        for camera in self.cameras():
+            steps = {f'step {step} of {camera!r}': step_key(camera, step) for step in self.records(camera)}
+            for what, key in {**steps, f'the state of {camera!r}': state_key(camera)}.items():
+                try:
+                    self._verified(key, what, None)
+                except StoreError as error:
+                    damaged.append(str(error))
+        return damaged
+
+    def close(self) -> None:
+        """Close it; what was read stays valid. Does nothing in a child process, whose parent has it open."""
+        if os.getpid() == self._process:
+            self._environment.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    @contextlib.contextmanager
+    def _reading(self, buffers: bool = False) -> Iterator[lmdb.Transaction]:
+        """A short transaction; with `buffers`, values are views that end with it."""
+        self._require_own_process()
+        with told(self.folder), self._environment.begin(buffers=buffers) as transaction:
+            yield transaction
+
+    def _require_own_process(self) -> None:
+        if os.getpid() != self._process:
+            raise StoreError(f'the memory in {self.folder} was opened by process {self._process}, and this one, {os.getpid()}, '
+                             'was forked from it: open it in the process that uses it')
+
+    def _about(self) -> dict[str, str | int]:
+        with self._reading() as transaction:
+            value = transaction.get(ABOUT)
+            about = None
+            if value is not None:
+                with contextlib.suppress(ValueError):
+                    about = json.loads(value)
+        if not isinstance(about, dict) or not isinstance(about.get('version'), int):
+            raise StoreError(f'{self.folder}/{DATA} is not a memory of this package; it was left as it is. Choose another '
+                             'folder (parameter "memory_dir")')
+        if about['version'] > FORMAT_VERSION:
+            raise StoreError(f'the memory in {self.folder} has format version {about["version"]}, and this package knows up to '
+                             f'{FORMAT_VERSION}; it was left as it is. Update the package, or choose another folder (parameter '
+                             '"memory_dir")')
+        return about['identity']
+
+    def _verified(self, key: bytes, what: str, take: Callable | None) -> tuple[Record, dict[str, Any]] | None:
+        """A record and what `take(value)` makes of the value of each part, each compared with its checksum."""
+        with self._reading(buffers=True) as transaction:
+            value = transaction.get(key, db=self._records)
+            if value is None:
+                return None
+            record, taken = self._whole(_decoded(bytes(value)), what), {}
+            for name, part in record.parts.items():
+                stored = transaction.get(part_key(key, name), db=self._values)
+                if stored is None or len(stored) != part.bytes or zlib.crc32(stored) != part.crc:
+                    state = 'gone' if stored is None else 'no longer what was stored'
+                    raise torn(self.folder, f'part {name!r} of {what} is {state}')
+                if take is not None:
+                    taken[name] = take(stored)
+            return record, taken
+
+    def _load(self, key: bytes, what: str) -> tuple[dict[str, Any], dict[str, torch.Tensor | bytes]] | None:
+        import torch
+        found = self._verified(key, what, bytes)
+        if found is None:
+            return None
+        record, values = found
+        return record.header, {
+            name: tensor(memoryview(values[name]), getattr(torch, part.dtype), part.shape) if part.dtype else values[name]
+            for name, part in record.parts.items()}
+
+    def _state_record(self, camera: str) -> Record | None:
+        with self._reading() as transaction:
+            value = transaction.get(state_key(camera), db=self._records)
+        return None if value is None else _decoded(value)
+
+    def _whole(self, record: Record | None, what: str) -> Record:
+        if record is None:
+            raise torn(self.folder, f'the record of {what} is not whole')
+        return record
+
+
+def missing_bytes(environment: lmdb.Environment, folder: Path) -> int:
+    """Bytes by which the file is shorter than its head pages say. Reading there would end the process by SIGBUS."""
+    return (environment.info()['last_pgno'] + 1) * environment.stat()['psize'] - (folder / DATA).stat().st_size
+
+
+def _decoded(value: bytes) -> Record | None:
+    try:
+        return Record.decode(value)
+    except ValueError:
+        return None

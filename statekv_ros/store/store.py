@@ -1,0 +1,294 @@
+"""The memory on disk, for the one who writes it: steps go in whole, the oldest leave when the quota is full."""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lmdb
+
+from statekv_ros.errors import ParameterError, StoreError, StoreFull, StoreMismatch
+from statekv_ros.store.anchor import Anchor, put_back, was_flushed
+from statekv_ros.store.folder import DATA, WriterLock, make_folder, make_reader_table, told, torn
+from statekv_ros.store.reader import ABOUT, FORMAT_VERSION, RECORDS, VALUES, StoreReader, missing_bytes
+from statekv_ros.store.records import describe, part_key, raw, state_key, step_key
+from statekv_ros.store.retention import Held, Name, Retention, cost_of
+
+if TYPE_CHECKING:
+    import torch
+
+LEAST_QUOTA_BYTES = 2**20
+_RETRIES = 6
+_TREE_BYTES = 16 * 4096     # pages of its trees that a commit writes anew
+
+Parts = Mapping[str, 'torch.Tensor | bytes']
+
+
+class MemoryStore(StoreReader):
+    """One folder, one writer. A commit survives the process (SIGKILL); a flush survives the machine (power cut).
+
+    The file never outgrows the quota. Steps below 0 (the prefix) and states stay; of the others the one that came first
+    leaves first, whichever camera it is of. All calls may come from any thread of the process that opened it.
+    """
+
+    def __init__(self, folder: Path, environment: lmdb.Environment, lock: WriterLock, quota_bytes: int, sync_period_s: float):
+        """Use `MemoryStore.open`."""
+        super().__init__(folder, environment)
+        self._writer, self._period_s = lock, sync_period_s
+        self._retention = self._load_retention(quota_bytes)
+        self._anchor = Anchor(environment, folder)
+        self._lock = threading.Lock()           # one commit at a time, and none while the state to flush is taken
+        self._flushing = threading.Lock()       # taken before that one,
+        self._changing = threading.Lock()       # and this one before both: one caller at a time
+        self._left, self._dirty = 0, True       # since the last flush: bytes that left, and whether anything changed
+        self._failure: StoreError | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._flush_periodically, name='memory store', daemon=True)
+        self._closed = False
+
+    @classmethod
+    def open(cls, folder: str | Path, identity: Mapping[str, str | int], quota_bytes: int, sync_period_s: float = 2.0,
+             owner: str = '') -> MemoryStore:
+        """Open the memory of a folder, or begin one.
+
+        Args:
+            identity: what made it (model's fingerprint, policies, layout); one with another identity is not touched.
+            quota_bytes: bound on the data file.
+            sync_period_s: what a power cut may cost, in seconds; 0: every commit is flushed before it returns.
+            owner: whom to name to a second writer, such as the node.
+
+        Raises:
+            ParameterError: a quota or period that cannot work.
+            StoreMismatch: another identity made it.
+            StoreBusy: another writer has it.
+            StoreError: the folder cannot be used, or what lies there is damaged or unknown.
+        """
+        folder = Path(folder)
+        if not quota_bytes >= LEAST_QUOTA_BYTES:
+            raise ParameterError(f'a memory on disk needs a quota of at least {LEAST_QUOTA_BYTES} bytes, got {quota_bytes} '
+                                 '(parameter "disk_cache_gb")')
+        if not 0 <= sync_period_s < float('inf'):
+            raise ParameterError(f'sync_period_s must be 0 or a number of seconds, got {sync_period_s}')
+        make_folder(folder)
+        with contextlib.ExitStack() as undo:
+            lock = WriterLock(folder, owner)
+            undo.callback(lock.release)
+            with told(folder):
+                size = (folder / DATA).stat().st_size if (folder / DATA).exists() else 0
+                if not size and was_flushed(folder):
+                    raise torn(folder, f'{DATA} is {"empty" if (folder / DATA).exists() else "gone"}')
+                put_back(folder)
+                make_reader_table(folder)
+                environment = lmdb.open(str(folder), map_size=int(quota_bytes), max_dbs=2, sync=False, metasync=False)
+                undo.callback(environment.close)
+                environment.reader_check()      # readers that were killed would keep pages from being used again
+                lost = extend(environment, folder)
+                if lost:
+                    undo.callback(os.truncate, folder / DATA, size)
+                _begin(environment, identity)
+            store = cls(folder, environment, lock, int(quota_bytes), float(sync_period_s))
+            undo.callback(store._anchor.close)
+            store._require(identity)
+            if lost and (damaged := store.check()):
+                raise torn(folder, f'{DATA} has lost its last {lost} bytes, and with them {len(damaged)} steps')
+            store.sync()
+            if sync_period_s:
+                store._thread.start()
+            undo.pop_all()
+        return store
+
+    def put(self, camera: str, step: int, header: Mapping[str, Any], parts: Parts) -> list[tuple[str, int]]:
+        """Store a step, whole, in place of an older version of it; when this returns, the step survives the process.
+
+        Args:
+            header: what to know of it without reading it; JSON.
+            parts: its tensors (any device, any strides) and bytes by name.
+
+        Returns:
+            Camera and step of each that had to leave for it.
+
+        Raises:
+            StoreFull: it is larger than the quota allows, or the disk is full; everything that was there still is.
+            StoreError: it cannot be written.
+        """
+        with self._changing:
+            return self._commit((camera, step), header, parts)
+
+    def save_state(self, camera: str, header: Mapping[str, Any], parts: Parts) -> list[tuple[str, int]]:
+        """Store the carried state of a camera in place of the one before; otherwise as `put`."""
+        with self._changing:
+            return self._commit((camera, None), header, parts)
+
+    def clear(self, camera: str) -> None:
+        """Forget all steps and the state of a camera.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        self._require_own_process()
+        with self._changing:
+            with self._lock:
+                self._drop([name for name in self._retention if name[0] == camera])
+            self.sync()
+
+    def sync(self) -> None:
+        """Flush: what was committed before survives a power cut.
+
+        Raises:
+            StoreError: the disk reports an error.
+        """
+        self._require_own_process()
+        with self._flushing:
+            with self._lock:
+                # The pages that a commit freed are kept for those who still read the state before it: move past it. On a full
+                # disk this waits for the next flush.
+                with contextlib.suppress(StoreFull):
+                    self._touch()
+                state = self._anchor.begin()
+                self._left, self._dirty = 0, False
+            try:
+                self._anchor.flush(state)
+            except StoreError:
+                self._dirty = True
+                raise
+
+    def close(self) -> None:
+        """Flush and close; what was read stays valid. Does nothing in a child process, whose parent has it open."""
+        if self._closed or os.getpid() != self._process:
+            return
+        self._closed = True
+        self._stop.set()
+        if self._period_s:
+            self._thread.join()
+        try:
+            self.sync()
+        finally:
+            self._anchor.close()
+            super().close()
+            self._writer.release()
+
+    def _commit(self, name: Name, header: Mapping[str, Any], parts: Parts) -> list[Name]:
+        self._require_own_process()
+        if self._failure is not None:
+            # Said once: the next commit tries again.
+            failure, self._failure = self._failure, None
+            raise failure
+        raws = {part: raw(value) for part, value in parts.items()}
+        held = Held(self._retention.age(name), cost_of(len(value) for _, _, value in raws.values()))
+        record, gone = describe(header, raws, held.age), []
+        for retry in range(_RETRIES):
+            try:
+                with self._lock:
+                    gone += self._write(name, record, raws, held)
+                break
+            except lmdb.MapFullError:
+                # What is free is held for the state that was flushed last, or does not lie together.
+                self.sync()
+                with self._lock:
+                    oldest = [other for other in self._retention.oldest(retry * held.cost) if other != name]
+                    self._drop(oldest)
+                gone += oldest
+        else:
+            raise StoreFull(f'{self.folder} has no room for {held.cost} bytes within its quota of '
+                            f'{self._retention.quota_bytes}: raise it (parameter "disk_cache_gb")')
+        if not self._period_s or self._left > self._retention.spare() // 2:
+            self.sync()
+        return gone
+
+    def _write(self, name: Name, record: bytes, raws: Mapping[str, tuple], held: Held) -> list[Name]:
+        """One transaction; MapFullError is the caller's."""
+        leaving = self._retention.must_leave(name, held.cost)
+        if leaving is None:
+            raise StoreFull(f'a commit of {held.cost} bytes does not fit in {self.folder}, whose quota is '
+                            f'{self._retention.quota_bytes} bytes with {self._retention.spare(held.cost)} to spare: raise it '
+                            '(parameter "disk_cache_gb")')
+        key = _key(name)
+        with told(self.folder, but=lmdb.MapFullError), self._environment.begin(write=True) as transaction:
+            for other in (*leaving, name):
+                self._delete(transaction, other)
+            for part, (_, _, value) in raws.items():
+                transaction.put(part_key(key, part), value, db=self._values)
+            transaction.put(key, record, db=self._records)
+        extend(self._environment, self.folder)
+        self._left += sum(map(self._retention.remove, leaving)) + self._retention.add(name, held) + _TREE_BYTES
+        self._dirty = True
+        return leaving
+
+    def _drop(self, names: list[Name]) -> None:
+        with told(self.folder), self._environment.begin(write=True) as transaction:
+            for name in names:
+                self._delete(transaction, name)
+        self._left += sum(map(self._retention.remove, names)) + _TREE_BYTES
+        self._dirty = True
+
+    def _touch(self) -> None:
+        """A commit that changes nothing."""
+        with told(self.folder), self._environment.begin(write=True) as transaction:
+            transaction.put(ABOUT, transaction.get(ABOUT))
+
+    def _delete(self, transaction: lmdb.Transaction, name: Name) -> None:
+        key = _key(name)
+        if not transaction.delete(key, db=self._records):
+            return
+        with transaction.cursor(self._values) as cursor:
+            more = cursor.set_range(key)
+            while more and cursor.key().startswith(key):
+                more = cursor.delete() and bool(cursor.key())
+
+    def _flush_periodically(self) -> None:
+        while not self._stop.wait(self._period_s):
+            if self._dirty:
+                try:
+                    self.sync()
+                except StoreError as error:
+                    self._failure = error
+
+    def _load_retention(self, quota_bytes: int) -> Retention:
+        found = []
+        for camera in self.cameras():
+            records = {(camera, step): record for step, record in self.records(camera).items()}
+            state = self._state_record(camera)
+            for name, record in {**records, **({(camera, None): state} if state else {})}.items():
+                record = self._whole(record, f'step {name[1]} of {camera!r}')
+                found.append((name, Held(record.age, cost_of(part.bytes for part in record.parts.values()))))
+        retention = Retention(quota_bytes)
+        for name, held in sorted(found, key=lambda pair: pair[1].age):
+            retention.add(name, held)
+        return retention
+
+    def _require(self, identity: Mapping[str, str | int]) -> None:
+        differing = [f'{name} ({self.identity.get(name, "nothing")} there, {identity.get(name, "nothing")} here)'
+                     for name in sorted({*self.identity, *identity}) if self.identity.get(name) != identity.get(name)]
+        if differing:
+            raise StoreMismatch(f'the memory in {self.folder} was made with another {", ".join(differing)}; it was left as it '
+                                'is. Run what made it, or choose another folder (parameter "memory_dir")')
+
+
+def extend(environment: lmdb.Environment, folder: Path) -> int:
+    """Make the file as long as its head pages say; returns the bytes that were missing.
+
+    LMDB leaves out a last page that it allocated and did not need. Where the file was cut off, zeros are found out to be
+    none of its pages, but reading what is not there at all would end the process.
+    """
+    missing = missing_bytes(environment, folder)
+    if missing > 0:
+        os.truncate(folder / DATA, (folder / DATA).stat().st_size + missing)
+    return max(missing, 0)
+
+
+def _begin(environment: lmdb.Environment, identity: Mapping[str, str | int]) -> None:
+    """In an empty file: who made it, and the tables. In any other: nothing."""
+    with environment.begin(write=True) as transaction:
+        if environment.stat()['entries'] == 0:
+            transaction.put(ABOUT, json.dumps({'version': FORMAT_VERSION, 'identity': dict(identity)}).encode())
+            for table in (RECORDS, VALUES):
+                environment.open_db(table, txn=transaction)
+
+
+def _key(name: Name) -> bytes:
+    camera, step = name
+    return state_key(camera) if step is None else step_key(camera, step)

@@ -1,0 +1,38 @@
+"""Hours of watching as a benchmark: what its short form shows, without looking at a clock."""
+import json
+
+import pytest
+
+from statekv_ros.bench import cli
+from statekv_ros.bench.hours import QUESTIONS
+
+_BOUND_MB = .5
+_BYTES_PER_TOKEN = 5120     # of the patrol model in fp32
+
+
+def test_a_bounded_memory_is_as_large_in_the_last_ten_minutes_as_in_minutes_5_to_15(capsys):
+    arguments = f'--hours 0.45 --rate 0.05 --every 120 --policy sparse(72) --beside all --max-detailed-mb {_BOUND_MB} --json'
+    assert cli.main(['hours', *arguments.split()]) == 0
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    early, late = result['windows'][0], result['windows'][-1]
+    assert (early['from_s'], early['to_s'], late['from_s'], late['to_s']) == (300, 900, 1020, 1620)
+    assert result['steps'] == 81 and result['forgotten_frames'] > 0
+    assert early['detailed_bytes'] == late['detailed_bytes'] == result['peak_detailed_bytes']
+    assert result['detailed_tokens'] * _BYTES_PER_TOKEN <= _BOUND_MB * 1e6
+    for window in (early, late, result['young']):
+        assert window['answers']['sparse(72)']['n'] == 5 * len(QUESTIONS) and window['step_ms_p50'] > 0
+    assert late['answers']['all']['n'] == len(QUESTIONS), 'asked in every tenth round only'
+    for compared in ('over_early', 'in_turn'):
+        ratios = result['ratios']['sparse(72)'][compared]
+        assert set(ratios) == {'first_token_ms_p50', 'first_token_ms_p90', 'total_ms_p50', 'total_ms_p90'}
+    assert result['ratios']['all']['over_early'] is None
+
+
+@pytest.mark.parametrize('arguments, word', [
+    ('--hours 0.4', '--hours'), ('--hours nan', '--hours'), ('--rate 0', '--rate'), ('--every -1', '--every'),
+    ('--max-detailed-mb -1', '--max-detailed-mb'), ('--max-detailed-mb nan', '--max-detailed-mb'), ('--size 64', '--size'),
+    ('--policy magic', 'magic'), ('--beside sparse(0)', 'sparse(0)'), ('--prefill-policy magic', 'magic')])
+def test_bad_arguments_are_named(arguments, word, capsys):
+    assert cli.main(['hours', *arguments.split()]) == 2
+    errors = capsys.readouterr().err
+    assert word in errors and 'Traceback' not in errors
