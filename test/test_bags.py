@@ -21,8 +21,8 @@ from rosbags.typesys import Stores, get_typestore
 
 from statekv_ros.errors import BagError, FrameError
 from statekv_ros.images import decode_compressed, decode_image
-from statekv_ros.replay.bag_reader import bag_info, choose_topics, read_images, watchable_topics
 from statekv_ros.replay.bag_options import BagOptions
+from statekv_ros.replay.bag_reader import bag_info, choose_topics, read_images, watchable_topics
 from statekv_ros.replay.bag_writer import write_bag
 from statekv_ros.replay.cdr import header_stamp_ns, restamped
 from statekv_ros.replay.cli import main

@@ -138,9 +138,9 @@ def test_a_parameter_value_of_an_unknown_type_is_logged_once_and_the_node_goes_o
 HANGING_NODE = '''
 import ctypes
 from pathlib import Path
+from statekv_ros.node.__main__ import main
 from statekv_ros.node.engine import Engine
 from statekv_ros.node.memory_node import MemoryNode
-from statekv_ros.node.__main__ import main
 
 libc = ctypes.{library}(None)       # a PyDLL keeps Python's lock during a call
 method = {owner}.{method}

@@ -12,9 +12,9 @@ from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.errors import FrameError, Interrupted, PolicyError, QuestionError
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.answering.decoding import Answering
-from statekv_ros.memory.policies import parse_answer_policy
-from statekv_ros.memory.carried.positions import POSITIONS, dense
 from statekv_ros.memory.answering.snapshot import take_snapshot
+from statekv_ros.memory.carried.positions import POSITIONS, dense
+from statekv_ros.memory.policies import parse_answer_policy
 
 FAMILIES = ['qwen3_vl', 'qwen2_5_vl', 'internvl', 'llava_onevision', 'eagle2_5']
 BOUNDED = ['contiguous', 'lazy_shift']

@@ -10,8 +10,8 @@ from statekv_ros.backbones.family import Family
 from statekv_ros.bench.grown_cache import GrownCache
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.capacity import available_memory, gigabytes
-from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.carried.positions import StepPlace
+from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.recorded import CudaRecorder, RecordedStep
 from statekv_ros.memory.records import StepRecord
 

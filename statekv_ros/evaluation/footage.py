@@ -14,8 +14,8 @@ from statekv_ros.errors import BagError, EvaluationError, FrameError, ParameterE
 from statekv_ros.evaluation.schema import Video
 from statekv_ros.patrol.video import patrol_frames
 from statekv_ros.patrol.world import make_patrol
-from statekv_ros.replay.bag_reader import bag_info, choose_topics, iterate_images
 from statekv_ros.replay.bag_options import BagOptions
+from statekv_ros.replay.bag_reader import bag_info, choose_topics, iterate_images
 from statekv_ros.replay.sources import Source
 from statekv_ros.sampling import Sampler, Verdict
 

@@ -15,9 +15,9 @@ from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import QuestionError
 from statekv_ros.kernels.paged_attention import Rope
 from statekv_ros.memory import VideoStream
-from statekv_ros.memory.policies import AnswerPolicy
 from statekv_ros.memory.answering.reading import read_snapshot
 from statekv_ros.memory.answering.snapshot import take_snapshot
+from statekv_ros.memory.policies import AnswerPolicy
 
 
 class Lockstep(Backbone):

@@ -1,26 +1,29 @@
 """A stream's frame steps as recorded graphs, once its state is full: same shapes, same places, no Python between kernels."""
-from __future__ import annotations
-
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from statekv_ros.backbones.base import StagedStep, TokenInputs
+from statekv_ros.backbones.base import AttentionMemory, StagedStep, TokenInputs
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import Interrupted, ParameterError
+from statekv_ros.memory.carried.state import CompressedState
+from statekv_ros.memory.detailed.cache import DetailedCache
 from statekv_ros.memory.recorded import CudaRecorder, RecordedStep, Recorder
-
-if TYPE_CHECKING:
-    from statekv_ros.memory.carried.state import CompressedState
-    from statekv_ros.memory.stream import VideoStream
 
 CUDA_GRAPH = ('auto', 'off')
 # A recording may choose other kernels than the eager step; relative errors by norm that this explains.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+
+
+class Recordable(AttentionMemory, Protocol):
+    """What a step is recorded over: attention goes to `carried`, keys and values to `detailed`; `cancelled` ends a step."""
+    carried: CompressedState
+    detailed: DetailedCache
+    cancelled: Callable[[], bool]
 
 
 class StepGraphs:
@@ -64,7 +67,7 @@ class StepGraphs:
             return self._recorded[self._shape][1].encode(step)
         return self._backbone.embed_step(step.on(self._backbone.device))
 
-    def forward(self, inputs: TokenInputs, stream: VideoStream) -> torch.Tensor:
+    def forward(self, inputs: TokenInputs, stream: Recordable) -> torch.Tensor:
         """As `Backbone.forward` with the stream as its memory; `inputs` from `encode`, or other tokens (the prefix).
 
         Raises:

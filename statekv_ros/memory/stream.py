@@ -7,7 +7,9 @@ import torch
 from statekv_ros.backbones.base import Backbone, TokenInputs
 from statekv_ros.errors import Interrupted, QuestionError
 from statekv_ros.memory.answering.decoding import Answering
+from statekv_ros.memory.answering.snapshot import Seen, take_snapshot
 from statekv_ros.memory.carried import make_carried
+from statekv_ros.memory.carried.positions import StepPlace, parse_positions
 from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS, DetailedCache
 from statekv_ros.memory.detailed.formats import RAW
@@ -15,10 +17,8 @@ from statekv_ros.memory.detailed.index import DEFAULT_INDEX
 from statekv_ros.memory.graphs import make_graphs
 from statekv_ros.memory.intake import FrameIntake, PendingFrames
 from statekv_ros.memory.policies import AnswerPolicy, PrefillPolicy, parse_answer_policy, parse_prefill_policy
-from statekv_ros.memory.carried.positions import StepPlace, parse_positions
 from statekv_ros.memory.records import AnswerResult, StepRecord, StepReport
 from statekv_ros.memory.saved.saving import Saving
-from statekv_ros.memory.answering.snapshot import Seen, take_snapshot
 
 
 class VideoStream:

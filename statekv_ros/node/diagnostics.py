@@ -56,7 +56,7 @@ class Diagnosis:
         percentiles = {f'step_ms_p{p}': round(step_ms[min(len(step_ms) - 1, len(step_ms) * p // 100)], 2)
                        for p in (50, 95)} if step_ms else {}
         failures, = self._new('', sum(camera.failures for camera in self._engine.cameras.values()))
-        level, message, warning = OK, f'{state}, {self._engine.steps} frame steps', self._facts['demonstration']
+        level, message, warning = OK, f'{state}, {self._engine.steps} frame steps', self._facts.get('demonstration', '')
         if reason:
             level, message = ERROR, f'{state}: {reason}'
         elif failures:

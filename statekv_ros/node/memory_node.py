@@ -251,6 +251,8 @@ class MemoryNode(LifecycleNode):
 
     def _autostart(self) -> None:
         self._start.cancel()
+        if self._stopped:   # a signal came first
+            return
         self._transitions.submit(self._start_up)
 
     def _start_up(self) -> None:

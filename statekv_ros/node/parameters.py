@@ -14,9 +14,9 @@ from rclpy.validate_full_topic_name import validate_full_topic_name
 from statekv_ros.errors import ParameterError, StateKVError
 from statekv_ros.images import LARGEST_MAX_PIXELS, MAX_PIXELS
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
-from statekv_ros.memory.graphs import CUDA_GRAPH
 from statekv_ros.memory.carried.positions import POSITIONS
 from statekv_ros.memory.detailed.formats import FORMATS, RAW
+from statekv_ros.memory.graphs import CUDA_GRAPH
 from statekv_ros.node.memory_folder import RESTORE
 
 LARGE = 2**31 - 1

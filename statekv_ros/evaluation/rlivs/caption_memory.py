@@ -7,13 +7,13 @@ import numpy as np
 
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import QuestionError
-from statekv_ros.memory.clock import PhaseClock
-from statekv_ros.memory.intake import FrameIntake
-from statekv_ros.memory.records import AnswerResult, StepReport
 from statekv_ros.evaluation.rlivs.captioner import Captioner, Kept
 from statekv_ros.evaluation.rlivs.long_term import Caption, make_caption
 from statekv_ros.evaluation.rlivs.options import Options, pick_layers
 from statekv_ros.evaluation.rlivs.text_answer import answer_from_captions
+from statekv_ros.memory.clock import PhaseClock
+from statekv_ros.memory.intake import FrameIntake
+from statekv_ros.memory.records import AnswerResult, StepReport
 
 
 class CaptionMemory:

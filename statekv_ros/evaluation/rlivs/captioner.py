@@ -7,9 +7,9 @@ import torch
 from statekv_ros.backbones.base import TokenInputs
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import PolicyError
-from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.evaluation.rlivs.options import Options
 from statekv_ros.evaluation.rlivs.telling import Telling
+from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.intake import PendingFrames
 
 

@@ -6,10 +6,10 @@ import torch
 
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import QuestionError
-from statekv_ros.memory.records import AnswerResult, Evidence
 from statekv_ros.evaluation.rlivs.long_term import SEPARATOR, Caption, mean_embedding, retrieve
 from statekv_ros.evaluation.rlivs.options import Options
 from statekv_ros.evaluation.rlivs.telling import Telling
+from statekv_ros.memory.records import AnswerResult, Evidence
 
 
 @torch.inference_mode()

@@ -7,9 +7,9 @@ import torch
 from statekv_ros.backbones.base import TokenInputs
 from statekv_ros.errors import ModelError, QuestionError
 from statekv_ros.memory.answering.reading import read_snapshot
-from statekv_ros.memory.records import AnswerResult, StepRecord
 from statekv_ros.memory.answering.retrieval import Retrieval
 from statekv_ros.memory.answering.snapshot import Snapshot
+from statekv_ros.memory.records import AnswerResult, StepRecord
 
 # Below it the most likely token has all the probability anyway, and logits divided by it may overflow.
 _GREEDY_BELOW = 1e-6

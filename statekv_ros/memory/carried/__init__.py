@@ -1,9 +1,9 @@
 """From a prefill policy to the context that it carries from frame step to frame step."""
 from statekv_ros.backbones.base import Backbone
-from statekv_ros.memory.policies import PrefillPolicy
 from statekv_ros.memory.carried.positions import PositionPolicy
 from statekv_ros.memory.carried.recent import RecentFrames
 from statekv_ros.memory.carried.state import CompressedState
+from statekv_ros.memory.policies import PrefillPolicy
 
 CARRIED = {
     'statekv': lambda backbone, policy, positions: CompressedState(backbone, policy.budget, positions),
