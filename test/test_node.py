@@ -197,7 +197,7 @@ def test_stamps_that_cannot_be_are_refused(stamp, words, graph):
 
 
 def test_stamps_that_go_back_open_a_segment_and_keep_the_memory(graph):
-    watch(graph, 3)
+    newest = watch(graph, 3)[-1]
     before = graph.camera('front')
     segment, messages = int(before['segment']), []
     graph.publish(image(50 * SECOND))
@@ -207,7 +207,7 @@ def test_stamps_that_go_back_open_a_segment_and_keep_the_memory(graph):
     after = graph.wait_for_camera('front', frames_held=int(before['frames_held']) + 1)
     assert int(after['detailed_tokens']) >= int(before['detailed_tokens'])
     answer = graph.ask(camera='front').answer
-    assert answer.frames_covered == int(after['frames_held']) and to_ns(answer.last_stamp) == 116 * SECOND
+    assert answer.frames_covered == int(after['frames_held']) and to_ns(answer.last_stamp) == newest * SECOND
 
 
 def test_a_change_of_resolution_is_watched_on(graph):
