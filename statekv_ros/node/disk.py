@@ -160,7 +160,6 @@ class Disk:
             self._uncleared.discard(camera)
         return ''
 
-
     @contextlib.contextmanager
     def _telling(self, camera: str, well: bool = True) -> Iterator[None]:
         """Around what writes for a camera: an error of the store is told once, and so is that it is over, which success shows

@@ -3,7 +3,6 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console

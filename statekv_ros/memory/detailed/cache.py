@@ -123,7 +123,7 @@ class DetailedCache:
 
     def resume(self, stretch: Stretch) -> None:
         """The step that comes next stood in this stretch before: `begin`, `write_all` and `commit` then make it what it was."""
-        if stretch != self._stretch:
+        if stretch != self._stretch:    # steps of one stretch share the object, by which runs are found
             self._stretch = stretch
 
     def room(self) -> int:

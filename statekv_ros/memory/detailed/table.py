@@ -1,5 +1,4 @@
 """The pages that are held, oldest first: where each lies, how long it is, and its entry in the index."""
-from collections.abc import Sequence
 
 import torch
 
