@@ -1,7 +1,6 @@
 """Compile the kernels for a chip without one: what a launch configuration costs in registers, stack and shared memory."""
 import re
 
-
 from statekv_ros.kernels.scored_attention.aot import Usage, compiled_usage
 
 from .configs import COMBINE, FEW_ROWS, MAX_PACKED_HEAD_DIM, MAX_REGISTERS, Tile, find_tile, head_block
