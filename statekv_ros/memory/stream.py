@@ -1,5 +1,5 @@
 """One camera's memory: frames go in one by one at a constant cost, questions are answered from what was seen."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS, DetailedCache
 from statekv_ros.memory.detailed.formats import RAW
 from statekv_ros.memory.detailed.index import DEFAULT_INDEX
+from statekv_ros.memory.detailed.tiers import Tier
 from statekv_ros.memory.graphs import make_graphs
 from statekv_ros.memory.intake import FrameIntake, PendingFrames
 from statekv_ros.memory.policies import AnswerPolicy, PrefillPolicy, parse_answer_policy, parse_prefill_policy
@@ -37,11 +38,14 @@ class VideoStream:
     def __init__(self, backbone: Backbone, prefill_policy: str | PrefillPolicy = 'statekv(4096)',
                  answer_policy: str | AnswerPolicy = 'all', max_detailed_bytes: int = 0,
                  cancelled: Callable[[], bool] = lambda: False, positions: str = '', cuda_graph: str = 'auto',
-                 page_tokens: int = PAGE_TOKENS, index: str = DEFAULT_INDEX, detailed_format: str = RAW.name):
+                 page_tokens: int = PAGE_TOKENS, index: str = DEFAULT_INDEX, detailed_format: str = RAW.name,
+                 host_bytes: int = 0, below: Sequence[Tier] = ()):
         """
         Args:
             positions: `native`, `contiguous`, `lazy_shift`, or '' for the default; see the module `positions`.
-            max_detailed_bytes: past this many bytes the oldest steps of the detailed cache are forgotten; 0: never.
+            max_detailed_bytes: past this many bytes on the device the oldest steps of the detailed cache leave it; 0: never.
+            host_bytes: main memory for these; 0: none.
+            below: further tiers for them, such as the disk. What no tier has room for is forgotten.
             cancelled: looked at once per layer; when true, the step or slice in progress ends with `Interrupted` and
                 leaves the memory as it was, without the newest frame of that step. A step replayed as a graph looks once.
             cuda_graph: `auto`: on a GPU, frame steps are replayed as CUDA graphs once the state is full; `off`: never.
@@ -56,7 +60,7 @@ class VideoStream:
         self.answer_policy = parse_answer_policy(str(answer_policy))
         self.positions = parse_positions(positions, self.prefill_policy, backbone.max_position)
         self.cancelled = cancelled
-        self._detailed_options = max_detailed_bytes, self.positions, page_tokens, index, detailed_format
+        self._detailed_options = max_detailed_bytes, self.positions, page_tokens, index, detailed_format, host_bytes, below
         self.generation = 0
         self.saving: Saving | None = None
         self.graphs = make_graphs(cuda_graph, backbone, self.prefill_policy.kind)

@@ -28,12 +28,14 @@ class Choice:
         starts, lengths: where they lie in the pool, [kv_heads, pages] int32; length 0: not read.
         moves: how many positions further right a page's keys are read, [kv_heads, pages] int32; None: all where they stand.
         slots: where their scales are, [kv_heads, pages] int32, in the pool of pages in few bits; None: in that of exact ones.
+        far: they are not on the device; `starts` and `slots` mean nothing.
     """
     pages: torch.Tensor
     starts: torch.Tensor
     lengths: torch.Tensor
     moves: torch.Tensor | None
     slots: torch.Tensor | None = None
+    far: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,9 @@ class PageChooser:
                 unwanted[step.page - self._first:step.page - self._first + len(step.lengths)] = False
             self._unwanted = unwanted.to(device)
         self._moves = moves.to(device) if moves.any() else None
-        shortest = int(self._table.lengths(slice(self._first, self._stop)).min())
-        self._count = max(1, self.tokens // shortest)
+        lengths = self._table.lengths(slice(self._first, self._stop))
+        shortest = int(torch.where(lengths > 0, lengths, lengths.max()).min())      # 0: lost
+        self._count = max(1, self.tokens // max(1, shortest))
 
     def choose(self, layer: int, rows: torch.Tensor) -> list[Choice]:
         """The pages that these rows read together, those that are in one pool in one choice.
@@ -94,17 +97,24 @@ class PageChooser:
         if self._unwanted is not None:
             lengths = lengths.masked_fill(self._unwanted[first - self._first:][best], 0)
         moves = None if self._moves is None else self._moves[first - self._first:]
-        of_best, pages, boundary = None if moves is None else moves[best], best + first, self._table.boundary
-        starts = self._table.starts(held)
-        if boundary <= first:
-            return [Choice(pages, starts[best], lengths, of_best)]
+        of_best, pages = None if moves is None else moves[best], best + first
+        near, boundary, starts = self._table.near, self._table.boundary, self._table.starts(held)
+        far = []
+        if near > first:
+            below = lengths.masked_fill(pages >= near, 0)
+            far = [Choice(pages, starts[best], below, of_best, far=True)]
+            if near >= self._stop:
+                return far
+            lengths = lengths - below
+        if boundary <= max(first, near):
+            return [*far, Choice(pages, starts[best], lengths, of_best)]
         slots = self._table.slots(held)[best]
         if boundary >= self._stop:
-            return [Choice(pages, starts[best], lengths, of_best, slots)]
+            return [*far, Choice(pages, starts[best], lengths, of_best, slots)]
         # Few pages are exact: each is read or not, rather than found among the best.
         exact = torch.arange(boundary, self._stop, device=best.device).expand(len(best), -1)
         chosen = lengths.new_zeros(len(best), self._stop - first).scatter_(1, best, lengths)[:, boundary - first:]
-        return [Choice(pages, starts[best], lengths.masked_fill(pages >= boundary, 0), of_best, slots),
+        return [*far, Choice(pages, starts[best], lengths.masked_fill(pages >= boundary, 0), of_best, slots),
                 Choice(exact, starts[boundary - first:].expand(len(best), -1), chosen,
                        None if moves is None else moves[boundary - first:].expand(len(best), -1))]
 
@@ -154,11 +164,11 @@ class FixedPages:
     def choose(self, layer: int, rows: torch.Tensor) -> list[Choice]:
         """As `PageChooser.choose`, whatever the rows are."""
         table = self._table
-        held, exact = (bisect_left(self._numbers, number) for number in (table.first, table.boundary))
-        return [self._choice(part, packed) for part, packed in ((slice(held, exact), True), (slice(exact, None), False))
-                if self._numbers[part]]
+        held, near, exact = (bisect_left(self._numbers, number) for number in (table.first, table.near, table.boundary))
+        return [self._choice(part, packed, part.stop == near) for part, packed in (
+            (slice(held, near), False), (slice(near, exact), True), (slice(exact, None), False)) if self._numbers[part]]
 
-    def _choice(self, part: slice, packed: bool) -> Choice:
+    def _choice(self, part: slice, packed: bool, far: bool) -> Choice:
         table, pages = self._table, self._pages[part]
         held, index = slice(table.first, table.stop), pages - table.first
 
@@ -167,7 +177,7 @@ class FixedPages:
 
         return Choice(of_all_heads(pages), of_all_heads(table.starts(held)[index]), of_all_heads(table.lengths(held)[index]),
                       None if self._moves is None else of_all_heads(self._moves[part]),
-                      of_all_heads(table.slots(held)[index]) if packed else None)
+                      of_all_heads(table.slots(held)[index]) if packed else None, far)
 
 
 def turns_of(snapshot: Snapshot, steps: Sequence[HeldStep]) -> list[int]:

@@ -1,5 +1,5 @@
 """Attention of an answer over the memory: parts of it as they lie, pages that are chosen, and the answer's own tokens."""
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -145,9 +145,11 @@ class Reading:
             dense.append(whole.add_scores(part_rows @ part.view.key[layer].float().transpose(1, 2), part.view.value[layer]))
         pages = []
         for choice in self._pages[layer].choose(layer, rows) if self._pages[layer] else ():
-            output, lse, page_lse = self._read_pages(layer, query[0].reshape(rows.shape), choice, scale, noting)
-            whole.add(output, lse)
-            pages.append((choice.pages, page_lse))
+            arguments = layer, query[0].reshape(rows.shape), choice, scale, noting
+            read = self._read_far(*arguments) if choice.far else [(choice.pages, *self._read_pages(*arguments))]
+            for numbers, output, lse, page_lse in read:
+                whole.add(output, lse)
+                pages.append((numbers, page_lse))
         scores = rows @ self._tail_key[layer, :, :end].float().transpose(1, 2)
         if tokens > 1:
             future = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu_(1)
@@ -172,7 +174,7 @@ class Reading:
         self._notes.take_back()
 
     def _read_pages(self, layer: int, query: torch.Tensor, choice: Choice, scale: float, noting: bool):
-        """What `paged_attention` makes of rows [kv_heads, rows, head_dim] and a choice of pages."""
+        """What `paged_attention` makes of rows [kv_heads, rows, head_dim] and a choice of pages on the device."""
         if choice.slots is None:
             (key, value, visual), rope = self._detailed.rows(), self._backbone.rope
             key, value = key[layer], value[layer]
@@ -180,6 +182,15 @@ class Reading:
             value, (key, rope, visual) = None, self._detailed.packed(layer)
         return paged_attention(query, key, value, choice.starts, choice.lengths, scale, moves=choice.moves,
                                noted=visual if noting else None, rope=rope, entries=choice.slots)
+
+    def _read_far(self, layer: int, query: torch.Tensor, choice: Choice, scale: float, noting: bool) -> Iterator[tuple]:
+        """As `_read_pages` for pages that have to be brought up: in each round, their numbers first."""
+        for each in self._detailed.far.rounds(layer, choice.pages, choice.lengths):
+            moves = None if choice.moves is None else choice.moves.gather(1, each.columns)
+            key, value, visual, rope = self._detailed.staged(layer)
+            yield choice.pages.gather(1, each.columns), *paged_attention(
+                query, key, value, each.starts, each.lengths, scale, moves=moves, noted=visual if noting else None, rope=rope,
+                entries=each.slots if value is None else None)
 
     def _read_in(self, layer: int, parts: Sequence[Part]) -> None:
         self._parts[layer] = parts = [part for part in parts if part.tokens]
@@ -198,7 +209,7 @@ def read_snapshot(snapshot: Snapshot) -> Reading:
         layout = seen.backbone.layout
         pages = FixedPages(seen.detailed.pages, steps, turns_of(snapshot, steps), layout.kv_heads, layout.device)
     return Reading(seen.backbone, seen.cancelled, parts, seen.ordinal, seen.detailed, pages,
-                   steps if pages or seen.detailed.packs else ())
+                   steps if pages or seen.detailed.by_pages else ())
 
 
 class _Whole:

@@ -54,15 +54,15 @@ class Retrieval:
     def _placed(self, steps: list) -> tuple[list[Part], FixedPages | None]:
         detailed, parts, turns, distance = self._detailed, [], [], 0
         limit, position = self._snapshot.seen.positions.limit, self._snapshot.position
-        for run in reversed(runs(steps, seamless=True, anywhere=detailed.packs)):
+        for run in reversed(runs(steps, seamless=True, anywhere=detailed.by_pages)):
             distance += run[-1].record.next_position - run[0].record.position
             turn = min(distance, limit) + run[0].record.position - run[0].stretch.shift - position
             turns[:0] = [turn] * len(run)
-            if not detailed.packs:
+            if not detailed.by_pages:
                 parts.append(Part(detailed.view(run), turn))
         for view in detailed.prefix():
             distance += view.ordinal.numel()    # text: a position a token
             parts.append(Part(view, min(distance, limit) - position))
         layout = detailed.layout
-        pages = FixedPages(detailed.pages, steps, turns, layout.kv_heads, layout.device) if detailed.packs else None
+        pages = FixedPages(detailed.pages, steps, turns, layout.kv_heads, layout.device) if detailed.by_pages else None
         return parts[::-1], pages

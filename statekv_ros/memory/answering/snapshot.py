@@ -138,7 +138,7 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
         raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns')
     records = [step.record for step in steps]
     by_pages = Snapshot(seen, policy, detailed.prefix(), steps, records)
-    if policy.kind == 'retrieve' or by_pages.chooses_pages or detailed.packs:
+    if policy.kind == 'retrieve' or by_pages.chooses_pages or detailed.by_pages:
         return by_pages
     return Snapshot(seen, policy, detailed.views(steps, seen.position - seen.positions.limit), [], records)
 

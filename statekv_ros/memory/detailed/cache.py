@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -13,21 +13,25 @@ from statekv_ros.errors import FrameError, ParameterError
 from statekv_ros.kernels.paged_attention import PackedPool, Rope
 from statekv_ros.memory.carried.positions import PositionPolicy, StepPlace
 from statekv_ros.memory.detailed.exact import ExactSteps
+from statekv_ros.memory.detailed.far import FarSteps
 from statekv_ros.memory.detailed.formats import RAW, find_format
 from statekv_ros.memory.detailed.index import DEFAULT_INDEX, INDEXES
 from statekv_ros.memory.detailed.packed import PackedSteps
 from statekv_ros.memory.detailed.pages import HeldStep, MemoryView, Stretch, page_lengths, runs
 from statekv_ros.memory.detailed.rows import TokenRows
 from statekv_ros.memory.detailed.table import PageTable
+from statekv_ros.memory.detailed.tiers import Tier
 from statekv_ros.memory.records import StepRecord
 
 PAGE_TOKENS = 64
 EXACT_STEPS = 4     # the newest ones, which stay in the model's own dtype whatever the format
+_STAGING_SHARE, _STAGING_BYTES = 4, 2**26   # of the bound on the device, and what it is without one
 _BATCH = 8      # of a full pool this part is given back at once, so that what an answer reads is not overwritten at once
 
 
 class DetailedCache:
-    """Append-only, with an optional bound on its bytes: past it, the oldest steps are forgotten.
+    """Append-only, with an optional bound on its bytes on the device: past it, the oldest steps leave for the tiers below, where
+    there are any, and are forgotten where there are none, or once the last one has let them go.
 
     Rows are in a pool, a step in one piece; the prefix has a place of its own and is never forgotten. `begin`, one `write` per
     layer, `commit`: a step that fails before `commit` leaves no trace. A machine whose memory is full counts as a bound.
@@ -36,16 +40,23 @@ class DetailedCache:
     them); a step that leaves them is quantised, once, into a pool of its own.
 
     Attributes:
+        far: the steps that have left the device; None where there is no tier below it.
+        packed_step: called with the number of each step that is put into few bits, its `packed` and its `packed_positions`, as
+            tiers have them.
         pages: the pages held and their index entries; the prefix is not among them.
         tokens: tokens held.
         forgotten_frames, forgotten_first_ns: camera frames that were forgotten, and the oldest header stamp among them.
     """
 
     def __init__(self, backbone: Backbone, max_bytes: int, positions: PositionPolicy, page_tokens: int = PAGE_TOKENS,
-                 index: str = DEFAULT_INDEX, detailed_format: str = RAW.name):
+                 index: str = DEFAULT_INDEX, detailed_format: str = RAW.name, host_bytes: int = 0,
+                 below: Sequence[Tier] = ()):
         """
         Args:
-            max_bytes: bound on the bytes of keys and values, exact or in few bits, without the prefix's; 0 for none.
+            max_bytes: bound on the bytes of keys and values on the device, exact or in few bits, without the prefix's; 0 for
+                none. Where there are tiers below, what is read from them is staged in a quarter of it.
+            host_bytes: bound on main memory for steps that have left the device; 0 for no such tier.
+            below: tiers further down, the nearer ones first.
             page_tokens: a step is cut into pages of at most so many tokens.
             index: what describes a page; one of `INDEXES`.
             detailed_format: how pages are stored; one of `FORMATS`.
@@ -66,6 +77,12 @@ class DetailedCache:
         self._packed = None if form.rotated else PackedSteps(self.layout, self.pages, form, backbone.position_axes)
         self._bias = backbone.key_bias if self._packed else None
         self._exact = ExactSteps(self.layout, self.pages, EXACT_STEPS if self._packed else 0)
+        self.far: FarSteps | None = None
+        if host_bytes or below:
+            staging_bytes = max_bytes // _STAGING_SHARE or _STAGING_BYTES
+            max_bytes = max_bytes and max_bytes - staging_bytes
+            self.far = FarSteps(backbone, form, below, host_bytes, staging_bytes)
+        self.packed_step: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
         self._backbone, self._positions, self._page_tokens, self._max_bytes = backbone, positions, page_tokens, max_bytes
         if max_bytes:
             shares = 2 if self._packed else 1       # with few bits, one half is for these at least
@@ -82,9 +99,9 @@ class DetailedCache:
 
     @property
     def bytes(self) -> int:
-        """Bytes that the cache takes: rows that are not in use, the prefix, index and page table included."""
+        """Bytes that the cache takes on the device: rows that are not in use, the prefix, index and page table included."""
         prefix = self._prefix[1].tokens if self._prefix else 0
-        packed = self._packed.bytes if self._packed else 0
+        packed = (self._packed.bytes if self._packed else 0) + (self.far.bytes if self.far else 0)
         return self._exact.bytes + packed + prefix * self.layout.bytes_per_token + self.pages.bytes
 
     @property
@@ -93,9 +110,9 @@ class DetailedCache:
         return self._exact.overwritten
 
     @property
-    def packs(self) -> bool:
-        """Whether steps are put into few bits; then they are read by pages, for they move while an answer is decoded."""
-        return self._packed is not None
+    def by_pages(self) -> bool:
+        """Whether steps move while an answer is decoded, into few bits or to another tier; then they are read by pages."""
+        return self._packed is not None or self.far is not None
 
     def begin(self, step: StepPlace, shift: int, prefix: bool = False) -> None:
         """Make room for a step that the model is given `shift` left of its true positions.
@@ -107,6 +124,7 @@ class DetailedCache:
             self._key, self._value = self.layout.empty(step.tokens), self.layout.empty(step.tokens)
             self._row = self._turn = 0
             return
+        self.forget_lost()
         self._row = self._make_room(step.tokens)
         self._key, self._value, _ = self._exact.rows
         if self._stretch is None or self._leaves(step, self._stretch):
@@ -157,7 +175,7 @@ class DetailedCache:
         # A copy: where a recorded graph has its positions, the next step's will be.
         positions = self._backbone.shifted(inputs, stretch.shift).positions.to(torch.int32, copy=True)
         lengths = page_lengths(record.tokens, self._page_tokens)
-        step = HeldStep(record, self._row, stretch, self.pages.stop, lengths, positions)
+        step = HeldStep(record, self._row, stretch, self.pages.stop, lengths, positions, turn=self._turn)
         self._exact.append(step)
         self.tokens += record.tokens
         # The index knows keys as if their stretch began at position 0: a query then stands alike before all that is far.
@@ -199,7 +217,7 @@ class DetailedCache:
         return [*self.prefix(), *(self.view(run) for run in runs(steps, near=near))]
 
     def rows(self) -> TokenRows:
-        """All rows of exact steps."""
+        """All rows of exact steps on the device."""
         return self._exact.rows
 
     def packed(self, layer: int) -> tuple[PackedPool, Rope, torch.Tensor]:
@@ -208,11 +226,25 @@ class DetailedCache:
         rope = replace(self._backbone.rope, positions=rows.positions, bias=bias)
         return self._packed.layer(layer), rope, rows.visual
 
+    def staged(self, layer: int) -> tuple[torch.Tensor | PackedPool, torch.Tensor | None, torch.Tensor, Rope]:
+        """All rows of one layer that are staged from tiers below: keys and values, or the pool in few bits and None; whether they
+        are visual tokens; and how they turn."""
+        staging, bias = self.far.staging, None if self._bias is None else self._bias[layer]
+        if self._packed is None:
+            return *staging.raw(layer), staging.visual[layer], self._backbone.rope
+        rope = replace(self._backbone.rope, positions=staging.positions[layer], bias=bias)
+        return staging.packed(layer), None, staging.visual[layer], rope
+
     def mean_key(self, step: HeldStep) -> torch.Tensor:
         """A step's keys before rotation, averaged over its tokens: [layers, kv_heads, head_dim] fp32. Kept once computed."""
         if step.mean is None:
             # Rotation would blur the mean: the tokens of a step stand at different places.
-            if step.slot is None:
+            if step.page < self.pages.near:
+                mean = self.far.mean_key(step, self._bias)
+                if mean is None:        # it is asked for again
+                    return torch.zeros(self.layout.layers, self.layout.kv_heads, self.layout.head_dim, device=self.layout.device)
+                step.mean = mean
+            elif step.slot is None:
                 step.mean = self._unrotated(step).mean(dim=2)
             else:
                 step.mean = self._packed.decoded(step)[0].mean(dim=2)
@@ -220,7 +252,7 @@ class DetailedCache:
         return step.mean
 
     def _held(self) -> Iterator[HeldStep]:
-        return chain(self._packed.steps if self._packed else (), self._exact.steps)
+        return chain(self.far.steps if self.far else (), self._packed.steps if self._packed else (), self._exact.steps)
 
     def _unrotated(self, step: HeldStep) -> torch.Tensor:
         """Keys of an exact step before rotation, fp32."""
@@ -239,9 +271,9 @@ class DetailedCache:
             raise FrameError(f'this step has {tokens} tokens, and the detailed cache has room for {exact.most}: raise the '
                              'parameter "max_detailed_mb", or lower "max_frame_pixels"')
         row = exact.find(tokens, self._make_way)
-        batch, given = 0 if self._packed else exact.capacity // _BATCH, 0
+        batch, given = 0 if self.by_pages else exact.capacity // _BATCH, 0
         while exact.steps and (row is None or 0 < given < batch):
-            given += self._pack_oldest() if self._packed else self._forget_oldest()
+            given += self._pack_oldest() if self._packed else self._let_go()
             row = exact.find(tokens, self._make_way)
         if row is None:
             raise FrameError(f'there is no memory left for a step of {tokens} tokens')
@@ -253,34 +285,62 @@ class DetailedCache:
         if self._packed and self._max_bytes:
             self._packed.most = min(self._packed.most, self._max_bytes - exact_bytes)
             while not self._packed.fits() and self._packed.steps:
-                self._forget_oldest()
+                self._let_go()
 
     def _pack_oldest(self) -> int:
-        """Put the oldest exact step into few bits; forgets older ones, or it, where there is no room. Returns its tokens."""
+        """Put the oldest exact step into few bits; lets go of older ones, or of it, where there is no room. Returns its tokens."""
         step = self._exact.steps[0]
         tokens, rows = step.record.tokens, slice(step.row, step.row + step.record.tokens)
-        while not self._packed.has_room(step):
-            if self._forget_oldest() and not (self._exact.steps and self._exact.steps[0] is step):
-                return tokens
         key = self._unrotated(step)
         if self._bias is not None:
             key -= self._bias[:, :, None]
         _, value, visual = self._exact.rows
         encoded = self._packed.encode(step, key, value[:, :, rows].float())
+        if self.packed_step is not None:
+            self.packed_step(step.record.step, self._packed.blob(step, encoded), step.positions.reshape(-1, tokens))
+        while not self._packed.has_room(step):
+            if not self._packed.steps:
+                self._leave(self._exact.pop(readable=False), lambda: {
+                    'packed': self._packed.blob(step, encoded), 'packed_positions': step.positions.reshape(-1, tokens)})
+                return tokens
+            self._let_go()
         self._exact.pop(readable=False)
         self._packed.put(step, encoded, visual[rows])
         return tokens
 
-    def _forget_oldest(self) -> int:
+    def _let_go(self) -> int:
+        """Of the oldest step on the device. Returns its tokens."""
         if self._packed and self._packed.steps:
             step = self._packed.pop()
+            return self._leave(step, lambda: self._packed.parts(step))
+        step = self._exact.pop(readable=not self.by_pages)
+        key, value, _ = self._exact.rows
+        rows = slice(step.row, step.row + step.record.tokens)
+        return self._leave(step, lambda: {'key': key[:, :, rows], 'value': value[:, :, rows]})
+
+    def _leave(self, step: HeldStep, parts: Callable[[], dict[str, torch.Tensor]]) -> int:
+        """The oldest step on the device is no longer held there; its parts, as tiers have them, still lie in its rows."""
+        self.pages.leave(len(step.lengths))
+        if self.far is None:
+            self._forgotten(step)
         else:
-            step = self._exact.pop(readable=not self._packed)
-        record = step.record
-        if self._packed:    # they are read by pages, and those that are forgotten not any more
-            self._exact.overwritten = record.first_ordinal + record.tokens
-        self.pages.forget(len(step.lengths))
+            self.far.append(step, parts)
+        return step.record.tokens
+
+    def forget_lost(self) -> None:
+        """Forget the steps that no tier has any more; called with each step."""
+        for step in self.far.pop_lost() if self.far else ():
+            self._forgotten(step)
+
+    def _forgotten(self, step: HeldStep) -> None:
+        record, oldest = step.record, next(self._held(), None)
+        first = oldest.page if oldest else max(self.pages.near, step.page + len(step.lengths))
+        if step.page < first:
+            self.pages.forget(first - self.pages.first)
+            if self.by_pages:       # those that are forgotten are read no more
+                self._exact.overwritten = record.first_ordinal + record.tokens
+        else:
+            self.pages.hide(step.page, len(step.lengths))
         self.tokens -= record.tokens
         self.forgotten_frames += record.frames
         self.forgotten_first_ns = min(self.forgotten_first_ns or record.first_stamp_ns, record.first_stamp_ns)
-        return record.tokens

@@ -7,6 +7,7 @@ import torch
 
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.kernels.paged_attention import PackedPool
+from statekv_ros.memory.detailed.blobs import Encoded, to_blob
 from statekv_ros.memory.detailed.formats import Packed, Stored
 from statekv_ros.memory.detailed.pages import HeldStep
 from statekv_ros.memory.detailed.rows import RowPool
@@ -50,15 +51,6 @@ class ScaleRows(NamedTuple):
         return ScaleRows(*(torch.empty(shape, dtype=torch.float16, device=layout.device) for _ in range(4)))
 
 
-class Encoded(NamedTuple):
-    """Pages of one length of a step: their numbers in it, first tokens, tokens, and what the format makes of them."""
-    pages: list[int]
-    begins: list[int]
-    length: int
-    key: Stored
-    value: Stored
-
-
 class PackedSteps:
     """The oldest steps of a detailed cache, each quantised once, when it was put in here.
 
@@ -79,7 +71,7 @@ class PackedSteps:
         form.check(layout.head_dim)
         self.steps: deque[HeldStep] = deque()
         self.most = 2**62
-        self._table, self._form = table, form
+        self._layout, self._table, self._form = layout, table, form
         self._codes = RowPool(lambda capacity: CodeRows.empty(layout, form.bits, axes, capacity))
         self._scales = RowPool(lambda capacity: ScaleRows.empty(layout, capacity))
         self._tokens = self._pages = 0
@@ -144,6 +136,25 @@ class PackedSteps:
         self._table.pack(pages, row - step.row, slot)
         step.row, step.slot, step.positions = row, slot, None
         self.steps.append(step)
+
+    def parts(self, step: HeldStep) -> dict[str, torch.Tensor]:
+        """A step of those in here, as tiers have it."""
+        codes, scales = self._codes.rows, self._scales.rows
+
+        def stored(rows: torch.Tensor, row: int, length: int, slot: int, scale: torch.Tensor, zero: torch.Tensor) -> Stored:
+            return Stored(rows[:, :, None, row:row + length], scale[:, :, slot, None], zero[:, :, slot, None])
+
+        encoded = [
+            Encoded([page], [start - step.row], length,
+                    stored(codes.key, start, length, step.slot + page, scales.key_scale, scales.key_zero),
+                    stored(codes.value, start, length, step.slot + page, scales.value_scale, scales.value_zero))
+            for page, (start, length) in enumerate(zip(step.starts, step.lengths))]
+        rows = slice(step.row, step.row + step.record.tokens)
+        return {'packed': self.blob(step, encoded), 'packed_positions': codes.positions[:, rows]}
+
+    def blob(self, step: HeldStep, encoded: list[Encoded]) -> torch.Tensor:
+        """What `encode` gave, as tiers have it."""
+        return to_blob(self._layout, self._form.bits, step.lengths, encoded)
 
     def pop(self) -> HeldStep:
         """Let go of the oldest step."""

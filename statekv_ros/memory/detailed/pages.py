@@ -27,12 +27,13 @@ class HeldStep:
     """One step of the cache.
 
     Attributes:
-        row: where its rows begin in its pool; changes when the pool is resized.
+        row: where its rows begin in its pool; changes when the pool is resized; -1 once it has left the device.
         stretch: the one that it stands in.
         page: number of its first page; lengths: tokens of its pages.
         positions: of its tokens as its keys are rotated, shaped as in `TokenInputs`, int32; None once it is in few bits, where
             they are kept with it.
         slot: where the scales of its pages begin, in few bits; None while it is exact.
+        turn: by how many positions its keys are turned, from how the model computed them.
         mean: its keys before rotation, averaged over its tokens, [layers, kv_heads, head_dim] fp32; None until asked for.
     """
     record: StepRecord
@@ -42,6 +43,7 @@ class HeldStep:
     lengths: list[int]
     positions: torch.Tensor | None
     slot: int | None = None
+    turn: int = 0
     mean: torch.Tensor | None = None
 
     @property

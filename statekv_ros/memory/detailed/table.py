@@ -15,13 +15,14 @@ class PageTable:
 
     Attributes:
         first: number of the oldest page held.
+        near: pages before this number are not on the device.
         boundary: pages before this number are in few bits, all others are exact.
         stop: number of the page that comes next.
     """
 
     def __init__(self, layout: KVLayout, index: PageIndex):
         self.index = index
-        self.first = self.boundary = self.stop = 0
+        self.first = self.near = self.boundary = self.stop = 0
         self._layout = layout
         self._front = 0
         self._dtype = torch.float32 if layout.dtype == torch.float32 else torch.float16
@@ -59,8 +60,17 @@ class PageTable:
     def forget(self, count: int) -> None:
         """Let go of the oldest pages."""
         self.first += count
-        self.boundary = max(self.boundary, self.first)
+        self.near, self.boundary = max(self.near, self.first), max(self.boundary, self.first)
         self._front += count
+
+    def leave(self, count: int) -> None:
+        """The oldest pages on the device are no longer there."""
+        self.near += count
+        self.boundary = max(self.boundary, self.near)
+
+    def hide(self, first: int, count: int) -> None:
+        """Pages that are lost while older ones are held: none of their tokens are read any more."""
+        self._lengths[self._at(slice(first, first + count))] = 0
 
     def line_up_rows(self, first: int, stop: int) -> None:
         """Pages from number `first` to before `stop` lie one behind the other now, from the first row of their pool on. Computed
@@ -100,7 +110,8 @@ class PageTable:
     def of_heads(self, layout: KVLayout, heads: slice) -> 'PageTable':
         """The same pages of some KV heads, for reading."""
         part = PageTable(layout, self.index)
-        part.first, part.boundary, part.stop, part._front = self.first, self.boundary, self.stop, self._front
+        part.first, part.near, part.boundary, part.stop = self.first, self.near, self.boundary, self.stop
+        part._front = self._front
         part._entries = self._entries[:, heads]
         part._starts, part._lengths, part._slots = self._starts, self._lengths, self._slots
         return part

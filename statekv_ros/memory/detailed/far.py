@@ -1,0 +1,246 @@
+"""Steps that have left the device: which they are, which tier has them, and their pages brought up when an answer reads them."""
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from statekv_ros.backbones.base import Backbone
+from statekv_ros.backbones.upload import to_device
+from statekv_ros.memory.detailed.blobs import from_blobs, page_cuts
+from statekv_ros.memory.detailed.formats import Format
+from statekv_ros.memory.detailed.pages import HeldStep
+from statekv_ros.memory.detailed.staging import Staging
+from statekv_ros.memory.detailed.tiers import HostTier, Tier
+
+_MOST_WAITING = 8       # steps in main memory beyond its bound, until the tier below has them
+_POSITIONS_KEPT = 1024  # steps whose tokens' positions stay on the host
+
+
+class Round(NamedTuple):
+    """Pages that are staged at the same time.
+
+    Attributes:
+        columns: which of the pages asked for each is, [kv_heads, pages] int64.
+        starts, lengths: first row and rows, in the staging of the layer, [kv_heads, pages] int32; length 0: not used.
+        slots: where their scales are, [kv_heads, pages] int32.
+    """
+    columns: torch.Tensor
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    slots: torch.Tensor
+
+
+class FarSteps:
+    """The oldest steps of a detailed cache, as far as a tier has them.
+
+    Attributes:
+        steps: oldest first.
+        host: main memory; the tiers below it are the caller's.
+        staging: where pages are read from; None until the first.
+    """
+
+    def __init__(self, backbone: Backbone, form: Format, below: Sequence[Tier], host_bytes: int, staging_bytes: int):
+        self.steps: list[HeldStep] = []
+        self.host = HostTier(host_bytes, backbone.device.type == 'cuda')
+        self.staging: Staging | None = None
+        self._backbone, self._form, self._staging_bytes = backbone, form, staging_bytes
+        self._below, self._tiers = tuple(below), (self.host, *below)
+        self._positions: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self._longest = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on the device."""
+        return self.staging.bytes if self.staging else 0
+
+    def append(self, step: HeldStep, parts: Callable[[], dict[str, torch.Tensor]]) -> None:
+        """Hold a step, newer than all that are here; `parts`, as of `tiers`, are asked for where main memory is to have it."""
+        number = step.record.step
+        if self.host.max_bytes or not self._is_below(number):
+            self.host.put(number, parts())
+        step.row, step.slot = -1, None
+        self.steps.append(step)
+        self._longest = max(self._longest, *step.lengths)
+
+    def pop_lost(self) -> list[HeldStep]:
+        """Let go of the steps that no tier has any more, oldest first."""
+        numbers = self.host.crowded_out(self._is_below, _MOST_WAITING)
+        for tier in self._below:
+            numbers += tier.gone()
+        lost = []
+        for number in sorted(set(numbers)):
+            at = bisect_left(self.steps, number, key=_number)
+            here = at < len(self.steps) and _number(self.steps[at]) == number
+            if here and not self._is_held(number):
+                lost.append(self.steps.pop(at))
+                self._positions.pop(number, None)
+        return lost
+
+    def pop(self) -> HeldStep:
+        """Let go of the oldest step."""
+        step = self.steps.pop(0)
+        self.host.drop(step.record.step)
+        self._positions.pop(step.record.step, None)
+        return step
+
+    def clear(self) -> None:
+        """The memory has forgotten everything; the tiers below are told too."""
+        for tier in self._tiers:
+            tier.clear()
+
+    def rounds(self, layer: int, pages: torch.Tensor, lengths: torch.Tensor) -> Iterator[Round]:
+        """Bring pages up, as many at a time as there is room for. What cannot be read is left out.
+
+        Args:
+            pages, lengths: numbers and tokens, [kv_heads, pages]; length 0: not wanted. The host waits for them.
+        """
+        numbers, tokens = (part.cpu().numpy() for part in (pages, lengths))
+        wanted = np.unique(numbers[tokens > 0])
+        if not len(wanted):
+            return
+        staging = self._staging_for(int(tokens.max()))
+        held = staging.slot_of(layer)
+        # Those that are there first: later rounds may take their places.
+        ordered = sorted(wanted.tolist(), key=lambda page: page not in held)
+        for first in range(0, len(ordered), staging.slots):
+            part = ordered[first:first + staging.slots]
+            self._bring_up(layer, part)
+            part.sort()
+            at = np.searchsorted(part, numbers).clip(max=len(part) - 1)
+            slots = np.array([held.get(page, -1) for page in part])     # -1: it could not be read
+            yield self._round(np.where((np.array(part)[at] == numbers) & (tokens > 0), slots[at], -1), tokens)
+
+    def mean_key(self, step: HeldStep, bias: torch.Tensor | None) -> torch.Tensor | None:
+        """A step's keys before rotation, averaged over its tokens, [layers, kv_heads, head_dim] fp32; None when it cannot be
+        read."""
+        layout, record = self._backbone.layout, step.record
+        if self._form.rotated:
+            shape = layout.layers, layout.kv_heads, record.tokens, layout.head_dim
+            found = self._read(step, 'key', layout.dtype, shape, ())
+            if found is None:
+                return None
+            key = self._backbone.rotate(found[0].to(layout.device).float(), step.turn if found[1] else 0)
+            return self._backbone.unrotated(key, step.positions).mean(dim=2)
+        cuts = page_cuts(layout, self._form.bits, step.lengths)
+        found = self._read(step, 'packed', torch.uint8, (layout.layers, cuts[-1]), ())
+        if found is None:
+            return None
+        total = torch.zeros(layout.layers, layout.kv_heads, layout.head_dim)
+        for begin, end, length in zip(cuts, cuts[1:], step.lengths):
+            key, _ = from_blobs(layout, self._form.bits, length, found[0][:, begin:end])
+            total += self._form.decode(key).sum(dim=2)
+        mean = (total / record.tokens).to(layout.device)
+        return mean if bias is None else mean + bias
+
+    def _is_held(self, number: int) -> bool:
+        return self.host.holds(number) or self._is_below(number)
+
+    def _is_below(self, number: int) -> bool:
+        return any(tier.holds(number) for tier in self._below)
+
+    def _staging_for(self, tokens: int) -> Staging:
+        if self.staging is None or self.staging.page_tokens < tokens:
+            longest = max(self._longest, tokens)
+            layout, axes = self._backbone.layout, self._backbone.position_axes
+            self.staging, size = None, self._staging_bytes
+            while self.staging is None:
+                try:
+                    self.staging = Staging(layout, self._form, axes, longest, size)
+                except torch.OutOfMemoryError:
+                    if not size:
+                        raise
+                    size //= 2
+        return self.staging
+
+    def _round(self, slots: np.ndarray, tokens: np.ndarray) -> Round:
+        """slots: of each page asked for, [kv_heads, pages], -1 where it is not staged."""
+        staged = slots >= 0
+        width = max(1, int(staged.sum(axis=1).max()))
+        columns = np.argsort(~staged, axis=1, kind='stable')[:, :width]     # those that are, in their order
+        slots, staged = (np.take_along_axis(part, columns, axis=1) for part in (slots, staged))
+        lengths = np.where(staged, np.take_along_axis(tokens, columns, axis=1), 0).astype(np.int32)
+        slots = np.where(staged, slots, 0).astype(np.int32)
+        device = self._backbone.device
+        return Round(*(to_device(torch.from_numpy(part), device) for part in (
+            columns, slots * self.staging.page_tokens, lengths, slots)))
+
+    def _bring_up(self, layer: int, pages: Sequence[int]) -> None:
+        alike = defaultdict(list)      # by length, and by how far keys have to be turned
+        for page in self.staging.missing(layer, pages):
+            step = self.steps[bisect_right(self.steps, page, key=attrgetter('page')) - 1]
+            found = self._page(layer, step, page - step.page)
+            if found is not None:
+                turn, *numbers = found
+                alike[step.lengths[page - step.page], turn].append((page, *numbers))
+        for (length, turn), found in alike.items():
+            numbers, *given, positions, visual = zip(*found)
+            given = [to_device(torch.stack(each), self._backbone.device) for each in given]
+            if turn:
+                given[0] = self._backbone.rotate(given[0], turn)
+            self.staging.fill(layer, self.staging.place(layer, numbers), length, given, torch.stack(positions),
+                              torch.stack(visual))
+
+    def _page(self, layer: int, step: HeldStep, number: int) -> tuple | None:
+        """By how much its keys have to be turned, its bytes or its keys and values, positions, and which are visual tokens."""
+        layout, record = self._backbone.layout, step.record
+        begin = sum(step.lengths[:number])
+        rows, turn = slice(begin, begin + step.lengths[number]), 0
+        if self._form.rotated:
+            shape = layout.layers, layout.kv_heads, record.tokens, layout.head_dim
+            given = []
+            for part in ('key', 'value'):
+                found = self._read(step, part, layout.dtype, shape, (layer, slice(None), rows))
+                if found is None:
+                    return None
+                given.append(found[0])
+                turn = step.turn if found[1] else 0
+        else:
+            cuts = page_cuts(layout, self._form.bits, step.lengths)
+            found = self._read(step, 'packed', torch.uint8, (layout.layers, cuts[-1]), (layer, slice(cuts[number], cuts[number + 1])))
+            if found is None:
+                return None
+            given = [found[0]]
+        positions = self._positions_of(step)
+        if positions is None:
+            return None
+        token = torch.arange(rows.start, rows.stop) - record.visual_start
+        return turn, *given, positions[:, rows], (token >= 0) & (token < record.visual_tokens)
+
+    def _positions_of(self, step: HeldStep) -> torch.Tensor | None:
+        """Of its tokens, [axes, tokens] int32 on the host."""
+        number = step.record.step
+        if number not in self._positions:
+            if step.positions is not None:
+                positions = step.positions.reshape(-1, step.record.tokens).cpu()
+            else:
+                shape = self._backbone.position_axes, step.record.tokens
+                found = self._read(step, 'packed_positions', torch.int32, shape, ())
+                if found is None:
+                    return None
+                positions = found[0]
+            self._positions[number] = positions
+            if len(self._positions) > _POSITIONS_KEPT:
+                self._positions.popitem(last=False)
+        self._positions.move_to_end(number)
+        return self._positions[number]
+
+    def _read(self, step: HeldStep, part: str, dtype: torch.dtype, shape: tuple[int, ...],
+              index) -> tuple[torch.Tensor, bool] | None:
+        """What the nearest tier has, and whether keys are as the model computed them; None when none can read it."""
+        for tier in self._tiers:
+            if tier.holds(step.record.step):
+                try:
+                    return tier.read(step.record.step, part, dtype, shape, index), tier.as_computed
+                except LookupError:
+                    continue
+        return None
+
+
+def _number(step: HeldStep) -> int:
+    return step.record.step

@@ -1,0 +1,104 @@
+"""Where pages from below the device lie while they are read: slots of rows per layer, in which what was read last stays."""
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+
+from statekv_ros.backbones.base import KVLayout
+from statekv_ros.backbones.upload import to_device
+from statekv_ros.kernels.paged_attention import PackedPool
+from statekv_ros.memory.detailed.blobs import from_blobs
+from statekv_ros.memory.detailed.formats import Format
+from statekv_ros.memory.detailed.packed import ScaleRows
+
+
+class Staging:
+    """A page of a layer, with all its KV heads, takes one slot. Which pages those are differs from layer to layer.
+
+    Attributes:
+        slots: pages that each layer has room for.
+        page_tokens: tokens of the longest page that fits.
+        positions: where the keys of each row stand, [layers, axes, rows] int32; visual: whether it is a visual token,
+            [layers, rows] bool.
+    """
+
+    def __init__(self, layout: KVLayout, form: Format, axes: int, page_tokens: int, max_bytes: int):
+        """As many slots as `max_bytes` allow, and one at least."""
+        self.page_tokens, self._layout, self._form = page_tokens, layout, form
+        size = _slot_bytes(layout, form, axes, page_tokens)
+        self.slots = max(1, max_bytes // size)
+        self.bytes = self.slots * size
+        rows = self.slots * page_tokens
+        if form.rotated:
+            self._key, self._value, self._scales = layout.empty(rows), layout.empty(rows), None
+        else:
+            codes = layout.layers, layout.kv_heads, rows, layout.head_dim * form.bits // 8
+            self._key, self._value = (torch.empty(codes, dtype=torch.uint8, device=layout.device) for _ in range(2))
+            self._scales = ScaleRows.empty(layout, self.slots)
+        self.positions = torch.zeros(layout.layers, axes, rows, dtype=torch.int32, device=layout.device)
+        self.visual = torch.zeros(layout.layers, rows, dtype=torch.bool, device=layout.device)
+        self._slot_of: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(layout.layers)]     # the last read is last
+
+    def slot_of(self, layer: int) -> OrderedDict[int, int]:
+        """Slots of the pages that a layer has, by their numbers."""
+        return self._slot_of[layer]
+
+    def missing(self, layer: int, wanted: Sequence[int]) -> list[int]:
+        """Those of the pages that a layer does not have; the others count as read now."""
+        held = self._slot_of[layer]
+        for page in wanted:
+            if page in held:
+                held.move_to_end(page)
+        return [page for page in wanted if page not in held]
+
+    def place(self, layer: int, missing: Sequence[int]) -> list[int]:
+        """Slots for pages to `fill`; what was read longest ago makes way."""
+        held, slots = self._slot_of[layer], []
+        for page in missing:
+            slots.append(len(held) if len(held) < self.slots else held.popitem(last=False)[1])
+            held[page] = slots[-1]
+        return slots
+
+    def fill(self, layer: int, slots: Sequence[int], tokens: int, given: Sequence[torch.Tensor], positions: torch.Tensor,
+             visual: torch.Tensor) -> None:
+        """Write pages of one length.
+
+        Args:
+            given: on the host; of few bits, runs of bytes [pages, bytes] (see `blobs`); else keys and values
+                [pages, kv_heads, tokens, head_dim], rotated.
+            positions: [pages, axes, tokens] int32, visual: [pages, tokens] bool; on the host.
+        """
+        device = self._layout.device
+        given = [to_device(numbers, device) for numbers in given]
+        at = torch.tensor(slots, dtype=torch.int64)
+        rows = to_device((at[:, None] * self.page_tokens + torch.arange(tokens)).reshape(-1), device)
+        if self._scales is None:
+            key, value = given
+        else:
+            stored = from_blobs(self._layout, self._form.bits, tokens, given[0])
+            key, value = (numbers.codes for numbers in stored)
+            at = to_device(at, device)
+            for scales, numbers in zip(self._scales, (*stored[0][1:], *stored[1][1:])):
+                scales[layer].index_copy_(1, at, numbers.transpose(0, 1))
+        for target, numbers in ((self._key, key), (self._value, value)):
+            target[layer].index_copy_(1, rows, numbers.transpose(0, 1).flatten(1, 2))
+        self.positions[layer].index_copy_(1, rows, to_device(positions.transpose(0, 1).flatten(1), device))
+        self.visual[layer].index_copy_(0, rows, to_device(visual.flatten(), device))
+
+    def raw(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a layer [kv_heads, rows, head_dim], where the format is not of few bits."""
+        return self._key[layer], self._value[layer]
+
+    def packed(self, layer: int) -> PackedPool:
+        """One layer where the format is of few bits."""
+        return PackedPool(self._key[layer], self._value[layer], *(scale[layer] for scale in self._scales),
+                          self._form.bits)
+
+
+def _slot_bytes(layout: KVLayout, form: Format, axes: int, tokens: int) -> int:
+    """Bytes of a slot in all layers."""
+    place = layout.layers * tokens * (axes * torch.int32.itemsize + torch.bool.itemsize)
+    if form.rotated:
+        return tokens * layout.bytes_per_token + place
+    numbers = 2 * layout.layers * layout.kv_heads * layout.head_dim
+    return numbers * tokens * form.bits // 8 + numbers * 2 * torch.float16.itemsize + place

@@ -1,0 +1,94 @@
+"""Where steps lie that have left the device: in main memory, or wherever else a tier takes them from (the disk, for one).
+
+A step's parts are `packed` (see `blobs`) and `packed_positions` [axes, tokens] int32 where the format is of few bits, else
+`key` and `value` [layers, kv_heads, tokens, head_dim].
+"""
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+
+
+class Tier(Protocol):
+    """Below the device. All calls come from the thread that owns the memory.
+
+    Attributes:
+        as_computed: its raw keys are as the model computed them, rather than as the detailed cache has them.
+    """
+    as_computed: bool
+
+    def holds(self, step: int) -> bool:
+        """Whether a step can be read here, by its number."""
+
+    def read(self, step: int, part: str, dtype: torch.dtype, shape: tuple[int, ...], index: Any = ()) -> torch.Tensor:
+        """`value[index]` of one part of a step, on the host. Raises LookupError when it cannot be had."""
+
+    def gone(self) -> Iterable[int]:
+        """Steps that were here and no longer are, since the last call."""
+
+    def clear(self) -> None:
+        """The memory has forgotten everything."""
+
+
+class HostTier:
+    """Main memory, pinned where there is a GPU. Also the waiting room of steps that have left the device before the tier below
+    has them.
+
+    Attributes:
+        bytes: of all that is held.
+        max_bytes: past it the oldest steps leave.
+    """
+    as_computed = False
+
+    def __init__(self, max_bytes: int, pinned: bool):
+        self.max_bytes, self.bytes = max_bytes, 0
+        self._pinned = pinned
+        self._steps: OrderedDict[int, dict[str, torch.Tensor]] = OrderedDict()
+
+    def put(self, step: int, parts: dict[str, torch.Tensor]) -> None:
+        """Hold a step, newer than all that are here."""
+        self._steps[step] = parts = {name: self._on_host(part) for name, part in parts.items()}
+        self.bytes += _bytes(parts)
+
+    def crowded_out(self, elsewhere: Callable[[int], bool], most_waiting: int) -> list[int]:
+        """Let the oldest go until the bound is kept. Those that are not `elsewhere` may wait, `most_waiting` of them at most;
+        returns the others, which nobody has now."""
+        lost = []
+        while self.bytes > self.max_bytes:
+            step = next(iter(self._steps))
+            if not elsewhere(step):
+                if len(self._steps) <= most_waiting:
+                    break
+                lost.append(step)
+            self.drop(step)
+        return lost
+
+    def drop(self, step: int) -> None:
+        """Let go of a step, if it is here."""
+        parts = self._steps.pop(step, None)
+        if parts is not None:
+            self.bytes -= _bytes(parts)
+
+    def holds(self, step: int) -> bool:
+        return step in self._steps
+
+    def read(self, step: int, part: str, dtype: torch.dtype, shape: tuple[int, ...], index: Any = ()) -> torch.Tensor:
+        return self._steps[step][part][index]
+
+    def gone(self) -> Iterable[int]:
+        return ()
+
+    def clear(self) -> None:
+        self._steps.clear()
+        self.bytes = 0
+
+    def _on_host(self, part: torch.Tensor) -> torch.Tensor:
+        # Both are copies: what is given may be rows of a pool.
+        if self._pinned:
+            return torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part)
+        return part.to('cpu', copy=True, memory_format=torch.contiguous_format)
+
+
+def _bytes(parts: dict[str, torch.Tensor]) -> int:
+    return sum(part.nbytes for part in parts.values())
