@@ -60,7 +60,8 @@ class VideoStream:
         self.answer_policy = parse_answer_policy(str(answer_policy))
         self.positions = parse_positions(positions, self.prefill_policy, backbone.max_position)
         self.cancelled = cancelled
-        self._detailed_options = max_detailed_bytes, self.positions, page_tokens, index, detailed_format, host_bytes, below
+        self._detailed_options = max_detailed_bytes, self.positions, page_tokens, index, detailed_format, host_bytes
+        self._below = tuple(below)
         self.generation = 0
         self.saving: Saving | None = None
         self.graphs = make_graphs(cuda_graph, backbone, self.prefill_policy.kind)
@@ -260,11 +261,17 @@ class VideoStream:
         if self.graphs is not None:
             self.graphs.clear()
         self.carried = make_carried(self.backbone, self.prefill_policy, self.positions)
-        self.detailed = DetailedCache(self.backbone, *self._detailed_options)
+        for tier in self._below:
+            tier.clear()
+        self.detailed = DetailedCache(self.backbone, *self._detailed_options, self._below, self._packed)
         self._intake = FrameIntake(self.backbone)
         self.steps = 0
         self._frames = 0
         self._next_position = self._next_ordinal = 0
+
+    def _packed(self, step: int, packed: Callable[[], torch.Tensor]) -> None:
+        if self.saving is not None:
+            self.saving.pack(step, packed())
 
     def _remember_prefix(self) -> None:
         inputs = self.backbone.prefix()
@@ -290,4 +297,4 @@ class VideoStream:
         self._frames += record.frames
         self.steps = record.step + 1
         if caught:
-            self.saving.finish(caught, self.carried, self.progress())
+            self.saving.finish(caught, self.carried, self.detailed.newest_parts() if record.step >= 0 else {}, self.progress())

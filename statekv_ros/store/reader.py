@@ -127,6 +127,32 @@ class StoreReader:
         """
         return self._load(step_key(camera, step), f'step {step} of {camera!r}')
 
+    def load_part(self, camera: str, step: int, part: str) -> torch.Tensor | bytes:
+        """One part of a step, verified.
+
+        Raises:
+            StoreError: it is damaged, or there is no such step or part.
+        """
+        import torch
+        record, values = self._verified(step_key(camera, step), f'step {step} of {camera!r}', bytes, part) or (None, {})
+        if part not in values:
+            raise StoreError(f'{self.folder} has no part {part!r} of step {step} of {camera!r}')
+        described = record.parts[part]
+        return tensor(memoryview(values[part]), getattr(torch, described.dtype), described.shape) if described.dtype else \
+            values[part]
+
+    def record(self, camera: str, step: int | None) -> Record | None:
+        """The record of a step, or of a camera's state (None); None when there is none.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        key, what = (state_key(camera), f'the state of {camera!r}') if step is None else \
+            (step_key(camera, step), f'step {step} of {camera!r}')
+        with self._reading() as transaction:
+            value = transaction.get(key, db=self._records)
+        return None if value is None else self._whole(_decoded(value), what)
+
     def bytes(self, camera: str | None = None) -> int:
         """Bytes of the parts of a camera's steps and state; of all cameras by default."""
         total = 0
@@ -194,14 +220,17 @@ class StoreReader:
                              '"memory_dir")')
         return about['identity']
 
-    def _verified(self, key: bytes, what: str, take: Callable | None) -> tuple[Record, dict[str, Any]] | None:
-        """A record and what `take(value)` makes of the value of each part, each compared with its checksum."""
+    def _verified(self, key: bytes, what: str, take: Callable | None,
+                  only: str | None = None) -> tuple[Record, dict[str, Any]] | None:
+        """A record and what `take(value)` makes of the value of each part (`only` of one), each compared with its checksum."""
         with self._reading(buffers=True) as transaction:
             value = transaction.get(key, db=self._records)
             if value is None:
                 return None
             record, taken = self._whole(_decoded(bytes(value)), what), {}
             for name, part in record.parts.items():
+                if only not in (None, name):
+                    continue
                 stored = transaction.get(part_key(key, name), db=self._values)
                 if stored is None or len(stored) != part.bytes or zlib.crc32(stored) != part.crc:
                     state = 'gone' if stored is None else 'no longer what was stored'

@@ -105,15 +105,16 @@ def tensor(buffer: memoryview, dtype: torch.dtype, shape: tuple[int, ...], index
     return torch.from_numpy(np.array(elements, order='C')).view(dtype)
 
 
-def describe(header: Mapping[str, Any], raws: Mapping[str, tuple[str, tuple[int, ...], memoryview]], age: int) -> bytes:
-    """The record of these parts, encoded.
+def describe(header: Mapping[str, Any], raws: Mapping[str, tuple[str, tuple[int, ...], memoryview]], age: int,
+             staying: Mapping[str, Part]) -> bytes:
+    """The record of these parts and of those that are there already, encoded.
 
     Raises:
         StoreError: the header holds something that JSON does not know.
     """
     try:
-        return Record(dict(header), {name: Part(dtype, shape, len(value), zlib.crc32(value))
-                                     for name, (dtype, shape, value) in raws.items()}, age).encode()
+        return Record(dict(header), {**staying, **{name: Part(dtype, shape, len(value), zlib.crc32(value))
+                                                   for name, (dtype, shape, value) in raws.items()}}, age).encode()
     except TypeError as error:
         raise StoreError(f'a header may hold what JSON knows (numbers, texts, lists, dicts): {error}, in {header!r}') from error
 

@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,22 @@ class MemoryStore(StoreReader):
         with self._changing:
             return self._commit((camera, step), header, parts)
 
+    def amend(self, camera: str, step: int, header: Mapping[str, Any], parts: Parts,
+              keep: Collection[str] | None = None) -> list[tuple[str, int]]:
+        """Add to a step that is there, and leave parts of it out, in one commit; what stays is not written again. Does nothing
+        when there is no such step any more.
+
+        Args:
+            header: fields to set in it.
+            parts: to add, or to put in place of those of the same name.
+            keep: parts that stay, of those that are there; None: all.
+
+        Returns, Raises:
+            as `put`.
+        """
+        with self._changing:
+            return self._commit((camera, step), header, parts, True, keep)
+
     def save_state(self, camera: str, header: Mapping[str, Any], parts: Parts) -> list[tuple[str, int]]:
         """Store the carried state of a camera in place of the one before; otherwise as `put`."""
         with self._changing:
@@ -171,19 +187,27 @@ class MemoryStore(StoreReader):
             super().close()
             self._writer.release()
 
-    def _commit(self, name: Name, header: Mapping[str, Any], parts: Parts) -> list[Name]:
+    def _commit(self, name: Name, header: Mapping[str, Any], parts: Parts, amend: bool = False,
+                keep: Collection[str] | None = None) -> list[Name]:
         self._require_own_process()
         if self._failure is not None:
             # Said once: the next commit tries again.
             failure, self._failure = self._failure, None
             raise failure
-        raws = {part: raw(value) for part, value in parts.items()}
-        held = Held(self._retention.age(name), cost_of(len(value) for _, _, value in raws.values()))
-        record, gone = describe(header, raws, held.age), []
+        raws, staying, gone = {part: raw(value) for part, value in parts.items()}, {}, []
+        if amend:
+            before = self.record(*name)
+            if before is None:
+                return []
+            staying = {part: what for part, what in before.parts.items() if part not in raws and (keep is None or part in keep)}
+            header = {**before.header, **header}
+        sizes = [*(len(value) for _, _, value in raws.values()), *(part.bytes for part in staying.values())]
+        held = Held(self._retention.age(name), cost_of(sizes))
+        record = describe(header, raws, held.age, staying)
         for retry in range(_RETRIES):
             try:
                 with self._lock:
-                    gone += self._write(name, record, raws, held)
+                    gone += self._write(name, record, raws, held, staying)
                 break
             except lmdb.MapFullError:
                 # What is free is held for the state that was flushed last, or does not lie together.
@@ -199,7 +223,8 @@ class MemoryStore(StoreReader):
             self.sync()
         return gone
 
-    def _write(self, name: Name, record: bytes, raws: Mapping[str, tuple], held: Held) -> list[Name]:
+    def _write(self, name: Name, record: bytes, raws: Mapping[str, tuple], held: Held,
+               staying: Collection[str]) -> list[Name]:
         """One transaction; MapFullError is the caller's."""
         leaving = self._retention.must_leave(name, held.cost)
         if leaving is None:
@@ -208,8 +233,9 @@ class MemoryStore(StoreReader):
                             '(parameter "disk_cache_gb")')
         key = _key(name)
         with told(self.folder, but=lmdb.MapFullError), self._environment.begin(write=True) as transaction:
-            for other in (*leaving, name):
+            for other in leaving:
                 self._delete(transaction, other)
+            self._delete(transaction, name, staying)
             for part, (_, _, value) in raws.items():
                 transaction.put(part_key(key, part), value, db=self._values)
             transaction.put(key, record, db=self._records)
@@ -230,14 +256,16 @@ class MemoryStore(StoreReader):
         with told(self.folder), self._environment.begin(write=True) as transaction:
             transaction.put(ABOUT, transaction.get(ABOUT))
 
-    def _delete(self, transaction: lmdb.Transaction, name: Name) -> None:
+    def _delete(self, transaction: lmdb.Transaction, name: Name, staying: Collection[str] = ()) -> None:
+        """A record and its parts but those that stay."""
         key = _key(name)
         if not transaction.delete(key, db=self._records):
             return
+        kept = {part_key(key, part) for part in staying}
         with transaction.cursor(self._values) as cursor:
             more = cursor.set_range(key)
             while more and cursor.key().startswith(key):
-                more = cursor.delete() and bool(cursor.key())
+                more = cursor.next() if bytes(cursor.key()) in kept else cursor.delete() and bool(cursor.key())
 
     def _flush_periodically(self) -> None:
         while not self._stop.wait(self._period_s):

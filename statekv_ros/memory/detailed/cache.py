@@ -41,8 +41,6 @@ class DetailedCache:
 
     Attributes:
         far: the steps that have left the device; None where there is no tier below it.
-        packed_step: called with the number of each step that is put into few bits, its `packed` and its `packed_positions`, as
-            tiers have them.
         pages: the pages held and their index entries; the prefix is not among them.
         tokens: tokens held.
         forgotten_frames, forgotten_first_ns: camera frames that were forgotten, and the oldest header stamp among them.
@@ -50,13 +48,15 @@ class DetailedCache:
 
     def __init__(self, backbone: Backbone, max_bytes: int, positions: PositionPolicy, page_tokens: int = PAGE_TOKENS,
                  index: str = DEFAULT_INDEX, detailed_format: str = RAW.name, host_bytes: int = 0,
-                 below: Sequence[Tier] = ()):
+                 below: Sequence[Tier] = (), on_packed: Callable[[int, Callable[[], torch.Tensor]], None] | None = None):
         """
         Args:
             max_bytes: bound on the bytes of keys and values on the device, exact or in few bits, without the prefix's; 0 for
                 none. Where there are tiers below, what is read from them is staged in a quarter of it.
             host_bytes: bound on main memory for steps that have left the device; 0 for no such tier.
             below: tiers further down, the nearer ones first.
+            on_packed: called with the number of each step that is put into few bits, and what gives its part `packed`, as tiers
+                have it.
             page_tokens: a step is cut into pages of at most so many tokens.
             index: what describes a page; one of `INDEXES`.
             detailed_format: how pages are stored; one of `FORMATS`.
@@ -82,7 +82,7 @@ class DetailedCache:
             staging_bytes = max_bytes // _STAGING_SHARE or _STAGING_BYTES
             max_bytes = max_bytes and max_bytes - staging_bytes
             self.far = FarSteps(backbone, form, below, host_bytes, staging_bytes)
-        self.packed_step: Callable[[int, torch.Tensor, torch.Tensor], None] | None = None
+        self._on_packed = on_packed
         self._backbone, self._positions, self._page_tokens, self._max_bytes = backbone, positions, page_tokens, max_bytes
         if max_bytes:
             shares = 2 if self._packed else 1       # with few bits, one half is for these at least
@@ -141,8 +141,13 @@ class DetailedCache:
 
     def resume(self, stretch: Stretch) -> None:
         """The step that comes next stood in this stretch before: `begin`, `write_all` and `commit` then make it what it was."""
-        if stretch != self._stretch:    # steps of one stretch share the object, by which runs are found
+        self._same(stretch)
+
+    def _same(self, stretch: Stretch) -> Stretch:
+        """The stretch that steps stand in from now on: those of one stretch share the object, by which runs are found."""
+        if stretch != self._stretch:
             self._stretch = stretch
+        return self._stretch
 
     def room(self) -> int:
         """Tokens that may be held at once, about."""
@@ -181,6 +186,48 @@ class DetailedCache:
         # The index knows keys as if their stretch began at position 0: a query then stands alike before all that is far.
         keys = self._backbone.rotate(self._exact.rows.key[:, :, rows].float(), stretch.shift - stretch.position)
         self.pages.append(self.pages.index.entries(keys, len(lengths)), step.row, record.tokens)
+
+    def newest_parts(self) -> dict[str, torch.Tensor]:
+        """What tiers have of the step that was committed last besides its keys and values: `key_positions`, and its pages' entries
+        `index` [layers, kv_heads, pages, entry_width]."""
+        step = self._exact.steps[-1]
+        return {'key_positions': step.positions.reshape(-1, step.record.tokens),
+                'index': self.pages.all_entries(slice(step.page, self.pages.stop))}
+
+    def index_shape(self, record: StepRecord) -> tuple[int, ...]:
+        """Of the part `index` of a step."""
+        layout, pages = self.layout, len(page_lengths(record.tokens, self._page_tokens))
+        return layout.layers, layout.kv_heads, pages, self.pages.index.entry_width(layout.head_dim)
+
+    def take_packed(self, record: StepRecord, stretch: Stretch, parts: dict[str, torch.Tensor]) -> None:
+        """Hold a step in few bits again, newer than all that are held, none of which is exact; `parts` as tiers have them."""
+        device, lengths = self.layout.device, page_lengths(record.tokens, self._page_tokens)
+        positions = parts['key_positions'].to(device)
+        step = HeldStep(record, 0, self._same(stretch), self.pages.stop, lengths, positions)
+        self.pages.append(parts['index'].to(device), 0, record.tokens)
+        self.tokens += record.tokens
+        while not self._packed.has_room(step):
+            if not self._packed.steps:
+                self._leave(step, lambda: parts)
+                return
+            self._let_go()
+        token = torch.arange(record.tokens, device=device) - record.visual_start
+        self._packed.put(step, self._packed.from_blob(step, parts['packed'].to(device)),
+                         (token >= 0) & (token < record.visual_tokens))
+
+    def take_far(self, record: StepRecord, stretch: Stretch, turn: int, index: torch.Tensor) -> None:
+        """Hold a step that a tier below has, newer than all that are held, none of which is on the device.
+
+        Args:
+            turn: by how many positions its keys are turned, from how the model computed them.
+            index: as `newest_parts` gave it.
+        """
+        lengths = page_lengths(record.tokens, self._page_tokens)
+        step = HeldStep(record, -1, self._same(stretch), self.pages.stop, lengths, None, turn=turn)
+        self.pages.append(index.to(self.layout.device), 0, record.tokens)
+        self.pages.leave(len(lengths))
+        self.tokens += record.tokens
+        self.far.adopt(step)
 
     def of_heads(self, backbone: Backbone, heads: slice) -> DetailedCache:
         """What is held now of some KV heads, for reading: it shares its storage with this one. `backbone` has those heads."""
@@ -296,12 +343,12 @@ class DetailedCache:
             key -= self._bias[:, :, None]
         _, value, visual = self._exact.rows
         encoded = self._packed.encode(step, key, value[:, :, rows].float())
-        if self.packed_step is not None:
-            self.packed_step(step.record.step, self._packed.blob(step, encoded), step.positions.reshape(-1, tokens))
+        if self._on_packed is not None:
+            self._on_packed(step.record.step, lambda: self._packed.blob(step, encoded))
         while not self._packed.has_room(step):
             if not self._packed.steps:
                 self._leave(self._exact.pop(readable=False), lambda: {
-                    'packed': self._packed.blob(step, encoded), 'packed_positions': step.positions.reshape(-1, tokens)})
+                    'packed': self._packed.blob(step, encoded), 'key_positions': step.positions.reshape(-1, tokens)})
                 return tokens
             self._let_go()
         self._exact.pop(readable=False)

@@ -65,6 +65,10 @@ class FarSteps:
         if self.host.max_bytes or not self._is_below(number):
             self.host.put(number, parts())
         step.row, step.slot = -1, None
+        self.adopt(step)
+
+    def adopt(self, step: HeldStep) -> None:
+        """Hold a step, newer than all that are here, that a tier below has."""
         self.steps.append(step)
         self._longest = max(self._longest, *step.lengths)
 
@@ -88,11 +92,6 @@ class FarSteps:
         self.host.drop(step.record.step)
         self._positions.pop(step.record.step, None)
         return step
-
-    def clear(self) -> None:
-        """The memory has forgotten everything; the tiers below are told too."""
-        for tier in self._tiers:
-            tier.clear()
 
     def rounds(self, layer: int, pages: torch.Tensor, lengths: torch.Tensor) -> Iterator[Round]:
         """Bring pages up, as many at a time as there is room for. What cannot be read is left out.
@@ -126,7 +125,12 @@ class FarSteps:
             if found is None:
                 return None
             key = self._backbone.rotate(found[0].to(layout.device).float(), step.turn if found[1] else 0)
-            return self._backbone.unrotated(key, step.positions).mean(dim=2)
+            positions = self._positions_of(step)
+            if positions is None:
+                return None
+            # As `TokenInputs` has them: of several axes, a batch stands between.
+            positions = (positions if len(positions) == 1 else positions[:, None]).to(layout.device)
+            return self._backbone.unrotated(key, positions).mean(dim=2)
         cuts = page_cuts(layout, self._form.bits, step.lengths)
         found = self._read(step, 'packed', torch.uint8, (layout.layers, cuts[-1]), ())
         if found is None:
@@ -220,7 +224,7 @@ class FarSteps:
                 positions = step.positions.reshape(-1, step.record.tokens).cpu()
             else:
                 shape = self._backbone.position_axes, step.record.tokens
-                found = self._read(step, 'packed_positions', torch.int32, shape, ())
+                found = self._read(step, 'key_positions', torch.int32, shape, ())
                 if found is None:
                     return None
                 positions = found[0]

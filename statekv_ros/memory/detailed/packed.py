@@ -7,7 +7,7 @@ import torch
 
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.kernels.paged_attention import PackedPool
-from statekv_ros.memory.detailed.blobs import Encoded, to_blob
+from statekv_ros.memory.detailed.blobs import Encoded, from_blobs, page_cuts, to_blob
 from statekv_ros.memory.detailed.formats import Packed, Stored
 from statekv_ros.memory.detailed.pages import HeldStep
 from statekv_ros.memory.detailed.rows import RowPool
@@ -150,7 +150,17 @@ class PackedSteps:
                     stored(codes.value, start, length, step.slot + page, scales.value_scale, scales.value_zero))
             for page, (start, length) in enumerate(zip(step.starts, step.lengths))]
         rows = slice(step.row, step.row + step.record.tokens)
-        return {'packed': self.blob(step, encoded), 'packed_positions': codes.positions[:, rows]}
+        return {'packed': self.blob(step, encoded), 'key_positions': codes.positions[:, rows]}
+
+    def from_blob(self, step: HeldStep, blob: torch.Tensor) -> list[Encoded]:
+        """The inverse of `blob`, for `put`."""
+        cuts, begin, encoded = page_cuts(self._layout, self._form.bits, step.lengths), 0, []
+        for page, length in enumerate(step.lengths):
+            key, value = (Stored(*(part.unsqueeze(2) for part in stored)) for stored in from_blobs(
+                self._layout, self._form.bits, length, blob[:, cuts[page]:cuts[page + 1]]))
+            encoded.append(Encoded([page], [begin], length, key, value))
+            begin += length
+        return encoded
 
     def blob(self, step: HeldStep, encoded: list[Encoded]) -> torch.Tensor:
         """What `encode` gave, as tiers have it."""

@@ -107,6 +107,10 @@ class PageTable:
         """Index entries of pages by number, [kv_heads, pages, entry_width]."""
         return self._entries[layer, :, self._at(pages)]
 
+    def all_entries(self, pages: slice) -> torch.Tensor:
+        """Index entries of pages by number in all layers, [layers, kv_heads, pages, entry_width]."""
+        return self._entries[:, :, self._at(pages)]
+
     def of_heads(self, layout: KVLayout, heads: slice) -> 'PageTable':
         """The same pages of some KV heads, for reading."""
         part = PageTable(layout, self.index)

@@ -1,6 +1,6 @@
 """Where steps lie that have left the device: in main memory, or wherever else a tier takes them from (the disk, for one).
 
-A step's parts are `packed` (see `blobs`) and `packed_positions` [axes, tokens] int32 where the format is of few bits, else
+A step's parts are `packed` (see `blobs`) and `key_positions` [axes, tokens] int32 where the format is of few bits, else
 `key` and `value` [layers, kv_heads, tokens, head_dim].
 """
 from collections import OrderedDict
@@ -75,13 +75,6 @@ class HostTier:
 
     def read(self, step: int, part: str, dtype: torch.dtype, shape: tuple[int, ...], index: Any = ()) -> torch.Tensor:
         return self._steps[step][part][index]
-
-    def gone(self) -> Iterable[int]:
-        return ()
-
-    def clear(self) -> None:
-        self._steps.clear()
-        self.bytes = 0
 
     def _on_host(self, part: torch.Tensor) -> torch.Tensor:
         # Both are copies: what is given may be rows of a pool.

@@ -55,6 +55,7 @@ class Saving:
         self.needs = Needs()
         self._next_slot = 0
         self._steps: list[SavedStep] = []
+        self._packed: list[tuple[int, torch.Tensor]] = []
 
     def catch(self, record: StepRecord, inputs: TokenInputs, position: int, frames: int,
               carried: CompressedState | RecentFrames, stretch: Stretch | None) -> SavedStep:
@@ -73,8 +74,9 @@ class Saving:
                        'last_stamp_ns': record.last_stamp_ns}
         return SavedStep(record.step, header, _on_host({'key': key, 'value': value, 'positions': inputs.positions}))
 
-    def finish(self, caught: SavedStep, carried: CompressedState | RecentFrames, progress: dict) -> None:
-        """The step was committed; `progress`: where the stream stands now."""
+    def finish(self, caught: SavedStep, carried: CompressedState | RecentFrames, detailed: dict[str, torch.Tensor],
+               progress: dict) -> None:
+        """The step was committed; `detailed`: what the detailed cache made of it; `progress`: where the stream stands now."""
         record = caught.header['record']
         if caught.step >= 0:
             self.oldest_ns = min(self.oldest_ns or record['first_stamp_ns'], record['first_stamp_ns'])
@@ -88,13 +90,22 @@ class Saving:
         self.needs.note(caught.step, record['first_ordinal'], header, share)
         self._steps.append(SavedStep(caught.step, {
             **caught.header, 'carried': header, 'share': share, 'needs': self.needs.first, 'after': progress},
-            {**caught.parts, **_on_host(parts)}))
+            {**caught.parts, **_on_host(parts), **_on_host(detailed)}))
         self.whole = carried.rewritten = False
 
     def take(self) -> list[SavedStep]:
         """The steps since the last call; two when the prefix was among them."""
         steps, self._steps = self._steps, []
         return steps
+
+    def pack(self, step: int, packed: torch.Tensor) -> None:
+        """The detailed cache has put a step into few bits."""
+        self._packed.append((step, packed.to('cpu', copy=True)))
+
+    def take_packed(self) -> list[tuple[int, torch.Tensor]]:
+        """Number and part `packed` of each step that was put into few bits since the last call, oldest first."""
+        packed, self._packed = self._packed, []
+        return packed
 
     def snapshot(self, carried: CompressedState | RecentFrames, stretch: Stretch | None, progress: dict) -> SavedStep:
         """All of the carried context, so that no step so far is needed any more; `stretch` of the newest step."""
