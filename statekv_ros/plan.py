@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--cameras', type=int, default=1)
     parser.add_argument('--frame-size', default='640x480', metavar='WIDTHxHEIGHT', help='of the camera')
     parser.add_argument('--max-frame-pixels', type=int, default=0, help='as the node\'s parameter')
-    parser.add_argument('--max-detailed-mb', type=int, default=0, help='as the node\'s parameter')
+    parser.add_argument('--device-cache-mb', type=int, default=0, help='as the node\'s parameter')
     parser.add_argument('--detailed-format', default='bf16', metavar='FORMAT', help='as the node\'s parameter')
     parser.add_argument('--json', action='store_true', help='print one JSON object as the last line of output')
     args = parser.parse_args(argv)
@@ -53,7 +53,7 @@ def _plans(args: argparse.Namespace) -> 'list[Plan]':
     from statekv_ros.memory import parse_prefill_policy
     from statekv_ros.memory.capacity import make_plan
     policy = parse_prefill_policy(f'statekv({args.budget})' if args.policy == 'statekv' else args.policy)
-    return [make_plan(size, policy, args.fps, args.cameras, args.hours, args.max_detailed_mb * 10**6,
+    return [make_plan(size, policy, args.fps, args.cameras, args.hours, args.device_cache_mb * 10**6,
                       detailed_format=args.detailed_format)
             for size in _sizes(args)]
 

@@ -11,7 +11,7 @@ _BYTES_PER_TOKEN = 5120     # of the patrol model in fp32
 
 
 def test_a_bounded_memory_is_as_large_in_the_last_ten_minutes_as_in_minutes_5_to_15(capsys):
-    arguments = f'--hours 0.45 --rate 0.05 --every 120 --policy sparse(72) --beside all --max-detailed-mb {_BOUND_MB} --json'
+    arguments = f'--hours 0.45 --rate 0.05 --every 120 --policy sparse(72) --beside all --device-cache-mb {_BOUND_MB} --json'
     assert cli.main(['hours', *arguments.split()]) == 0
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     early, late = result['windows'][0], result['windows'][-1]
@@ -30,7 +30,7 @@ def test_a_bounded_memory_is_as_large_in_the_last_ten_minutes_as_in_minutes_5_to
 
 @pytest.mark.parametrize('arguments, word', [
     ('--hours 0.4', '--hours'), ('--hours nan', '--hours'), ('--rate 0', '--rate'), ('--every -1', '--every'),
-    ('--max-detailed-mb -1', '--max-detailed-mb'), ('--max-detailed-mb nan', '--max-detailed-mb'), ('--size 64', '--size'),
+    ('--device-cache-mb -1', '--device-cache-mb'), ('--device-cache-mb nan', '--device-cache-mb'), ('--size 64', '--size'),
     ('--policy magic', 'magic'), ('--beside sparse(0)', 'sparse(0)'), ('--prefill-policy magic', 'magic')])
 def test_bad_arguments_are_named(arguments, word, capsys):
     assert cli.main(['hours', *arguments.split()]) == 2

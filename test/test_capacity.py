@@ -96,7 +96,7 @@ def test_the_bound_on_the_detailed_cache_is_a_share_of_what_is_left_and_never_mo
     bound = detailed_bound(plan, 0, there, 'a GPU')
     assert 0 < 2 * bound <= (there - plan.at_start_bytes) / 2
     assert detailed_bound(plan, 10 * 10**9, there, 'a GPU') == 10 * 10**9
-    with pytest.raises(ParameterError, match='400.00 GB.*"max_detailed_mb"'):
+    with pytest.raises(ParameterError, match='400.00 GB.*"device_cache_mb"'):
         detailed_bound(plan, 200 * 10**9, there, 'a GPU')
     with pytest.raises(ParameterError, match='does not hold one step'):
         detailed_bound(plan, 10**6, there, 'a GPU')

@@ -18,6 +18,7 @@ from statekv_ros.node.engine import Camera, Engine
 from statekv_ros.node.memory_folder import identity_of, open_memory
 from statekv_ros.node.questions import Question
 from statekv_ros.store import StoreReader
+from statekv_ros.store.tier import DiskTier
 
 QUOTA = 50 * 10**6
 
@@ -25,12 +26,14 @@ QUOTA = 50 * 10**6
 class Node:
     """An engine with its disk; each test takes the engine's turns itself."""
 
-    def __init__(self, backbone, folder, cameras=('front',), quota=QUOTA, mode='auto', policy='statekv(40)'):
+    def __init__(self, backbone, folder, cameras=('front',), quota=QUOTA, mode='auto', policy='statekv(40)',
+                 **stream_options):
         self.told, self.logged, self.outcomes, self.resets = [], [], [], []
-        self.streams = {name: VideoStream(backbone, policy) for name in cameras}
+        self.tiers = {name: DiskTier(packed=stream_options.get('detailed_format', 'bf16') != 'bf16') for name in cameras}
+        self.streams = {name: VideoStream(backbone, policy, below=[self.tiers[name]], **stream_options) for name in cameras}
         identity = identity_of(backbone, self.streams, '0 to 0', '', 0)
-        self.disk, self.problem = open_memory(folder, identity, self.streams, quota, 2.0, mode, 'test', self.told.append,
-                                              self.logged.append)
+        self.disk, self.problem = open_memory(folder, identity, self.streams, self.tiers, quota, 2.0, mode, 'test',
+                                              self.told.append, self.logged.append)
         cameras = [Camera(name, stream, lambda message: (message.frame, name)) for name, stream in self.streams.items()]
         self.engine = Engine(cameras, lambda *_: None, lambda: 4, 16, self.logged.append, self.disk)
 

@@ -336,7 +336,7 @@ def test_memory_that_is_full_while_a_step_is_packed_costs_that_frame_alone(backb
 def test_a_bound_covers_exact_and_packed_steps_and_holds_more_of_them(form, backbones, frames):
     backbone = backbones['internvl']
     bound = 20 * backbone.step_tokens(64, 64) * backbone.kv_bytes_per_token
-    stream, exact = (VideoStream(backbone, 'statekv(20)', max_detailed_bytes=bound, detailed_format=each)
+    stream, exact = (VideoStream(backbone, 'statekv(20)', device_cache_bytes=bound, detailed_format=each)
                      for each in (form, 'bf16'))
     for index in range(150):
         for each in (stream, exact):
@@ -353,7 +353,7 @@ def test_a_bound_covers_exact_and_packed_steps_and_holds_more_of_them(form, back
 def test_frames_of_any_size_stay_within_the_bound(backbones):
     random, backbone = np.random.default_rng(0), backbones['qwen3_vl']
     bound = 700 * backbone.kv_bytes_per_token
-    stream = VideoStream(backbone, 'statekv(30)', max_detailed_bytes=bound, detailed_format='int4', page_tokens=16)
+    stream = VideoStream(backbone, 'statekv(30)', device_cache_bytes=bound, detailed_format='int4', page_tokens=16)
     sizes = [(64, 64), (480, 640), (96, 128), (32, 200), (256, 256)]
     for index in range(120):
         frame = random.integers(0, 256, (*sizes[index // 8 % len(sizes)], 3), dtype=np.uint8)
@@ -370,7 +370,7 @@ def test_frames_of_any_size_stay_within_the_bound(backbones):
 def test_what_is_forgotten_meanwhile_is_not_read_any_more(policy, backbones, frames):
     backbone = backbones['internvl']
     bound = 20 * backbone.step_tokens(64, 64) * backbone.kv_bytes_per_token
-    stream = stream_of(backbone, frames, 40, max_detailed_bytes=bound)
+    stream = stream_of(backbone, frames, 40, device_cache_bytes=bound)
     answering = stream.begin_answer(QUESTION, policy, max_tokens=6, evidence=99)
     for index in range(40, 200):
         stream.step(frames[index % 32], stamp(index))
@@ -412,6 +412,6 @@ def test_reset_forgets_what_was_packed(backbones, frames):
 def test_bad_formats_are_named(backbones):
     with pytest.raises(ParameterError, match="detailed_format.*'int3'"):
         VideoStream(backbones['internvl'], detailed_format='int3')
-    with pytest.raises(ParameterError, match='max_detailed_mb'):
+    with pytest.raises(ParameterError, match='device_cache_mb'):
         bound = 100 * backbones['internvl'].kv_bytes_per_token
-        VideoStream(backbones['internvl'], detailed_format='int4', max_detailed_bytes=bound)
+        VideoStream(backbones['internvl'], detailed_format='int4', device_cache_bytes=bound)

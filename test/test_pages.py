@@ -135,7 +135,7 @@ def test_a_machine_without_memory_left_is_a_bound_and_the_camera_goes_on_seeing(
 
 
 @pytest.mark.parametrize('options,word', [({'page_tokens': 0}, 'page_tokens'), ({'index': 'magic'}, 'mean_variance'),
-                                          ({'max_detailed_bytes': 1}, 'max_detailed_mb')])
+                                          ({'device_cache_bytes': 1}, 'device_cache_mb')])
 def test_bad_sizes_are_named(options, word, backbone):
     with pytest.raises(ParameterError, match=word):
         VideoStream(backbone, **options)

@@ -158,7 +158,7 @@ def test_a_stream_of_four_times_the_trained_context_stays_finite_bounded_and_wit
     backbone = backbones[family]
     seen = given_positions(backbone)
     bound = 8 * 40 * backbone.kv_bytes_per_token
-    stream = VideoStream(backbone, policy, max_detailed_bytes=bound, positions=positions)
+    stream = VideoStream(backbone, policy, device_cache_bytes=bound, positions=positions)
     run(stream, frames, until=4 * MAX_POSITION, seconds=1.5)
     assert min(low for low, _ in seen) >= 0 and max(high for _, high in seen) < stream.positions.limit < MAX_POSITION
     assert max(high for _, high in seen) > 30, 'else nothing would be shown'

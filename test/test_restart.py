@@ -175,7 +175,7 @@ def test_only_the_newest_steps_that_fit_are_brought_up_and_the_others_are_counte
     assert (theirs.frames, theirs.forgotten_frames) == (3 * 2 + 1, 7 * 2)
     assert theirs.detailed.forgotten_first_ns == ours.first_stamp_ns
     assert_same_context(ours, theirs)
-    bounded = again(ours, store, max_detailed_bytes=sum(tokens[-6:]) * (ours.backbone.kv_bytes_per_token + 1))
+    bounded = again(ours, store, device_cache_bytes=sum(tokens[-6:]) * (ours.backbone.kv_bytes_per_token + 1))
     assert [record.step for record in bounded.detailed.records()] == [4, 5, 6, 7, 8, 9]
     see(bounded, frames, 21, 40)
     assert bounded.frames + bounded.forgotten_frames == 40

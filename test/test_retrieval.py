@@ -187,7 +187,7 @@ def test_what_is_overwritten_meanwhile_is_not_read_any_more(answer_policy, backb
     """A bound of 20 steps, and 60 new ones while the answer is decoded: what it read at first is gone, and no newer frame shows."""
     backbone = backbones['internvl']
     bound = 20 * backbone.step_tokens(64, 64) * backbone.kv_bytes_per_token
-    stream = stream_of(backbone, frames, 40, max_detailed_bytes=bound)
+    stream = stream_of(backbone, frames, 40, device_cache_bytes=bound)
     answering = stream.begin_answer(QUESTION, answer_policy, max_tokens=6, evidence=99)
     for index in range(40, 100):
         stream.step(frames[index % 32], stamp(index))

@@ -200,7 +200,7 @@ def test_stamps_that_went_back_do_not_hide_the_newest_time_that_is_covered(backb
 def test_an_answer_from_the_state_covers_what_was_forgotten_too(backbones, frames):
     backbone = backbones['internvl']
     bound = 10 * backbone.step_tokens(64, 64) * backbone.kv_bytes_per_token
-    stream = stream_of(backbone, frames, 30, max_detailed_bytes=bound)
+    stream = stream_of(backbone, frames, 30, device_cache_bytes=bound)
     assert stream.forgotten_frames
     result = asked(stream, 'state').result()
     assert (result.frames_covered, result.first_stamp_ns) == (30, stamp(0))

@@ -262,15 +262,15 @@ def test_reset_forgets_and_ends_open_answers(backbone, frames):
 
 def test_a_bound_on_the_detailed_cache_forgets_the_oldest_and_says_so(backbone, frames):
     bound = 120 * backbone.kv_bytes_per_token
-    stream = VideoStream(backbone, 'statekv(20)', max_detailed_bytes=bound)
+    stream = VideoStream(backbone, 'statekv(20)', device_cache_bytes=bound)
     for index in range(60):
         stream.step(frames[index % 32], stamp(index))
         assert 2 * stream.detailed.rows()[0].nbytes <= bound
     assert stream.forgotten_frames > 0 and stream.frames == 60 - stream.forgotten_frames
     answer = stream.answer(QUESTION, max_tokens=3)
     assert answer.frames_covered == stream.frames and answer.first_stamp_ns == stream.first_stamp_ns > stamp(0)
-    with pytest.raises(ParameterError, match='max_detailed_mb'):
-        VideoStream(backbone, max_detailed_bytes=40 * backbone.kv_bytes_per_token)
+    with pytest.raises(ParameterError, match='device_cache_mb'):
+        VideoStream(backbone, device_cache_bytes=40 * backbone.kv_bytes_per_token)
 
 
 @pytest.mark.parametrize('text', ['statekv', 'statekv()', 'statekv(0)', 'statekv(-5)', 'statekv(nan)', 'statekv(4.5)', 'window',

@@ -48,7 +48,7 @@ def hours(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--prefill-policy', default='statekv(144)', help='default: %(default)s')
     parser.add_argument('--every', type=float, default=60.0,
                         help='simulated seconds from one round of questions to the next; default: %(default)s')
-    parser.add_argument('--max-detailed-mb', type=float, default=0.0,
+    parser.add_argument('--device-cache-mb', type=float, default=0.0,
                         help='bound on the detailed cache in MB, past which the oldest steps are forgotten; default: none')
     parser.add_argument('--model', default='patrol', help='directory, hub id or patrol; default: %(default)s')
     parser.add_argument('--size', default='64x64', help='camera frames, WIDTHxHEIGHT; default: %(default)s')

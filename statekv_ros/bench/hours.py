@@ -53,15 +53,15 @@ def run(args: argparse.Namespace) -> dict:
     if seconds < EARLY_S + 2 * WINDOW_S:
         raise ParameterError(f'--hours must be at least {(EARLY_S + 2 * WINDOW_S) / 3600:.3f}, so that the last ten minutes '
                              f'are not minutes 5-15, got {args.hours:g}')
-    if not 0 <= args.max_detailed_mb < float('inf'):
-        raise ParameterError(f'--max-detailed-mb must be a number of at least 0, got {args.max_detailed_mb}')
+    if not 0 <= args.device_cache_mb < float('inf'):
+        raise ParameterError(f'--device-cache-mb must be a number of at least 0, got {args.device_cache_mb}')
     size = tuple(int(side) for side in args.size.split('x') if side.isdecimal())
     if len(size) != 2 or not all(size):
         raise ParameterError(f'--size must be WIDTHxHEIGHT in pixels, as in 64x64, got {args.size!r}')
     if args.device in ('auto', 'cpu'):
         torch.set_num_threads(1)    # small matrices: more threads only add noise
     backbone = load_backbone(args.model, device=args.device)
-    old, young = (_Watch(backbone, args.prefill_policy, round(args.max_detailed_mb * 1e6)) for _ in range(2))
+    old, young = (_Watch(backbone, args.prefill_policy, round(args.device_cache_mb * 1e6)) for _ in range(2))
     steps, joins = int(seconds * args.rate), int((seconds - EARLY_S - WINDOW_S) * args.rate)
     asked_s, rounds = 0.0, 0
     footage = _footage(steps, args.rate, args.seed, backbone.frames_per_step, size)
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> dict:
                 watch.ask(time_s, policies + beside * (rounds % BESIDE_EVERY == 0))
     result = {
         'benchmark': 'hours', 'model': args.model, 'hours': args.hours, 'steps_per_second': args.rate, 'steps': steps,
-        'prefill_policy': str(old.stream.prefill_policy), 'max_detailed_bytes': round(args.max_detailed_mb * 1e6),
+        'prefill_policy': str(old.stream.prefill_policy), 'device_cache_bytes': round(args.device_cache_mb * 1e6),
         'device': device_name(backbone.device), 'versions': versions(), **_summary(old, young, seconds, policies + beside)}
     if not args.json:
         _print(result)
@@ -92,8 +92,8 @@ class _Watch:
         peak_bytes: the most that the detailed cache took.
     """
 
-    def __init__(self, backbone: Backbone, prefill_policy: str, max_detailed_bytes: int):
-        self.stream = VideoStream(backbone, prefill_policy, max_detailed_bytes=max_detailed_bytes)
+    def __init__(self, backbone: Backbone, prefill_policy: str, device_cache_bytes: int):
+        self.stream = VideoStream(backbone, prefill_policy, device_cache_bytes=device_cache_bytes)
         self.step_ms: list[tuple[float, float]] = []
         self.sizes: list[tuple[float, int, int]] = []
         self.answers: dict[str, list[tuple[float, float, float, int]]] = defaultdict(list)

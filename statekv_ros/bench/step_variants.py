@@ -54,7 +54,7 @@ class Step:
     def statekv(self, budget: int, frame: int) -> Variant:
         """A step over the state as it would be: at most `budget` tokens, and full where this step would fill it."""
         stream = VideoStream(self.backbone, f'statekv({budget})', cuda_graph=self._cuda_graph,
-                             max_detailed_bytes=2 * _HELD_TOKENS * self.backbone.kv_bytes_per_token)
+                             device_cache_bytes=2 * _HELD_TOKENS * self.backbone.kv_bytes_per_token)
         runner = stream.graphs or self.backbone
         carried = self.seen_tokens(frame)
         full = carried + self.staged(frame).tokens > budget

@@ -58,11 +58,11 @@ class Plan:
 
 
 def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: int = 1, hours: float = 1.0,
-              max_detailed_bytes: int = 0, positions: str = '', detailed_format: str = RAW.name) -> Plan:
+              device_cache_bytes: int = 0, positions: str = '', detailed_format: str = RAW.name) -> Plan:
     """Count bytes for `cameras` cameras that are each watched at `rate_hz` frames per second.
 
     Args:
-        max_detailed_bytes: bound on each camera's detailed cache, 0 for none.
+        device_cache_bytes: bound on each camera's detailed cache, 0 for none.
         positions, detailed_format: as a `VideoStream` takes them.
 
     Raises:
@@ -73,8 +73,8 @@ def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: i
     layout = KVLayout(size.layers, size.kv_heads, size.head_dim, dtype, torch.device('meta'))
     step = step_bytes(layout, find_format(detailed_format), size.position_axes, size.step_tokens, PAGE_TOKENS)
     held = steps_per_hour * hours
-    if max_detailed_bytes:
-        held = min(held, max_detailed_bytes / step.rows)
+    if device_cache_bytes:
+        held = min(held, device_cache_bytes / step.rows)
     state = _state_bytes(size, policy, positions, steps_per_hour * hours)
     return Plan(size, policy, cameras, hours, size.weights_bytes, cameras * state, step.rows / size.step_tokens,
                 cameras * round(steps_per_hour * step.rows), cameras * round(held * step.rows),
@@ -120,13 +120,39 @@ def detailed_bound(plan: Plan, asked_bytes: int, available_bytes: int, where: st
     step_bytes = plan.size.step_tokens * plan.size.kv_bytes_per_token
     bound = asked_bytes or left // 2 // plan.cameras
     if asked_bytes * plan.cameras > left:
-        raise ParameterError(f'max_detailed_mb of {plan.cameras} camera(s) takes {gigabytes(asked_bytes * plan.cameras)}, but '
-                             f'{where} has {gigabytes(max(0, left))} left for it: lower "max_detailed_mb", or set it to 0')
+        raise ParameterError(f'device_cache_mb of {plan.cameras} camera(s) takes {gigabytes(asked_bytes * plan.cameras)}, but '
+                             f'{where} has {gigabytes(max(0, left))} left for it: lower "device_cache_mb", or set it to 0')
     if bound < step_bytes:
         raise ParameterError(f'a detailed cache of {gigabytes(bound)} does not hold one step of {plan.size.step_tokens} tokens, '
-                             f'{gigabytes(step_bytes)}: ' + ('raise "max_detailed_mb"' if asked_bytes else
+                             f'{gigabytes(step_bytes)}: ' + ('raise "device_cache_mb"' if asked_bytes else
                                                              'take a smaller "model" or "max_frame_pixels"'))
     return bound
+
+
+def host_bound(asked_bytes: int, cameras: int, device: torch.device) -> int:
+    """Bytes of main memory that each camera's steps may take once they have left the device.
+
+    Args:
+        asked_bytes: per camera; below 0 for the default, a share of a quarter of what is free, or none where device and main
+            memory are one.
+
+    Raises:
+        ParameterError: what is asked for cannot fit.
+    """
+    if asked_bytes == 0 or asked_bytes < 0 and _is_main_memory(device):
+        return 0
+    free, where = available_memory(torch.device('cpu'))
+    if asked_bytes < 0:
+        return free // 4 // cameras
+    if asked_bytes * cameras > free:
+        raise ParameterError(f'host_cache_mb of {cameras} camera(s) takes {gigabytes(asked_bytes * cameras)}, but {where} has '
+                             f'{gigabytes(free)} left for it: lower "host_cache_mb", or set it to 0')
+    return asked_bytes
+
+
+def _is_main_memory(device: torch.device) -> bool:
+    """Whether what is on the device is in main memory: a CPU, or a GPU that has no memory of its own, as of a Jetson."""
+    return device.type != 'cuda' or bool(getattr(torch.cuda.get_device_properties(device), 'is_integrated', False))
 
 
 def available_memory(device: torch.device) -> tuple[int, str]:

@@ -29,6 +29,7 @@ class VideoStream:
         backbone: the model that watches.
         prefill_policy, answer_policy: what a frame and, by default, a question may attend to.
         positions: which positions the model is given as the stream grows.
+        detailed_format: how the detailed cache is stored.
         frames: camera frames that the memory holds, a waiting half step included, forgotten ones not.
         steps: frame steps so far.
         graphs: frame steps as recorded graphs; None where all run eagerly.
@@ -36,15 +37,15 @@ class VideoStream:
     """
 
     def __init__(self, backbone: Backbone, prefill_policy: str | PrefillPolicy = 'statekv(4096)',
-                 answer_policy: str | AnswerPolicy = 'all', max_detailed_bytes: int = 0,
+                 answer_policy: str | AnswerPolicy = 'all', device_cache_bytes: int = 0,
                  cancelled: Callable[[], bool] = lambda: False, positions: str = '', cuda_graph: str = 'auto',
                  page_tokens: int = PAGE_TOKENS, index: str = DEFAULT_INDEX, detailed_format: str = RAW.name,
-                 host_bytes: int = 0, below: Sequence[Tier] = ()):
+                 host_cache_bytes: int = 0, below: Sequence[Tier] = ()):
         """
         Args:
             positions: `native`, `contiguous`, `lazy_shift`, or '' for the default; see the module `positions`.
-            max_detailed_bytes: past this many bytes on the device the oldest steps of the detailed cache leave it; 0: never.
-            host_bytes: main memory for these; 0: none.
+            device_cache_bytes: past this many bytes on the device the oldest steps of the detailed cache leave it; 0: never.
+            host_cache_bytes: main memory for these; 0: none.
             below: further tiers for them, such as the disk. What no tier has room for is forgotten.
             cancelled: looked at once per layer; when true, the step or slice in progress ends with `Interrupted` and
                 leaves the memory as it was, without the newest frame of that step. A step replayed as a graph looks once.
@@ -59,8 +60,8 @@ class VideoStream:
         self.prefill_policy = parse_prefill_policy(str(prefill_policy))
         self.answer_policy = parse_answer_policy(str(answer_policy))
         self.positions = parse_positions(positions, self.prefill_policy, backbone.max_position)
-        self.cancelled = cancelled
-        self._detailed_options = max_detailed_bytes, self.positions, page_tokens, index, detailed_format, host_bytes
+        self.cancelled, self.detailed_format = cancelled, detailed_format
+        self._detailed_options = device_cache_bytes, self.positions, page_tokens, index, detailed_format, host_cache_bytes
         self._below = tuple(below)
         self.generation = 0
         self.saving: Saving | None = None
@@ -242,6 +243,10 @@ class VideoStream:
             raise Interrupted('the frame step was interrupted; the memory is as before it')
         self.detailed.write(layer, key, value)
         return self.carried.attend(layer, query, key, value, scale)
+
+    def holds_below(self, step: int) -> bool:
+        """Whether a tier below the detailed cache's own has a step, by its number."""
+        return any(tier.holds(step) for tier in self._below)
 
     def progress(self) -> dict:
         """Where the stream stands, as plain values, for `resume`."""

@@ -8,10 +8,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 
+import torch
+
 from statekv_ros.errors import StoreError
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.saved.saving import LONGEST_CYCLE, SavedStep, waiting
 from statekv_ros.store import MemoryStore
+from statekv_ros.store.kept import KeptCamera
 
 _MARGIN_STEPS = 8       # a camera's context gets a snapshot when so few steps are left before those that lead to it are dropped
 _LONG_S = 2.0           # a write that takes longer is told
@@ -28,13 +31,15 @@ class Disk:
         on_idle: called in the writing thread whenever something was written.
     """
 
-    def __init__(self, store: MemoryStore, quota_bytes: int, streams: dict[str, VideoStream], log: Callable[[str], None]):
+    def __init__(self, store: MemoryStore, quota_bytes: int, streams: dict[str, VideoStream], kept: dict[str, KeptCamera],
+                 log: Callable[[str], None]):
         """
         Args:
             streams: by camera; each has its `saving`.
+            kept: by camera.
             log: takes what goes wrong, and that it is well again.
         """
-        self._store, self._quota, self._streams, self._log = store, quota_bytes, streams, log
+        self._store, self._quota, self._streams, self._kept, self._log = store, quota_bytes, streams, kept, log
         self.on_idle: Callable[[], None] = lambda: None
         self._jobs: queue.SimpleQueue[tuple[list[str], Callable[[], None]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -70,11 +75,11 @@ class Disk:
     def save(self, camera: str) -> None:
         """Write what the camera's newest frame changed; in the engine thread, right after the frame."""
         stream = self._streams[camera]
-        steps = stream.saving.take()
+        steps, packed, needed = stream.saving.take(), stream.saving.take_packed(), stream.saving.needs.first
         if stream.pending:
             steps.append(waiting(stream.pending, stream.progress()))
-        if steps:
-            self._submit([camera], lambda: self._put(camera, steps))
+        if steps or packed:
+            self._submit([camera], lambda: self._put(camera, steps, packed, needed))
 
     def save_snapshots(self) -> None:
         """Write the whole context of cameras whose steps the quota is about to take; in the engine thread, between steps."""
@@ -124,18 +129,19 @@ class Disk:
         except StoreError as error:
             self._log(str(error))
 
-    def _put(self, camera: str, steps: list[SavedStep]) -> None:
-        gone = []
+    def _put(self, camera: str, steps: list[SavedStep], packed: list[tuple[int, torch.Tensor]], needed: int) -> None:
+        gone, kept = [], self._kept[camera]
         # Waiting frames may still fit where no step does.
         with self._telling(camera, well=any(step.step >= 0 for step in steps)):
             if camera in self._uncleared:
-                self._store.clear(camera)
+                kept.clear()
                 self._uncleared.discard(camera)
-            for step in steps:
-                gone += self._store.put(camera, step.step, step.header, step.parts)
-        saving = self._streams[camera].saving
-        size = max(step.bytes for step in steps)
-        saving.cycle = max(1, min(LONGEST_CYCLE, self._quota // (2 * len(self._streams) * size)))
+            gone += kept.put(steps)
+            gone += kept.put_packed(packed)
+            gone += kept.trim(needed)
+        if steps:
+            saving, size = self._streams[camera].saving, max(step.bytes for step in steps)
+            saving.cycle = max(1, min(LONGEST_CYCLE, self._quota // (2 * len(self._streams) * size)))
         self._file_bytes = self._store.file_bytes()
         self._look_after(gone)
 
@@ -146,6 +152,8 @@ class Disk:
 
     def _look_after(self, gone: list[tuple[str, int]]) -> None:
         for camera, step in gone:
+            if camera in self._kept:
+                self._kept[camera].left(step)
             if camera in self._streams and step + _MARGIN_STEPS >= self._streams[camera].saving.needs.first:
                 self._wanted.add(camera)
 
@@ -154,7 +162,7 @@ class Disk:
             self._uncleared.add(camera)
             self._snapshot_at.pop(camera, None)
             try:
-                self._store.clear(camera)
+                self._kept[camera].clear()
             except StoreError as error:
                 return f'what camera {camera} saw is forgotten, but not on disk: {error}'
             self._uncleared.discard(camera)

@@ -282,5 +282,5 @@ class Engine:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
-        return 'GPU memory is full: lower the parameter "budget" or "max_frame_pixels", or bound "max_detailed_mb"'
+        return 'GPU memory is full: lower the parameter "budget" or "max_frame_pixels", or bound "device_cache_mb"'
     return str(error) if isinstance(error, StateKVError) else f'{type(error).__name__}: {error}'

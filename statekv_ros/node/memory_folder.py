@@ -15,9 +15,11 @@ from statekv_ros.memory.saved.saving import Saving
 from statekv_ros.node.disk import Disk
 from statekv_ros.store import MemoryStore
 from statekv_ros.store.folder import DATA
+from statekv_ros.store.kept import KeptCamera
+from statekv_ros.store.tier import DiskTier
 
 RESTORE = ('auto', 'require', 'never')
-SAVED_FORMAT = 1        # of headers and parts of a step
+SAVED_FORMAT = 2        # of headers and parts of a step
 _PLACES = 4             # folders that are looked at for one that this node can use
 _BUSY_S = 5.0           # for a process that is ending to let go
 _BUSY_TURN_S = 0.1
@@ -34,11 +36,12 @@ def identity_of(backbone: Backbone, streams: dict[str, VideoStream], frame_pixel
     return {'model': backbone.fingerprint, 'dtype': str(backbone.dtype).removeprefix('torch.'),
             'layout': f'{layout.layers}x{layout.kv_heads}x{layout.head_dim}', 'prefill_policy': str(stream.prefill_policy),
             'positions': str(stream.positions), 'frame_pixels': frame_pixels, 'system_prompt': system_prompt,
-            'rope_length': rope_length, 'cameras': ', '.join(streams), 'saved_format': SAVED_FORMAT}
+            'rope_length': rope_length, 'detailed_format': stream.detailed_format, 'cameras': ', '.join(streams),
+            'saved_format': SAVED_FORMAT}
 
 
-def open_memory(folder: Path, identity: dict[str, str | int], streams: dict[str, VideoStream], quota_bytes: int,
-                sync_period_s: float, mode: str, owner: str, tell: Callable[[str], None],
+def open_memory(folder: Path, identity: dict[str, str | int], streams: dict[str, VideoStream], tiers: dict[str, DiskTier],
+                quota_bytes: int, sync_period_s: float, mode: str, owner: str, tell: Callable[[str], None],
                 log: Callable[[str], None]) -> tuple[Disk | None, str]:
     """Bring back what the folder has for these streams, and write on from there.
 
@@ -46,6 +49,7 @@ def open_memory(folder: Path, identity: dict[str, str | int], streams: dict[str,
     what was there stays as it is.
 
     Args:
+        tiers: by camera, the lowest of each stream; they read from the store that is opened.
         mode: 'auto'; 'require': a memory that cannot be brought back is an error; 'never': begin an empty one.
         owner: whom to name to a second writer.
         tell: takes what was brought back; log: what went wrong.
@@ -75,6 +79,7 @@ def open_memory(folder: Path, identity: dict[str, str | int], streams: dict[str,
                 break
             continue
         try:
+            kept = {name: KeptCamera(store, name, tiers[name]) for name in streams}
             told = [_bring_back(store, name, stream) for name, stream in streams.items()]
         except StoreError as error:
             store.close()
@@ -91,7 +96,9 @@ def open_memory(folder: Path, identity: dict[str, str | int], streams: dict[str,
         if place != folder:
             tell(f'memory on disk: {place}')
             problem = problem and f'{problem}; a new memory was begun in {place}'
-        return Disk(store, quota_bytes, streams, log), problem
+        return Disk(store, quota_bytes, streams, kept, log), problem
+    for tier in tiers.values():
+        tier.detach()
     for stream in streams.values():
         stream.reset()
         stream.saving = None

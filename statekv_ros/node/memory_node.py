@@ -17,7 +17,8 @@ from rclpy.task import Future
 from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.errors import QuestionError, StateKVError
 from statekv_ros.memory import PrefillPolicy, StepReport, VideoStream
-from statekv_ros.memory.capacity import available_memory, detailed_bound, gigabytes, make_plan, require_fit
+from statekv_ros.memory.capacity import available_memory, detailed_bound, gigabytes, host_bound, make_plan, require_fit
+from statekv_ros.memory.detailed.formats import find_format
 from statekv_ros.memory.trial import demonstration_warning, try_out
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
@@ -29,6 +30,7 @@ from statekv_ros.node.parameters import MAX_TOKENS, Parameters
 from statekv_ros.node.questions import Outcome, Question
 from statekv_ros.node.transitions import Transitions
 from statekv_ros.srv import Query, Reset
+from statekv_ros.store.tier import DiskTier
 from statekv_ros.transport import TransportProfile
 
 # Images come after the memory is planned; this size, height x width, stands for them.
@@ -177,13 +179,18 @@ class MemoryNode(LifecycleNode):
             self.get_logger().warning(demonstration_warning(backbone))
         policy = get.prefill_policy()
         detailed_bytes = self._require_memory(backbone, policy)
+        host_cache_bytes = host_bound(get['host_cache_mb'] * 10**6, len(get['cameras']), backbone.device)
         cameras, kinds = [], {}
+        tiers = {name: DiskTier(packed=not find_format(get['detailed_format']).rotated) for name in get['cameras']} \
+            if self._keeps_on_disk else {}
         for name in get['cameras']:
-            stream = VideoStream(backbone, policy, max_detailed_bytes=detailed_bytes, positions=get['positions'],
-                                 cuda_graph=get['cuda_graph'], detailed_format=get['detailed_format'])
+            stream = VideoStream(backbone, policy, device_cache_bytes=detailed_bytes, positions=get['positions'],
+                                 cuda_graph=get['cuda_graph'], detailed_format=get['detailed_format'],
+                                 host_cache_bytes=host_cache_bytes, below=[tiers[name]] if tiers else [])
             kinds[name] = message_type(get[f'{name}.topic'], get[f'{name}.transport'])
             cameras.append(Camera(name, stream, decoder(kinds[name], get['max_image_pixels'], backbone.frame_size)))
-        self._open_memory(backbone, {camera.name: camera.stream for camera in cameras})
+        if tiers:
+            self._open_memory(backbone, {camera.name: camera.stream for camera in cameras}, tiers)
         disk = self._disk
         engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],
                         self.get_logger().error, disk)
@@ -202,16 +209,18 @@ class MemoryNode(LifecycleNode):
         self.get_logger().info(f'{policy} on {backbone.device} ({backbone.dtype}), {backbone.kv_bytes_per_token} bytes per '
                                f'token; cameras: {topics}')
 
-    def _open_memory(self, backbone: Backbone, streams: dict[str, VideoStream]) -> None:
-        """Go on where the memory on disk stood, if there is to be one. Raises StoreError where it has to be there and is not,
+    @property
+    def _keeps_on_disk(self) -> bool:
+        return bool(self._settings['memory_dir'] and self._settings['disk_cache_gb'])
+
+    def _open_memory(self, backbone: Backbone, streams: dict[str, VideoStream], tiers: dict[str, DiskTier]) -> None:
+        """Go on where the memory on disk stood. Raises StoreError where it has to be there and is not,
         or another process writes it."""
         get, log = self._settings, self.get_logger()
-        if not get['memory_dir'] or not get['disk_cache_gb']:
-            return
         identity = identity_of(backbone, streams, f'{get["min_frame_pixels"]} to {get["max_frame_pixels"]}',
                                get['system_prompt'], get['rope_length'])
         self._disk, self._disk_problem = open_memory(
-            Path(get['memory_dir']).expanduser(), identity, streams, int(get['disk_cache_gb'] * 1e9), get['sync_period_s'],
+            Path(get['memory_dir']).expanduser(), identity, streams, tiers, int(get['disk_cache_gb'] * 1e9), get['sync_period_s'],
             get['restore'], self.get_fully_qualified_name(), log.info, log.warning)
 
     def _require_memory(self, backbone: Backbone, policy: PrefillPolicy) -> int:
@@ -223,7 +232,7 @@ class MemoryNode(LifecycleNode):
         free, where = available_memory(backbone.device)
         free += plan.weights_bytes      # they are loaded already
         require_fit(plan, free, where)
-        bound = detailed_bound(plan, get['max_detailed_mb'] * 10**6, free, where)
+        bound = detailed_bound(plan, get['device_cache_mb'] * 10**6, free, where)
         self.get_logger().info(
             f'memory, for camera images of {_ASSUMED_FRAME[1]}x{_ASSUMED_FRAME[0]} ({plan.size.step_tokens} tokens per step): '
             f'weights {gigabytes(plan.weights_bytes)}, state {gigabytes(plan.state_bytes)}, workspace about '

@@ -130,14 +130,16 @@ NODE = (
          'full', choices=('', *POSITIONS)),
     Spec('cuda_graph', 'auto', 'auto: on a GPU, frame steps are replayed as CUDA graphs once the state is full',
          choices=CUDA_GRAPH),
-    Spec('max_detailed_mb', 0, 'bound on each camera\'s detailed cache in MB (10^6 bytes); past it the oldest steps are '
-         'forgotten; 0: each camera\'s share of half of what is free at start', low=0, high=LARGE),
+    Spec('device_cache_mb', 0, 'bound on each camera\'s keys and values on the device in MB (10^6 bytes); past it the oldest steps '
+         'move down; 0: each camera\'s share of half of what is free at start', low=0, high=LARGE),
+    Spec('host_cache_mb', -1, 'the same in main memory, for what leaves the device; 0: none; -1: each camera\'s share of a quarter '
+         'of what is free at start, none where device and main memory are one', low=-1, high=LARGE),
     Spec('detailed_format', RAW.name, 'how the detailed cache is stored, but for its newest 4 steps: in the model\'s own dtype '
          '(bf16), or in 8 or 4 bits a number', choices=tuple(form.name for form in FORMATS)),
-    Spec('memory_dir', '', 'folder on a local disk that keeps what was seen, for the next start to go on; empty: nothing is '
-         'written'),
-    Spec('disk_cache_gb', 20.0, 'bound on what lies there in GB (10^9 bytes); past it the oldest steps leave; 0: nothing is '
-         'written', low=0.0, high=10**6),
+    Spec('memory_dir', '', 'folder on a local disk that keeps what was seen, for answers and for the next start to go on; empty: '
+         'nothing is written'),
+    Spec('disk_cache_gb', 20.0, 'bound on what lies there in GB (10^9 bytes); past it the oldest steps are forgotten; 0: nothing '
+         'is written', low=0.0, high=10**6),
     Spec('sync_period_s', 2.0, 'what a power cut may cost, in seconds; a killed process costs the step in progress; 0: each '
          'step is flushed before the next', low=0.0, high=3600.0),
     Spec('restore', 'auto', 'auto: go on where the memory stood, begin a new one beside it where that cannot be; require: do '

@@ -19,7 +19,7 @@ WANTED = 200
 _QUESTION = 'what is in view?'
 _LONGEST_S = 2.0        # of watching before the kill
 _DOMAINS = 8            # in turn: a lock that a killed process left in shared memory spoils a domain for a while
-_PARAMETERS = {**PARAMETERS, 'cameras': '[front]', 'max_detailed_mb': 0}
+_PARAMETERS = {**PARAMETERS, 'cameras': '[front]', 'device_cache_mb': 0}
 
 
 def run(record: Record) -> None:

@@ -18,7 +18,7 @@ REPLY_S = 60.0          # longer than any time limit that a question has here: w
 _SETTLE_S = 30.0        # Fast DDS forgets a killed peer after 20 s
 # A small bound on the memory that a warm-up reaches, so that growth after it is a leak.
 PARAMETERS = {'model': 'patrol', 'reliability': 'reliable', 'rate_hz': '1000.0', 'budget': 144,
-              'max_detailed_mb': 1, 'max_tokens': 12, 'answer_timeout_s': '20.0', 'diagnostics_period_s': '0.05'}
+              'device_cache_mb': 1, 'max_tokens': 12, 'answer_timeout_s': '20.0', 'diagnostics_period_s': '0.05'}
 
 
 def transition_request(transition: int) -> ChangeState.Request:

@@ -47,13 +47,13 @@ class DetailedCache:
     """
 
     def __init__(self, backbone: Backbone, max_bytes: int, positions: PositionPolicy, page_tokens: int = PAGE_TOKENS,
-                 index: str = DEFAULT_INDEX, detailed_format: str = RAW.name, host_bytes: int = 0,
+                 index: str = DEFAULT_INDEX, detailed_format: str = RAW.name, host_cache_bytes: int = 0,
                  below: Sequence[Tier] = (), on_packed: Callable[[int, Callable[[], torch.Tensor]], None] | None = None):
         """
         Args:
             max_bytes: bound on the bytes of keys and values on the device, exact or in few bits, without the prefix's; 0 for
                 none. Where there are tiers below, what is read from them is staged in a quarter of it.
-            host_bytes: bound on main memory for steps that have left the device; 0 for no such tier.
+            host_cache_bytes: bound on main memory for steps that have left the device; 0 for no such tier.
             below: tiers further down, the nearer ones first.
             on_packed: called with the number of each step that is put into few bits, and what gives its part `packed`, as tiers
                 have it.
@@ -78,10 +78,10 @@ class DetailedCache:
         self._bias = backbone.key_bias if self._packed else None
         self._exact = ExactSteps(self.layout, self.pages, EXACT_STEPS if self._packed else 0)
         self.far: FarSteps | None = None
-        if host_bytes or below:
+        if host_cache_bytes or below:
             staging_bytes = max_bytes // _STAGING_SHARE or _STAGING_BYTES
             max_bytes = max_bytes and max_bytes - staging_bytes
-            self.far = FarSteps(backbone, form, below, host_bytes, staging_bytes)
+            self.far = FarSteps(backbone, form, below, host_cache_bytes, staging_bytes)
         self._on_packed = on_packed
         self._backbone, self._positions, self._page_tokens, self._max_bytes = backbone, positions, page_tokens, max_bytes
         if max_bytes:
@@ -90,7 +90,7 @@ class DetailedCache:
             if self._exact.most < page_tokens:
                 raise ParameterError(f'the detailed cache needs room for at least {shares} page(s) of {page_tokens} tokens, '
                                      f'{shares * page_tokens * self._exact.row_bytes} bytes, got '
-                                     f'{max_bytes} bytes: raise max_detailed_mb')
+                                     f'{max_bytes} bytes: raise device_cache_mb')
         self._prefix: tuple[MemoryView, StepRecord] | None = None
         self._stretch: Stretch | None = None
         # Of the step that was begun: where it goes, the stretch, and how far its keys are turned on the way.
@@ -316,7 +316,7 @@ class DetailedCache:
         exact = self._exact
         if tokens > exact.most:
             raise FrameError(f'this step has {tokens} tokens, and the detailed cache has room for {exact.most}: raise the '
-                             'parameter "max_detailed_mb", or lower "max_frame_pixels"')
+                             'parameter "device_cache_mb", or lower "max_frame_pixels"')
         row = exact.find(tokens, self._make_way)
         batch, given = 0 if self.by_pages else exact.capacity // _BATCH, 0
         while exact.steps and (row is None or 0 < given < batch):
@@ -372,10 +372,11 @@ class DetailedCache:
             self._forgotten(step)
         else:
             self.far.append(step, parts)
+            self.forget_lost()
         return step.record.tokens
 
     def forget_lost(self) -> None:
-        """Forget the steps that no tier has any more; called with each step."""
+        """Forget the steps that no tier has any more; called with each step, too."""
         for step in self.far.pop_lost() if self.far else ():
             self._forgotten(step)
 

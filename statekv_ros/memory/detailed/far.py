@@ -45,9 +45,9 @@ class FarSteps:
         staging: where pages are read from; None until the first.
     """
 
-    def __init__(self, backbone: Backbone, form: Format, below: Sequence[Tier], host_bytes: int, staging_bytes: int):
+    def __init__(self, backbone: Backbone, form: Format, below: Sequence[Tier], host_cache_bytes: int, staging_bytes: int):
         self.steps: list[HeldStep] = []
-        self.host = HostTier(host_bytes, backbone.device.type == 'cuda')
+        self.host = HostTier(host_cache_bytes, backbone.device.type == 'cuda')
         self.staging: Staging | None = None
         self._backbone, self._form, self._staging_bytes = backbone, form, staging_bytes
         self._below, self._tiers = tuple(below), (self.host, *below)
@@ -74,7 +74,7 @@ class FarSteps:
 
     def pop_lost(self) -> list[HeldStep]:
         """Let go of the steps that no tier has any more, oldest first."""
-        numbers = self.host.crowded_out(self._is_below, _MOST_WAITING)
+        numbers = self.host.crowded_out(self._is_below, _MOST_WAITING if self._below else 0)
         for tier in self._below:
             numbers += tier.gone()
         lost = []

@@ -15,6 +15,8 @@ from statekv_ros.memory.records import StepRecord
 from statekv_ros.memory.saved.saving import PREFIX, WAITING
 from statekv_ros.memory.stream import VideoStream
 
+_UNPACKED = 8       # steps that may have been in memory alone, on their way to a tier
+
 Loaded = tuple[dict[str, Any], dict[str, Any]]
 
 
@@ -26,6 +28,9 @@ class Saved(Protocol):
 
     def load_step(self, camera: str, step: int) -> Loaded | None:
         """Header and parts of a step. Raises StoreError when it is damaged."""
+
+    def load_part(self, camera: str, step: int, part: str) -> Any:
+        """One part of a step. Raises StoreError when it is damaged or not there."""
 
     def load_state(self, camera: str) -> Loaded | None:
         """Header and parts of the newest snapshot of the carried context. Raises StoreError when it is damaged."""
@@ -52,7 +57,7 @@ def restore(stream: VideoStream, saved: Saved, camera: str, most_tokens: int | N
 
     Args:
         most_tokens: the newest steps are brought up to its detailed cache, as far as they are no more tokens than this and than
-            its own bound; what is older counts as forgotten.
+            its own bound; what is older stays in the tier that holds it, or counts as forgotten where none does.
 
     Raises:
         StoreError: what leads to the carried context is damaged or gone; reset the stream.
@@ -68,22 +73,29 @@ def restore(stream: VideoStream, saved: Saved, camera: str, most_tokens: int | N
         raise StoreError(f'step {missing[0]} of camera {camera!r} is gone, and what was carried after step {last} cannot be '
                          'told without it: choose another folder (parameter "memory_dir")')
     room = stream.detailed.room() if most_tokens is None else min(most_tokens, stream.detailed.room())
-    chosen, damaged = _newest(headers, numbers, room), []
+    near, damaged = _near(stream, headers, numbers, room), []
+    chosen, far = set(numbers[near:]), {number for number in numbers[:near] if stream.holds_below(number)}
     if snapshot is not None and begin == snapshot[0]['after']['steps']:
         _put_share(stream, snapshot)
         stream.saving.needs.begin_at(begin, snapshot[0]['after']['next_ordinal'], stream.carried.tokens)
-    for number in sorted({*chain, *chosen, *({PREFIX} & headers.keys())}):
+    for number in sorted({*chain, *chosen, *far, *({PREFIX} & headers.keys())}):
         try:
-            loaded = saved.load_step(camera, number)
-            if loaded is None:
-                raise StoreError(f'step {number} of camera {camera!r} is gone')
+            if number in chain or number in chosen or number == PREFIX:
+                loaded = saved.load_step(camera, number)
+                if loaded is None:
+                    raise StoreError(f'step {number} of camera {camera!r} is gone')
+                if number in chain:
+                    _carry_again(stream, loaded)
+            else:
+                loaded = headers[number], {'index': saved.load_part(camera, number, 'index')}
+            if number in chosen or number in far or number == PREFIX:
+                _hold_again(stream, loaded, number, number not in far)
         except StoreError as error:
             if number in chain or number == PREFIX:
                 raise
             damaged.append(str(error))
-            continue
-        _take_again(stream, loaded, number in chain, number in chosen or number == PREFIX)
     progress = newest['after']
+    stream.saving.packed_already({number for number in numbers if headers[number].get('packed')})
     stream.saving.resume(newest['share'], _oldest_ns(newest))
     stream.resume(progress)
     if newest['stretch']:
@@ -105,33 +117,62 @@ def _chain(headers: dict[int, dict], numbers: list[int], snapshot: Loaded | None
     return max(behind, headers[last]['needs']), last, headers[last]
 
 
-def _newest(headers: dict[int, dict], numbers: list[int], tokens: int) -> list[int]:
-    """The newest steps that are no more than so many tokens, oldest first."""
-    count = 0
-    while count < len(numbers) and (tokens := tokens - headers[numbers[-1 - count]]['record']['tokens']) >= 0:
-        count += 1
-    return numbers[len(numbers) - count:]
+def _near(stream: VideoStream, headers: dict[int, dict], numbers: list[int], tokens: int) -> int:
+    """Index of the first of the newest steps that are no more than so many tokens, and those right before them that no tier below
+    holds yet."""
+    begin = len(numbers)
+    while begin and (tokens := tokens - headers[numbers[begin - 1]]['record']['tokens']) >= 0:
+        begin -= 1
+    if stream.detailed.far is not None:
+        for _ in range(min(begin, _UNPACKED)):
+            if stream.holds_below(numbers[begin - 1]):
+                break
+            begin -= 1
+    return begin
 
 
-def _take_again(stream: VideoStream, loaded: Loaded, carry: bool, hold: bool) -> None:
+def _place(stream: VideoStream, loaded: Loaded) -> tuple[StepRecord, TokenInputs, StepPlace]:
     header, parts = loaded
-    record, shift, backbone = StepRecord(**header['record']), header['shift'], stream.backbone
+    record, backbone = StepRecord(**header['record']), stream.backbone
     positions = parts['positions'].to(backbone.device)
     inputs = TokenInputs(torch.empty(1, record.tokens, 0), positions, record.next_position, record.position)
-    place = StepPlace(record.tokens, record.frames, record.first_ordinal, header['position'], record.next_position,
-                      inputs.start, backbone.starts(inputs), lambda: backbone.largest_shift(inputs))
-    if carry:
-        stream.saving.needs.note(record.step, record.first_ordinal, header['carried'], header['share'])
-        if header['share'] is None or header['share']['share'] != [0, header['carried']['tokens']]:
-            stream.carried.follow(place, shift, parts['key'], parts['value'], header['carried'], parts)
-        if header['share'] is not None:
-            _put_share(stream, loaded)
-    if hold:
-        if record.step != PREFIX:
-            stream.detailed.resume(Stretch(*header['stretch']))
-        stream.detailed.begin(place, shift, prefix=record.step == PREFIX)
-        stream.detailed.write_all(parts['key'].to(backbone.device), parts['value'].to(backbone.device))
-        stream.detailed.commit(record, inputs)
+    return record, inputs, StepPlace(
+        record.tokens, record.frames, record.first_ordinal, header['position'], record.next_position, inputs.start,
+        backbone.starts(inputs), lambda: backbone.largest_shift(inputs))
+
+
+def _carry_again(stream: VideoStream, loaded: Loaded) -> None:
+    """What a step made of the carried context."""
+    header, parts = loaded
+    record, _, place = _place(stream, loaded)
+    stream.saving.needs.note(record.step, record.first_ordinal, header['carried'], header['share'])
+    if header['share'] is None or header['share']['share'] != [0, header['carried']['tokens']]:
+        stream.carried.follow(place, header['shift'], parts['key'], parts['value'], header['carried'], parts)
+    if header['share'] is not None:
+        _put_share(stream, loaded)
+
+
+def _hold_again(stream: VideoStream, loaded: Loaded, number: int, near: bool) -> None:
+    """A step in the detailed cache; `near`: on the device."""
+    header, parts = loaded
+    detailed = stream.detailed
+    if near and 'key' in parts:
+        record, inputs, place = _place(stream, loaded)
+        if number != PREFIX:
+            detailed.resume(Stretch(*header['stretch']))
+        detailed.begin(place, header['shift'], prefix=number == PREFIX)
+        detailed.write_all(parts['key'].to(stream.backbone.device), parts['value'].to(stream.backbone.device))
+        detailed.commit(record, inputs)
+        return
+    record, stretch = StepRecord(**header['record']), Stretch(*header['stretch'])
+    shape = detailed.index_shape(record)
+    if parts['index'].shape != shape:
+        raise StoreError(f'the index of step {number} is {tuple(parts["index"].shape)} rather than {shape}: another version of this '
+                         'package made it')
+    if near:
+        detailed.take_packed(record, stretch, parts)
+    else:
+        detailed.take_far(record, stretch, header['shift'] - stretch.shift, parts['index'])
 
 
 def _put_share(stream: VideoStream, loaded: Loaded) -> None:

@@ -107,6 +107,10 @@ class Saving:
         packed, self._packed = self._packed, []
         return packed
 
+    def packed_already(self, steps: set[int]) -> None:
+        """These are kept in few bits already."""
+        self._packed = [(step, packed) for step, packed in self._packed if step not in steps]
+
     def snapshot(self, carried: CompressedState | RecentFrames, stretch: Stretch | None, progress: dict) -> SavedStep:
         """All of the carried context, so that no step so far is needed any more; `stretch` of the newest step."""
         share, parts = carried.share(slice(0, carried.tokens))

@@ -1,0 +1,76 @@
+"""The store as the lowest tier of a camera's detailed cache: answers read the pages that they chose from it."""
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from statekv_ros.errors import StoreError
+from statekv_ros.store.reader import StoreReader
+
+if TYPE_CHECKING:
+    import torch
+
+PACKED, INDEX, KEY_POSITIONS = 'packed', 'index', 'key_positions'
+PACKED_PARTS = PACKED, INDEX, KEY_POSITIONS     # all that is read of a step in few bits
+
+
+class DiskTier:
+    """Reads for the thread that owns the memory, while another one writes and calls `wrote` and `left`.
+
+    Attributes:
+        as_computed: keys are stored as the model computed them, unless in few bits.
+        packed: whether steps are read in few bits, rather than as they came.
+    """
+    as_computed = True
+
+    def __init__(self, packed: bool):
+        self.packed = packed
+        self._store: StoreReader | None = None
+        self._camera = ''
+        self._steps: set[int] = set()
+        self._gone: deque[int] = deque()
+
+    def attach(self, store: StoreReader, camera: str) -> None:
+        """Read from this store; before, nothing is held.
+
+        Raises:
+            StoreError: a record is damaged.
+        """
+        self._store, self._camera = store, camera
+        self._steps = {step for step, header in store.steps(camera)
+                       if step >= 0 and (header.get(PACKED, False) if self.packed else header.get('raw', True))}
+
+    def detach(self) -> None:
+        """Hold nothing any more."""
+        self._store = None
+        self.clear()
+
+    def wrote(self, step: int) -> None:
+        """A step can be read now."""
+        self._steps.add(step)
+
+    def left(self, step: int) -> None:
+        """A step is not there any more."""
+        if step in self._steps:
+            self._steps.discard(step)
+            self._gone.append(step)
+
+    def holds(self, step: int) -> bool:
+        return step in self._steps
+
+    def read(self, step: int, part: str, dtype: torch.dtype, shape: tuple[int, ...], index: Any = ()) -> torch.Tensor:
+        try:
+            return self._store.read(self._camera, step, part, dtype, shape, index)
+        except StoreError as error:     # it has left just now, or cannot be read
+            raise LookupError(f'step {step}: {error}') from error
+
+    def gone(self) -> Iterable[int]:
+        gone = []
+        while self._gone:
+            gone.append(self._gone.popleft())
+        return gone
+
+    def clear(self) -> None:
+        self._steps.clear()
+        self._gone.clear()
