@@ -29,6 +29,7 @@ class KeptCamera:
         self._store, self._camera = store, camera
         self._untrimmed = [step for step, header in store.steps(camera) if step >= 0 and header.get('raw', True)] \
             if tier.packed else []
+        self._packed_to = -1
         tier.attach(store, camera)
 
     def put(self, steps: Iterable[SavedStep]) -> list[tuple[str, int]]:
@@ -53,6 +54,7 @@ class KeptCamera:
         for step, blob in packed:
             gone += self._store.amend(self._camera, step, {PACKED: True}, {PACKED: blob})
             self.tier.wrote(step)
+            self._packed_to = max(self._packed_to, step)
         return gone
 
     def trim(self, needed: int) -> list[tuple[str, int]]:
@@ -60,7 +62,7 @@ class KeptCamera:
         carried context."""
         gone = []
         for step in self._untrimmed[:_TRIMMED_AT_ONCE]:
-            if step >= needed:
+            if step >= needed or step > self._packed_to:
                 break
             self._untrimmed.remove(step)
             if self.tier.holds(step):   # else it could not be put into few bits, and stays as it is
@@ -77,4 +79,5 @@ class KeptCamera:
         """Forget all of the camera. Raises StoreError."""
         self._store.clear(self._camera)
         self._untrimmed.clear()
+        self._packed_to = -1
         self.tier.clear()

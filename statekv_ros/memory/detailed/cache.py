@@ -200,7 +200,9 @@ class DetailedCache:
         return layout.layers, layout.kv_heads, pages, self.pages.index.entry_width(layout.head_dim)
 
     def take_packed(self, record: StepRecord, stretch: Stretch, parts: dict[str, torch.Tensor]) -> None:
-        """Hold a step in few bits again, newer than all that are held, none of which is exact; `parts` as tiers have them."""
+        """Hold a step in few bits again, newer than all that are held; `parts` as tiers have them, with `index`."""
+        while self._exact.steps:    # these are older
+            self._pack_oldest()
         device, lengths = self.layout.device, page_lengths(record.tokens, self._page_tokens)
         positions = parts['key_positions'].to(device)
         step = HeldStep(record, 0, self._same(stretch), self.pages.stop, lengths, positions)

@@ -156,7 +156,7 @@ def _hold_again(stream: VideoStream, loaded: Loaded, number: int, near: bool) ->
     """A step in the detailed cache; `near`: on the device."""
     header, parts = loaded
     detailed = stream.detailed
-    if near and 'key' in parts:
+    if near and not header.get('packed'):
         record, inputs, place = _place(stream, loaded)
         if number != PREFIX:
             detailed.resume(Stretch(*header['stretch']))
