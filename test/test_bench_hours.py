@@ -17,7 +17,8 @@ def test_a_bounded_memory_is_as_large_in_the_last_ten_minutes_as_in_minutes_5_to
     early, late = result['windows'][0], result['windows'][-1]
     assert (early['from_s'], early['to_s'], late['from_s'], late['to_s']) == (300, 900, 1020, 1620)
     assert result['steps'] == 81 and result['forgotten_frames'] > 0
-    assert early['detailed_bytes'] == late['detailed_bytes'] == result['peak_detailed_bytes']
+    assert early['detailed_bytes'] == late['detailed_bytes']
+    assert result['peak_bytes']['device'] <= _BOUND_MB * 1e6
     assert result['detailed_tokens'] * _BYTES_PER_TOKEN <= _BOUND_MB * 1e6
     for window in (early, late, result['young']):
         assert window['answers']['sparse(72)']['n'] == 5 * len(QUESTIONS) and window['step_ms_p50'] > 0
@@ -28,9 +29,22 @@ def test_a_bounded_memory_is_as_large_in_the_last_ten_minutes_as_in_minutes_5_to
     assert result['ratios']['all']['over_early'] is None
 
 
+def test_most_of_a_memory_lies_on_disk_and_every_tier_keeps_to_its_bound(capsys):
+    arguments = '--hours 0.45 --rate 0.2 --every 300 --policy sparse(72) --detailed-format int4 --device-cache-mb 1 ' \
+                '--host-cache-mb .5 --disk-cache-gb .05 --json'
+    assert cli.main(['hours', *arguments.split()]) == 0
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert result['steps'] == 324 and result['forgotten_frames'] == 0
+    assert result['steps_below_device'] > 200
+    assert result['peak_bytes']['device'] <= 1e6 and 0.4e6 < result['peak_bytes']['host'] <= 0.5e6
+    assert 0 < result['disk_bytes'] <= .05e9
+    assert result['windows'][-1]['answers']['sparse(72)']['n'] == 2 * len(QUESTIONS)
+
+
 @pytest.mark.parametrize('arguments, word', [
     ('--hours 0.4', '--hours'), ('--hours nan', '--hours'), ('--rate 0', '--rate'), ('--every -1', '--every'),
-    ('--device-cache-mb -1', '--device-cache-mb'), ('--device-cache-mb nan', '--device-cache-mb'), ('--size 64', '--size'),
+    ('--device-cache-mb -1', '--device-cache-mb'), ('--device-cache-mb nan', '--device-cache-mb'),
+    ('--host-cache-mb -1', '--host-cache-mb'), ('--disk-cache-gb inf', '--disk-cache-gb'), ('--detailed-format int3', 'int3'), ('--size 64', '--size'),
     ('--policy magic', 'magic'), ('--beside sparse(0)', 'sparse(0)'), ('--prefill-policy magic', 'magic')])
 def test_bad_arguments_are_named(arguments, word, capsys):
     assert cli.main(['hours', *arguments.split()]) == 2

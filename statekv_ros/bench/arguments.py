@@ -49,7 +49,11 @@ def hours(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--every', type=float, default=60.0,
                         help='simulated seconds from one round of questions to the next; default: %(default)s')
     parser.add_argument('--device-cache-mb', type=float, default=0.0,
-                        help='bound on the detailed cache in MB, past which the oldest steps are forgotten; default: none')
+                        help='bound on keys and values on the device in MB, past which the oldest steps move down; default: none')
+    parser.add_argument('--host-cache-mb', type=float, default=0.0, help='the same in main memory; default: no such tier')
+    parser.add_argument('--disk-cache-gb', type=float, default=0.0,
+                        help='the same on disk, in a folder that is removed again; default: no such tier')
+    parser.add_argument('--detailed-format', default='bf16', help='bf16 (the model\'s own dtype), int8 or int4; default: %(default)s')
     parser.add_argument('--model', default='patrol', help='directory, hub id or patrol; default: %(default)s')
     parser.add_argument('--size', default='64x64', help='camera frames, WIDTHxHEIGHT; default: %(default)s')
     parser.add_argument('--seed', type=int, default=6_000_000, help='of the patrol; default: %(default)s')

@@ -5,7 +5,8 @@ machine's speed drifts in the minutes that this takes by more than the effect we
 the last fifteen minutes too: its minutes 5-15 are the old one's last ten, and both are asked in turn.
 """
 import argparse
-import os
+import contextlib
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -20,8 +21,13 @@ from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.bench.hardware import device_name, versions
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import VideoStream, parse_answer_policy
+from statekv_ros.memory.detailed.formats import find_format
+from statekv_ros.memory.saved.saving import Saving
 from statekv_ros.patrol.render import render
 from statekv_ros.patrol.world import make_patrol
+from statekv_ros.store import MemoryStore
+from statekv_ros.store.kept import KeptCamera
+from statekv_ros.store.tier import DiskTier
 
 WINDOW_S, EARLY_S = 600, 300        # windows of ten minutes, the first of which begins after five
 SLOPE_FROM_S = 1800
@@ -40,7 +46,7 @@ def run(args: argparse.Namespace) -> dict:
         {policy: {...}}, 'step_ratio', 'rss_mb_per_hour', ...}. A ratio is the last ten minutes over minutes 5-15: `over_early`
         of the same memory, `in_turn` of the young one. RSS is main memory of the process; its slope leaves the first half hour
         out.
-        `peak_detailed_bytes` is the most that the detailed cache ever took.
+        `peak_bytes` is the most that the detailed cache ever took, by tier.
 
     Raises:
         ParameterError, PolicyError: an argument that cannot work.
@@ -53,15 +59,22 @@ def run(args: argparse.Namespace) -> dict:
     if seconds < EARLY_S + 2 * WINDOW_S:
         raise ParameterError(f'--hours must be at least {(EARLY_S + 2 * WINDOW_S) / 3600:.3f}, so that the last ten minutes '
                              f'are not minutes 5-15, got {args.hours:g}')
-    if not 0 <= args.device_cache_mb < float('inf'):
-        raise ParameterError(f'--device-cache-mb must be a number of at least 0, got {args.device_cache_mb}')
+    for name in ('device_cache_mb', 'host_cache_mb', 'disk_cache_gb'):
+        if not 0 <= getattr(args, name) < float('inf'):
+            raise ParameterError(f'--{name.replace("_", "-")} must be a number of at least 0, got {getattr(args, name)}')
     size = tuple(int(side) for side in args.size.split('x') if side.isdecimal())
     if len(size) != 2 or not all(size):
         raise ParameterError(f'--size must be WIDTHxHEIGHT in pixels, as in 64x64, got {args.size!r}')
     if args.device in ('auto', 'cpu'):
         torch.set_num_threads(1)    # small matrices: more threads only add noise
     backbone = load_backbone(args.model, device=args.device)
-    old, young = (_Watch(backbone, args.prefill_policy, round(args.device_cache_mb * 1e6)) for _ in range(2))
+    with contextlib.ExitStack() as folders:
+        return _watch(args, backbone, seconds, size, policies, beside, folders)
+
+
+def _watch(args: argparse.Namespace, backbone: Backbone, seconds: float, size: tuple[int, int], policies: list[str],
+           beside: list[str], folders: contextlib.ExitStack) -> dict:
+    old, young = (_Watch(backbone, args, folders) for _ in range(2))
     steps, joins = int(seconds * args.rate), int((seconds - EARLY_S - WINDOW_S) * args.rate)
     asked_s, rounds = 0.0, 0
     footage = _footage(steps, args.rate, args.seed, backbone.frames_per_step, size)
@@ -77,7 +90,8 @@ def run(args: argparse.Namespace) -> dict:
     result = {
         'benchmark': 'hours', 'model': args.model, 'hours': args.hours, 'steps_per_second': args.rate, 'steps': steps,
         'prefill_policy': str(old.stream.prefill_policy), 'device_cache_bytes': round(args.device_cache_mb * 1e6),
-        'device': device_name(backbone.device), 'versions': versions(), **_summary(old, young, seconds, policies + beside)}
+        'host_cache_bytes': round(args.host_cache_mb * 1e6), 'disk_cache_bytes': round(args.disk_cache_gb * 1e9),
+        'detailed_format': args.detailed_format, 'device': device_name(backbone.device), 'versions': versions(), **_summary(old, young, seconds, policies + beside)}
     if not args.json:
         _print(result)
     return result
@@ -89,21 +103,37 @@ class _Watch:
     Attributes:
         step_ms: of frame steps; sizes: bytes of detailed cache and process; answers: by policy, (second, first token ms, total
             ms, tokens).
-        peak_bytes: the most that the detailed cache took.
+        peak_bytes: the most that the detailed cache took, by tier.
     """
 
-    def __init__(self, backbone: Backbone, prefill_policy: str, device_cache_bytes: int):
-        self.stream = VideoStream(backbone, prefill_policy, device_cache_bytes=device_cache_bytes)
+    def __init__(self, backbone: Backbone, args: argparse.Namespace, folders: contextlib.ExitStack):
+        tier = DiskTier(packed=not find_format(args.detailed_format).rotated) if args.disk_cache_gb else None
+        self.stream = VideoStream(
+            backbone, args.prefill_policy, device_cache_bytes=round(args.device_cache_mb * 1e6), detailed_format=args.detailed_format,
+            host_cache_bytes=round(args.host_cache_mb * 1e6), below=[tier] if tier else [])
+        self.store = None
+        if tier:
+            folder = folders.enter_context(tempfile.TemporaryDirectory(prefix='statekv-hours-'))
+            self.store = folders.enter_context(MemoryStore.open(folder, {'benchmark': 'hours'}, round(args.disk_cache_gb * 1e9)))
+            self.kept = KeptCamera(self.store, 'camera', tier)
+            self.stream.saving = Saving()
         self.step_ms: list[tuple[float, float]] = []
         self.sizes: list[tuple[float, int, int]] = []
         self.answers: dict[str, list[tuple[float, float, float, int]]] = defaultdict(list)
-        self.peak_bytes = 0
+        self.peak_bytes: dict[str, int] = defaultdict(int)
 
     def step(self, time_s: float, frames: list[tuple[int, np.ndarray]]) -> None:
         for stamp_ns, frame in frames:
             report = self.stream.step(frame, stamp_ns)
+        if self.store:
+            # A thread of its own does it in the node, between the steps.
+            saving, kept = self.stream.saving, self.kept
+            gone = [*kept.put(saving.take()), *kept.put_packed(saving.take_packed()), *kept.trim(saving.needs.first)]
+            for _, step in gone:
+                kept.left(step)
         self.step_ms.append((time_s, report.total_ms))
-        self.peak_bytes = max(self.peak_bytes, self.stream.detailed_bytes)
+        for tier, size in self.stream.detailed.tier_bytes.items():
+            self.peak_bytes[tier] = max(self.peak_bytes[tier], size)
 
     def ask(self, time_s: float, policies: Sequence[str]) -> None:
         """All questions under each policy, decoded in slices as the node does."""
@@ -162,7 +192,8 @@ def _summary(old: _Watch, young: _Watch, seconds: float, policies: Sequence[str]
     return {'windows': windows, 'young': in_turn, 'ratios': ratios,
             'step_ratio': {name: round(float(late['step_ms_p50'] / other['step_ms_p50']), 4)
                            for name, other in (('over_early', windows[0]), ('in_turn', in_turn))},
-            'rss_mb_per_hour': None if slope is None else round(float(slope), 3), 'peak_detailed_bytes': old.peak_bytes,
+            'rss_mb_per_hour': None if slope is None else round(float(slope), 3), 'peak_bytes': dict(old.peak_bytes),
+            'disk_bytes': old.store.file_bytes() if old.store else 0, 'steps_below_device': _below(old.stream),
             'forgotten_frames': old.stream.forgotten_frames, 'detailed_tokens': old.stream.detailed_tokens}
 
 
@@ -172,12 +203,17 @@ def _ratios(late: dict | None, early: dict | None) -> dict | None:
     return {name: round(late[name] / early[name], 4) for name in late if '_ms_' in name}
 
 
+def _below(stream: VideoStream) -> int:
+    return len(stream.detailed.far.steps) if stream.detailed.far else 0
+
+
 def _rss_bytes() -> int:
-    """Main memory that the process takes; 0 where the system does not say."""
+    """Main memory that the process takes, without what it has mapped of files, which the system takes back where it wants it; 0
+    where the system does not say."""
     try:
-        with open('/proc/self/statm', encoding='ascii') as file:
-            return int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-    except OSError:
+        with open('/proc/self/status', encoding='ascii') as file:
+            return 1024 * next(int(line.split()[1]) for line in file if line.startswith('RssAnon'))
+    except (OSError, StopIteration):
         return 0
 
 
@@ -196,5 +232,6 @@ def _print(result: dict) -> None:
     console = Console()
     console.print(table)
     console.print(f'last ten minutes over minutes 5-15: steps {result["step_ratio"]}; answers {result["ratios"]}')
-    console.print(f'RSS {result["rss_mb_per_hour"]} MB an hour after the first half hour; detailed cache at most '
-                  f'{result["peak_detailed_bytes"] / 1e6:.1f} MB')
+    console.print(f'RSS {result["rss_mb_per_hour"]} MB an hour after the first half hour; at most '
+                  + ', '.join(f'{tier} {size / 1e6:.1f} MB' for tier, size in result['peak_bytes'].items())
+                  + f'; on disk {result["disk_bytes"] / 1e6:.1f} MB; {result["steps_below_device"]} steps below the device')

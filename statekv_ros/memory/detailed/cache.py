@@ -100,9 +100,16 @@ class DetailedCache:
     @property
     def bytes(self) -> int:
         """Bytes that the cache takes on the device: rows that are not in use, the prefix, index and page table included."""
-        prefix = self._prefix[1].tokens if self._prefix else 0
-        packed = (self._packed.bytes if self._packed else 0) + (self.far.bytes if self.far else 0)
-        return self._exact.bytes + packed + prefix * self.layout.bytes_per_token + self.pages.bytes
+        prefix, tiers = self._prefix[1].tokens if self._prefix else 0, self.tier_bytes
+        return tiers['device'] + tiers['index'] + prefix * self.layout.bytes_per_token
+
+    @property
+    def tier_bytes(self) -> dict[str, int]:
+        """Bytes of keys and values on the `device`, rows that are not in use and staging included, and in main memory (`host`);
+        and of the `index`, page table included, which is on the device beside them. Without the prefix."""
+        index, far = self.pages.bytes, self.far
+        device = self._exact.bytes + (self._packed.bytes if self._packed else 0) + (far.bytes if far else 0)
+        return {'device': device, 'host': far.host.bytes if far else 0, 'index': index}
 
     @property
     def overwritten(self) -> int:
