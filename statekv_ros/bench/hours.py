@@ -193,7 +193,7 @@ def _summary(old: _Watch, young: _Watch, seconds: float, policies: Sequence[str]
             'step_ratio': {name: round(float(late['step_ms_p50'] / other['step_ms_p50']), 4)
                            for name, other in (('over_early', windows[0]), ('in_turn', in_turn))},
             'rss_mb_per_hour': None if slope is None else round(float(slope), 3), 'peak_bytes': dict(old.peak_bytes),
-            'disk_bytes': old.store.file_bytes() if old.store else 0, 'steps_below_device': _below(old.stream),
+            'disk_bytes': old.store.file_bytes() if old.store else 0, 'steps_below_device': old.stream.detailed.steps_below,
             'forgotten_frames': old.stream.forgotten_frames, 'detailed_tokens': old.stream.detailed_tokens}
 
 
@@ -201,10 +201,6 @@ def _ratios(late: dict | None, early: dict | None) -> dict | None:
     if late is None or early is None:
         return None
     return {name: round(late[name] / early[name], 4) for name in late if '_ms_' in name}
-
-
-def _below(stream: VideoStream) -> int:
-    return len(stream.detailed.far.steps) if stream.detailed.far else 0
 
 
 def _rss_bytes() -> int:

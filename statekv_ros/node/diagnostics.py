@@ -100,6 +100,8 @@ class Diagnosis:
             'failed_steps': camera.failures, 'frames_failed': camera.frames_failed, 'segment': stream.segment,
             'frames_held': stream.frames, 'frames_forgotten': stream.forgotten_frames, 'state_tokens': stream.state_tokens,
             'detailed_tokens': stream.detailed_tokens, 'detailed_mb': round(stream.detailed_bytes / 1e6, 2),
+            **{f'{tier}_mb': round(size / 1e6, 2) for tier, size in stream.detailed.tier_bytes.items()},
+            'steps_below_device': stream.detailed.steps_below,
             'last_error': camera.last_error})
 
     def _new(self, name: str, *counters: int) -> tuple[int, ...]:

@@ -112,6 +112,11 @@ class DetailedCache:
         return {'device': device, 'host': far.host.bytes if far else 0, 'index': index}
 
     @property
+    def steps_below(self) -> int:
+        """Steps that are held, but not on the device."""
+        return len(self.far.steps) if self.far else 0
+
+    @property
     def overwritten(self) -> int:
         """Ordinals below this one may have been overwritten by newer steps."""
         return self._exact.overwritten
