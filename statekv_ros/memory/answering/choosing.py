@@ -1,7 +1,7 @@
 """Which pages a pass reads: those that its queries want most, or the same ones in every pass.
 
 Answer policy `sparse(n)` chooses n tokens' worth in every layer and KV head. Every row (a query head of a token) scores all
-pages by the index and spreads one vote over them, as its attention would; the pages with the most votes over all rows of the KV
+pages by the index (where these are very many, those of the most wanted leaves) and spreads one vote over them, as its attention would; the pages with the most votes over all rows of the KV
 head are read by all of them. Nothing is kept from pass to pass: each slice of the question and each token of the answer chooses
 anew.
 """
@@ -14,6 +14,7 @@ from operator import attrgetter
 import torch
 
 from statekv_ros.backbones.upload import to_device
+from statekv_ros.memory.answering.candidates import OPEN_LEAVES, Candidates, Group
 from statekv_ros.memory.answering.snapshot import Snapshot
 from statekv_ros.memory.detailed.pages import HeldStep
 from statekv_ros.memory.detailed.table import PageTable
@@ -36,14 +37,6 @@ class Choice:
     slots: torch.Tensor | None = None
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Pages, side by side in the table, that a query stands alike before; `turn` in the index's own positions."""
-    first: int
-    stop: int
-    turn: int
-
-
 class PageChooser:
     """Chooses among the pages of a snapshot that are still held.
 
@@ -53,11 +46,11 @@ class PageChooser:
 
     def __init__(self, snapshot: Snapshot):
         self.tokens = snapshot.policy.loaded_tokens
-        self._table, self._rotate = snapshot.seen.detailed.pages, snapshot.seen.backbone.rotate
+        self._table = snapshot.seen.detailed.pages
         steps, device = snapshot.steps, snapshot.seen.backbone.device
         self._first, self._stop = steps[0].page, steps[-1].page + len(steps[-1].lengths)
         moves = torch.zeros(self._stop - self._first, dtype=torch.int32)
-        self._groups: list[_Group] = []
+        self._groups: list[Group] = []
         # Over hours steps are many, stretches are few.
         for stretch, alike in groupby(steps, attrgetter('stretch')):
             alike = list(alike)
@@ -76,6 +69,9 @@ class PageChooser:
         self._moves = moves.to(device) if moves.any() else None
         shortest = int(self._table.lengths(slice(self._first, self._stop)).min())
         self._count = max(1, self.tokens // shortest)
+        # Where pages that nobody wants lie between, leaves would be full of them.
+        leaves = max(OPEN_LEAVES, self._count) if self._unwanted is None else None
+        self._candidates = Candidates(self._table, snapshot.seen.backbone.rotate, self._groups, leaves)
 
     def choose(self, layer: int, rows: torch.Tensor) -> list[Choice]:
         """The pages that these rows read together, those that are in one pool in one choice.
@@ -86,8 +82,13 @@ class PageChooser:
         first = max(self._first, self._table.first)
         if first >= self._stop:
             return []
-        votes = torch.softmax(self._scores(layer, rows, first), dim=-1).sum(dim=1)
+        candidates, scores = self._candidates.scored(layer, rows, first)
+        if self._unwanted is not None:
+            scores.masked_fill_(self._unwanted[first - self._first:], float('-inf'))
+        votes = torch.softmax(scores, dim=-1).sum(dim=1)
         best = votes.topk(min(votes.shape[-1], self._count), dim=-1).indices
+        if candidates is not None:
+            best = candidates.gather(1, best) - first
         held = slice(first, self._stop)
         lengths = self._table.lengths(held)[best]
         lengths = lengths.masked_fill(lengths.cumsum(dim=-1) > self.tokens, 0)
@@ -108,27 +109,12 @@ class PageChooser:
                 Choice(exact, starts[boundary - first:].expand(len(best), -1), chosen,
                        None if moves is None else moves[boundary - first:].expand(len(best), -1))]
 
-    def _scores(self, layer: int, rows: torch.Tensor, first: int) -> torch.Tensor:
-        """How much each row wants each page from number `first` on, [kv_heads, rows, pages] fp32."""
-        scores = []
-        for group in self._groups:
-            pages = slice(max(group.first, first), group.stop)
-            if pages.start < pages.stop:
-                turned = self._rotate(rows, group.turn) if group.turn else rows
-                entries = self._table.entries(layer, pages)
-                scores.append(self._table.index.scores(turned.to(entries.dtype), entries).float())
-        scores = torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0]
-        scores += self._table.lengths(slice(first, self._stop)).log()
-        if self._unwanted is not None:
-            scores.masked_fill_(self._unwanted[first - self._first:], float('-inf'))
-        return scores
-
     def _add(self, first: int, stop: int, turn: int) -> None:
         last = self._groups[-1] if self._groups else None
         if last is not None and last.turn == turn:
-            self._groups[-1] = _Group(last.first, stop, turn)   # what lies between is not wanted, and masked
+            self._groups[-1] = Group(last.first, stop, turn)   # what lies between is not wanted, and masked
         else:
-            self._groups.append(_Group(last.stop if last else first, stop, turn))
+            self._groups.append(Group(last.stop if last else first, stop, turn))
 
 
 class FixedPages:

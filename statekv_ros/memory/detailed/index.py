@@ -1,12 +1,14 @@
 """What tells whether a query wants a page without reading it: an entry per layer, KV head and page, made from its rotated keys.
 
-An index is a small class with `entry_width`, `entries` and `scores`; INDEXES lists them, and every test and measurement
+An index is a small class with `entry_width`, `entries`, `group` and `scores`; INDEXES lists them, and every test and measurement
 applies to each. Scores of a page are comparable with those of another: they estimate the logarithm of the softmax mass that a
 query would give to the whole page.
 """
 from typing import Protocol
 
 import torch
+
+_SPREAD = 4     # measured: 1 finds pages with 98.0 % of the votes where 2 finds 98.3, 4 98.5 and 8 less
 
 
 class PageIndex(Protocol):
@@ -24,6 +26,16 @@ class PageIndex(Protocol):
 
         Returns:
             [layers, kv_heads, pages, entry_width] fp32.
+        """
+
+    def group(self, entries: torch.Tensor) -> torch.Tensor:
+        """An entry that scores as high as the best of some pages is likely to.
+
+        Args:
+            entries: of the pages of each group, [..., pages, entry_width] fp32.
+
+        Returns:
+            [..., entry_width].
         """
 
     def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
@@ -47,6 +59,9 @@ class MeanIndex:
     def entries(self, keys: torch.Tensor, pages: int) -> torch.Tensor:
         return _averaging(keys.shape[2], pages, keys.device) @ keys
 
+    def group(self, entries: torch.Tensor) -> torch.Tensor:
+        return entries.mean(dim=-2)
+
     def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
         return rows @ entries.transpose(1, 2)
 
@@ -66,6 +81,12 @@ class MeanVarianceIndex:
         variance = (average @ keys.square() - mean.square()).clamp_min_(0)
         return torch.cat([mean + middle, variance], dim=-1)
 
+    def group(self, entries: torch.Tensor) -> torch.Tensor:
+        mean, variance = entries.chunk(2, dim=-1)
+        # The variance of all keys together would be that of the means and the mean one: it tells the pages' mass, not the best.
+        spread = _SPREAD * mean.var(dim=-2, correction=0)
+        return torch.cat([mean.mean(dim=-2), variance.mean(dim=-2) + spread], dim=-1)
+
     def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
         return torch.cat([rows, rows.square() / 2], dim=-1) @ entries.transpose(1, 2)
 
@@ -79,6 +100,10 @@ class BoundsIndex:
     def entries(self, keys: torch.Tensor, pages: int) -> torch.Tensor:
         parts = keys.split(even_lengths(keys.shape[2], pages), dim=2)
         return torch.stack([torch.cat([part.amax(dim=2), part.amin(dim=2)], dim=-1) for part in parts], dim=2)
+
+    def group(self, entries: torch.Tensor) -> torch.Tensor:
+        most, least = entries.chunk(2, dim=-1)
+        return torch.cat([most.amax(dim=-2), least.amin(dim=-2)], dim=-1)
 
     def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
         return torch.cat([rows.clamp_min(0), rows.clamp_max(0)], dim=-1) @ entries.transpose(1, 2)
