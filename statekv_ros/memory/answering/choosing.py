@@ -1,15 +1,13 @@
 """Which pages a pass reads: those that its queries want most, or the same ones in every pass.
 
-Answer policy `sparse(n)` chooses n tokens' worth in every layer and KV head. Every row (a query head of a token) scores all
-pages by the index (where these are very many, those of the most wanted leaves) and spreads one vote over them, as its attention would; the pages with the most votes over all rows of the KV
-head are read by all of them. Nothing is kept from pass to pass: each slice of the question and each token of the answer chooses
-anew.
+Answer policy `sparse(n)` chooses n tokens' worth in every layer and KV head. Every row (a query head of a token) scores the
+pages by the index (all, or its candidates where very many are held) and spreads one vote over them, as its attention would; the
+pages with the most votes over all rows of the KV head are read by all of them. Nothing is kept from pass to pass: each slice of
+the question and each token of the answer chooses anew.
 """
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
 
 import torch
 
@@ -51,10 +49,12 @@ class PageChooser:
         self._first, self._stop = steps[0].page, steps[-1].page + len(steps[-1].lengths)
         moves = torch.zeros(self._stop - self._first, dtype=torch.int32)
         self._groups: list[Group] = []
-        # Over hours steps are many, stretches are few.
-        for stretch, alike in groupby(steps, attrgetter('stretch')):
-            alike = list(alike)
-            first, last = alike[0], alike[-1]
+        begin = 0
+        while begin < len(steps):
+            # Over hours steps are many, stretches are few: not every step is looked at.
+            stretch, first = steps[begin].stretch, steps[begin]
+            begin = bisect_right(steps, stretch.position, begin, key=lambda step: step.stretch.position)
+            last = steps[begin - 1]
             # Its first step that can be read decides where all of it stands.
             turn = snapshot.turn(first.record.position, stretch.shift)
             stop = last.page + len(last.lengths)

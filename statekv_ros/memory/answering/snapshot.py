@@ -1,9 +1,11 @@
 """What an answer may read: the memory as it stood when the question was asked, cut by answer policy and time span."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from operator import attrgetter
 
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.errors import QuestionError
@@ -74,16 +76,16 @@ class Snapshot:
 
     @property
     def frames(self) -> int:
-        return self.earlier_frames + sum(record.frames for record in self.records) + len(self.pending)
+        return self.earlier_frames + sum(map(attrgetter('frames'), self.records)) + len(self.pending)
 
     @property
     def first_stamp_ns(self) -> int:
-        stamps = [*(record.first_stamp_ns for record in self.records), *self.pending.stamps_ns]
+        stamps = [*(first.first_stamp_ns for first, _ in self._segments()), *self.pending.stamps_ns]
         return min(stamps if self.earlier_ns is None else [self.earlier_ns, *stamps])
 
     @property
     def last_stamp_ns(self) -> int:
-        return max([*(record.last_stamp_ns for record in self.records), *self.pending.stamps_ns])
+        return max([*(last.last_stamp_ns for _, last in self._segments()), *self.pending.stamps_ns])
 
     @property
     def chooses_pages(self) -> bool:
@@ -91,6 +93,14 @@ class Snapshot:
         # Counted only as far as it matters: over hours there are many steps.
         return self.policy.kind == 'sparse' and any(
             tokens > self.policy.loaded_tokens for tokens in accumulate(record.tokens for record in self.records))
+
+    def _segments(self) -> Iterator[tuple[StepRecord, StepRecord]]:
+        """First and last record of each segment, within which stamps grow: over hours there are many records, and few segments."""
+        begin = 0
+        while begin < len(self.records):
+            first = self.records[begin]
+            begin = bisect_right(self.records, first.segment, begin, key=attrgetter('segment'))
+            yield first, self.records[begin - 1]
 
     def turn(self, position: int, shift: int | None) -> int:
         """By how many positions a query has to be turned for keys that stand at their true positions less `shift`, so that the
@@ -136,7 +146,7 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
         first = min([*(record.first_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
         last = max([*(record.last_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
         raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns')
-    records = [step.record for step in steps]
+    records = list(map(attrgetter('record'), steps))
     by_pages = Snapshot(seen, policy, detailed.prefix(), steps, records)
     if policy.kind == 'retrieve' or by_pages.chooses_pages or detailed.packs:
         return by_pages
