@@ -82,10 +82,8 @@ class PageChooser:
         first = max(self._first, self._table.first)
         if first >= self._stop:
             return []
-        candidates, scores = self._candidates.scored(layer, rows, first)
-        if self._unwanted is not None:
-            scores.masked_fill_(self._unwanted[first - self._first:], float('-inf'))
-        votes = torch.softmax(scores, dim=-1).sum(dim=1)
+        unwanted = None if self._unwanted is None else self._unwanted[first - self._first:]
+        candidates, votes = self._candidates.votes(layer, rows, first, unwanted)
         best = votes.topk(min(votes.shape[-1], self._count), dim=-1).indices
         if candidates is not None:
             best = candidates.gather(1, best) - first

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-_SPREAD = 4     # measured: 1 finds pages with 98.0 % of the votes where 2 finds 98.3, 4 98.5 and 8 less
+_SPREAD = 2     # of 14,400 pages, those found through 192 leaves have 99.2, 99.5, 99.5 and 97.3 % of the votes with 1, 2, 4 and 8
 
 
 class PageIndex(Protocol):
@@ -29,7 +29,7 @@ class PageIndex(Protocol):
         """
 
     def group(self, entries: torch.Tensor) -> torch.Tensor:
-        """An entry that scores as high as the best of some pages is likely to.
+        """An entry that scores about as high as some pages do together, or a little higher for the sake of the best one.
 
         Args:
             entries: of the pages of each group, [..., pages, entry_width] fp32.
@@ -63,7 +63,7 @@ class MeanIndex:
         return entries.mean(dim=-2)
 
     def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
-        return rows @ entries.transpose(1, 2)
+        return _products(rows, entries)
 
 
 class MeanVarianceIndex:
@@ -83,12 +83,12 @@ class MeanVarianceIndex:
 
     def group(self, entries: torch.Tensor) -> torch.Tensor:
         mean, variance = entries.chunk(2, dim=-1)
-        # The variance of all keys together would be that of the means and the mean one: it tells the pages' mass, not the best.
+        # Once, the variance of the means would tell the mass of all keys together; what is looked for is the best page.
         spread = _SPREAD * mean.var(dim=-2, correction=0)
         return torch.cat([mean.mean(dim=-2), variance.mean(dim=-2) + spread], dim=-1)
 
     def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
-        return torch.cat([rows, rows.square() / 2], dim=-1) @ entries.transpose(1, 2)
+        return _products(torch.cat([rows, rows.square() / 2], dim=-1), entries)
 
 
 class BoundsIndex:
@@ -106,7 +106,7 @@ class BoundsIndex:
         return torch.cat([most.amax(dim=-2), least.amin(dim=-2)], dim=-1)
 
     def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
-        return torch.cat([rows.clamp_min(0), rows.clamp_max(0)], dim=-1) @ entries.transpose(1, 2)
+        return _products(torch.cat([rows.clamp_min(0), rows.clamp_max(0)], dim=-1), entries)
 
 
 INDEXES: dict[str, PageIndex] = {'mean_variance': MeanVarianceIndex(), 'mean': MeanIndex(), 'bounds': BoundsIndex()}
@@ -117,6 +117,11 @@ def even_lengths(tokens: int, pages: int) -> list[int]:
     """Tokens of each of so many pages of a step, as even as can be."""
     cuts = [tokens * page // pages for page in range(pages + 1)]
     return [end - begin for begin, end in zip(cuts, cuts[1:])]
+
+
+def _products(rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+    """[kv_heads, rows, pages]. The large factor first: on a CPU a third to a sixth is saved, and two thirds where pages are many."""
+    return (entries @ rows.transpose(1, 2)).transpose(1, 2)
 
 
 def _averaging(tokens: int, pages: int, device: torch.device) -> torch.Tensor:
