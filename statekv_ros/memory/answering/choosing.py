@@ -1,19 +1,18 @@
 """Which pages a pass reads: those that its queries want most, or the same ones in every pass.
 
-Answer policy `sparse(n)` chooses n tokens' worth in every layer and KV head. Every row (a query head of a token) scores all
-pages by the index and spreads one vote over them, as its attention would; the pages with the most votes over all rows of the KV
-head are read by all of them. Nothing is kept from pass to pass: each slice of the question and each token of the answer chooses
-anew.
+Answer policy `sparse(n)` chooses n tokens' worth in every layer and KV head. Every row (a query head of a token) scores the
+pages by the index (all, or its candidates where very many are held) and spreads one vote over them, as its attention would; the
+pages with the most votes over all rows of the KV head are read by all of them. Nothing is kept from pass to pass: each slice of
+the question and each token of the answer chooses anew.
 """
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import attrgetter
 
 import torch
 
 from statekv_ros.backbones.upload import to_device
+from statekv_ros.memory.answering.candidates import OPEN_LEAVES, Candidates, Group
 from statekv_ros.memory.answering.snapshot import Snapshot
 from statekv_ros.memory.detailed.pages import HeldStep
 from statekv_ros.memory.detailed.table import PageTable
@@ -38,14 +37,6 @@ class Choice:
     far: bool = False
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Pages, side by side in the table, that a query stands alike before; `turn` in the index's own positions."""
-    first: int
-    stop: int
-    turn: int
-
-
 class PageChooser:
     """Chooses among the pages of a snapshot that are still held.
 
@@ -55,30 +46,35 @@ class PageChooser:
 
     def __init__(self, snapshot: Snapshot):
         self.tokens = snapshot.policy.loaded_tokens
-        self._table, self._rotate = snapshot.seen.detailed.pages, snapshot.seen.backbone.rotate
+        self._table = snapshot.seen.detailed.pages
         steps, device = snapshot.steps, snapshot.seen.backbone.device
         self._first, self._stop = steps[0].page, steps[-1].page + len(steps[-1].lengths)
         moves = torch.zeros(self._stop - self._first, dtype=torch.int32)
-        self._groups: list[_Group] = []
-        # Over hours steps are many, stretches are few.
-        for stretch, alike in groupby(steps, attrgetter('stretch')):
-            alike = list(alike)
-            first, last = alike[0], alike[-1]
+        self._groups: list[Group] = []
+        begin = 0
+        while begin < len(steps):
+            # Over hours steps are many, stretches are few: not every step is looked at.
+            stretch, first = steps[begin].stretch, steps[begin]
+            begin = bisect_right(steps, stretch.position, begin, key=lambda step: step.stretch.position)
+            last = steps[begin - 1]
             # Its first step that can be read decides where all of it stands.
             turn = snapshot.turn(first.record.position, stretch.shift)
             stop = last.page + len(last.lengths)
             moves[first.page - self._first:stop - self._first] = -turn
             self._add(first.page, stop, turn + stretch.shift - stretch.position)
-        self._unwanted = None
+        self._unwanted, lengths = None, self._table.lengths(slice(self._first, self._stop))
         if len(steps) <= steps[-1].record.step - steps[0].record.step:
             unwanted = torch.ones(self._stop - self._first, dtype=torch.bool)
             for step in steps:
                 unwanted[step.page - self._first:step.page - self._first + len(step.lengths)] = False
-            self._unwanted = unwanted.to(device)
+            unwanted = unwanted.to(device) & (lengths > 0)      # what was lost in between is not there to be wanted
+            self._unwanted = unwanted if unwanted.any() else None
         self._moves = moves.to(device) if moves.any() else None
-        lengths = self._table.lengths(slice(self._first, self._stop))
         shortest = int(torch.where(lengths > 0, lengths, lengths.max()).min())      # 0: lost
         self._count = max(1, self.tokens // max(1, shortest))
+        # Where pages that nobody wants lie between, leaves would be full of them.
+        leaves = max(OPEN_LEAVES, self._count) if self._unwanted is None else None
+        self._candidates = Candidates(self._table, snapshot.seen.backbone.rotate, self._groups, leaves)
 
     def choose(self, layer: int, rows: torch.Tensor) -> list[Choice]:
         """The pages that these rows read together, those that are in one pool in one choice.
@@ -89,8 +85,11 @@ class PageChooser:
         first = max(self._first, self._table.first)
         if first >= self._stop:
             return []
-        votes = torch.softmax(self._scores(layer, rows, first), dim=-1).sum(dim=1)
+        unwanted = None if self._unwanted is None else self._unwanted[first - self._first:]
+        candidates, votes = self._candidates.votes(layer, rows, first, unwanted)
         best = votes.topk(min(votes.shape[-1], self._count), dim=-1).indices
+        if candidates is not None:
+            best = candidates.gather(1, best) - first
         held = slice(first, self._stop)
         lengths = self._table.lengths(held)[best]
         lengths = lengths.masked_fill(lengths.cumsum(dim=-1) > self.tokens, 0)
@@ -118,27 +117,12 @@ class PageChooser:
                 Choice(exact, starts[boundary - first:].expand(len(best), -1), chosen,
                        None if moves is None else moves[boundary - first:].expand(len(best), -1))]
 
-    def _scores(self, layer: int, rows: torch.Tensor, first: int) -> torch.Tensor:
-        """How much each row wants each page from number `first` on, [kv_heads, rows, pages] fp32."""
-        scores = []
-        for group in self._groups:
-            pages = slice(max(group.first, first), group.stop)
-            if pages.start < pages.stop:
-                turned = self._rotate(rows, group.turn) if group.turn else rows
-                entries = self._table.entries(layer, pages)
-                scores.append(self._table.index.scores(turned.to(entries.dtype), entries).float())
-        scores = torch.cat(scores, dim=-1) if len(scores) > 1 else scores[0]
-        scores += self._table.lengths(slice(first, self._stop)).log()
-        if self._unwanted is not None:
-            scores.masked_fill_(self._unwanted[first - self._first:], float('-inf'))
-        return scores
-
     def _add(self, first: int, stop: int, turn: int) -> None:
         last = self._groups[-1] if self._groups else None
         if last is not None and last.turn == turn:
-            self._groups[-1] = _Group(last.first, stop, turn)   # what lies between is not wanted, and masked
+            self._groups[-1] = Group(last.first, stop, turn)   # what lies between is not wanted, and masked
         else:
-            self._groups.append(_Group(last.stop if last else first, stop, turn))
+            self._groups.append(Group(last.stop if last else first, stop, turn))
 
 
 class FixedPages:

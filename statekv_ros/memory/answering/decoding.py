@@ -34,7 +34,7 @@ class Answering:
         self._position, self._end = snapshot.position, self._seen.positions.end     # as the model is given them
         self._retrieval = Retrieval(snapshot) if snapshot.policy.kind == 'retrieve' else None
         self._reading = read_snapshot(snapshot)
-        self._records = list(snapshot.records)
+        self._records = snapshot.records
         self._waiting_half_step = bool(snapshot.pending)
         # Asked before the first whole step: the prefix has not been read by anyone yet.
         self._prefix = self._backbone.prefix() if self._seen.position == 0 else None
@@ -111,9 +111,9 @@ class Answering:
             self._read(self._prefix)
             ordinal += self._prefix.tokens
         inputs = self._backbone.encode(pending.frames, pending.seconds, self._position + seen.shift, seen.frame_number)
-        self._records.append(StepRecord(
+        self._records = [*self._records, StepRecord(
             seen.step_number, pending.segment, pending.stamps_ns[0], pending.stamps_ns[-1], len(pending), ordinal,
-            inputs.tokens, inputs.visual_start, inputs.visual_tokens, inputs.start, inputs.next_position))
+            inputs.tokens, inputs.visual_start, inputs.visual_tokens, inputs.start, inputs.next_position)]
         self._read(self._backbone.shifted(inputs, seen.shift))
         self._waiting_half_step = False
         self._require_positions()

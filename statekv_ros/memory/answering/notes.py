@@ -65,7 +65,7 @@ class Notes:
             self._pages.index_add_(0, pages, -mass)
         self.begin()
 
-    def evidence(self, records: list[StepRecord], limit: int, parts: list, tail_tokens: int) -> tuple[Evidence, ...]:
+    def evidence(self, records: Sequence[StepRecord], limit: int, parts: list, tail_tokens: int) -> tuple[Evidence, ...]:
         """The most attended steps among `records`, greatest share first.
 
         Only visual tokens count: the prefix, timestamps and delimiters draw attention whatever they stand beside.

@@ -164,7 +164,7 @@ class Reading:
             self._notes.add_tail(whole.share(*tail).sum(dim=0))
         return whole.output.reshape(query.shape).to(query.dtype)
 
-    def evidence(self, records: list[StepRecord], limit: int) -> tuple[Evidence, ...]:
+    def evidence(self, records: Sequence[StepRecord], limit: int) -> tuple[Evidence, ...]:
         """The most attended steps among `records`, greatest share first; see `Notes`."""
         parts = {id(part): part for parts in self._parts.values() for part in parts}.values()    # layers may share them
         return self._notes.evidence(records, limit, list(parts), self._tail_tokens)

@@ -1,9 +1,11 @@
 """What an answer may read: the memory as it stood when the question was asked, cut by answer policy and time span."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from operator import attrgetter
 
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.errors import QuestionError
@@ -42,6 +44,20 @@ class Seen:
     is_current: Callable[[], bool]
 
 
+class _Records(Sequence[StepRecord]):
+    """Records of these steps, looked up when they are asked for: over hours nobody looks at them all."""
+
+    def __init__(self, steps: list[HeldStep]):
+        self._steps = steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, index: int | slice) -> StepRecord | list[StepRecord]:
+        found = self._steps[index]
+        return [step.record for step in found] if isinstance(index, slice) else found.record
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """The readable part of a memory at one moment; later frames do not change it. What the memory forgets meanwhile to make room
@@ -53,13 +69,15 @@ class Snapshot:
         steps: for `retrieve` and `sparse`, the steps to choose from; where the cache is in few bits, for `all` and `last(n)`
             those to read.
         records: the steps that can be read, for coverage and evidence (every step that the state may stem from, for `state`).
+        record_frames: camera frames of all records.
         earlier_frames, earlier_ns: camera frames before those that the state may stem from too, and the first one's stamp.
     """
     seen: Seen
     policy: AnswerPolicy
     views: list[MemoryView]
     steps: list[HeldStep]
-    records: list[StepRecord]
+    records: Sequence[StepRecord]
+    record_frames: int
     earlier_frames: int = 0
     earlier_ns: int | None = None
 
@@ -74,16 +92,16 @@ class Snapshot:
 
     @property
     def frames(self) -> int:
-        return self.earlier_frames + sum(record.frames for record in self.records) + len(self.pending)
+        return self.earlier_frames + self.record_frames + len(self.pending)
 
     @property
     def first_stamp_ns(self) -> int:
-        stamps = [*(record.first_stamp_ns for record in self.records), *self.pending.stamps_ns]
+        stamps = [*(first.first_stamp_ns for first, _ in self._segments()), *self.pending.stamps_ns]
         return min(stamps if self.earlier_ns is None else [self.earlier_ns, *stamps])
 
     @property
     def last_stamp_ns(self) -> int:
-        return max([*(record.last_stamp_ns for record in self.records), *self.pending.stamps_ns])
+        return max([*(last.last_stamp_ns for _, last in self._segments()), *self.pending.stamps_ns])
 
     @property
     def chooses_pages(self) -> bool:
@@ -91,6 +109,14 @@ class Snapshot:
         # Counted only as far as it matters: over hours there are many steps.
         return self.policy.kind == 'sparse' and any(
             tokens > self.policy.loaded_tokens for tokens in accumulate(record.tokens for record in self.records))
+
+    def _segments(self) -> Iterator[tuple[StepRecord, StepRecord]]:
+        """First and last record of each segment, within which stamps grow: over hours there are many records, and few segments."""
+        begin = 0
+        while begin < len(self.records):
+            first = self.records[begin]
+            begin = bisect_right(self.records, first.segment, begin, key=attrgetter('segment'))
+            yield first, self.records[begin - 1]
 
     def turn(self, position: int, shift: int | None) -> int:
         """By how many positions a query has to be turned for keys that stand at their true positions less `shift`, so that the
@@ -124,9 +150,11 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
     if seen.pending and touches(seen.pending.stamps_ns[0], seen.pending.stamps_ns[-1]):
         pending = seen.pending.copy()
     seen = replace(seen, pending=pending)
+    held_frames = seen.frame_number - detailed.forgotten_frames
     if policy.kind == 'state':
-        return Snapshot(seen, policy, [MemoryView(*seen.carried())], [], list(detailed.records()), detailed.forgotten_frames,
-                        detailed.forgotten_first_ns)
+        return Snapshot(seen, policy, [MemoryView(*seen.carried())], [], list(detailed.records()), held_frames,
+                        detailed.forgotten_frames, detailed.forgotten_first_ns)
+    everything = begin is None and end is None and policy.kind != 'last'
     steps = detailed.steps() if begin is None and end is None else \
         detailed.steps(lambda record: touches(record.first_stamp_ns, record.last_stamp_ns))
     if policy.kind == 'last':
@@ -136,11 +164,12 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
         first = min([*(record.first_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
         last = max([*(record.last_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
         raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns')
-    records = [step.record for step in steps]
-    by_pages = Snapshot(seen, policy, detailed.prefix(), steps, records)
+    records = _Records(steps)
+    frames = held_frames if everything else sum(record.frames for record in records)
+    by_pages = Snapshot(seen, policy, detailed.prefix(), steps, records, frames)
     if policy.kind == 'retrieve' or by_pages.chooses_pages or detailed.by_pages:
         return by_pages
-    return Snapshot(seen, policy, detailed.views(steps, seen.position - seen.positions.limit), [], records)
+    return Snapshot(seen, policy, detailed.views(steps, seen.position - seen.positions.limit), [], records, frames)
 
 
 def _newest(steps: list[HeldStep], frames: int) -> list[HeldStep]:

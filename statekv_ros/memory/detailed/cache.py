@@ -262,7 +262,7 @@ class DetailedCache:
 
     def steps(self, wanted: Callable[[StepRecord], bool] | None = None) -> list[HeldStep]:
         """All wanted steps (None: all), oldest first, without the prefix."""
-        return [step for step in self._held() if wanted is None or wanted(step.record)]
+        return list(self._held()) if wanted is None else [step for step in self._held() if wanted(step.record)]
 
     def prefix(self) -> list[MemoryView]:
         """The prefix, once it was seen."""

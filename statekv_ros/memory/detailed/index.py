@@ -1,12 +1,14 @@
 """What tells whether a query wants a page without reading it: an entry per layer, KV head and page, made from its rotated keys.
 
-An index is a small class with `entry_width`, `entries` and `scores`; INDEXES lists them, and every test and measurement
+An index is a small class with `entry_width`, `entries`, `group` and `scores`; INDEXES lists them, and every test and measurement
 applies to each. Scores of a page are comparable with those of another: they estimate the logarithm of the softmax mass that a
 query would give to the whole page.
 """
 from typing import Protocol
 
 import torch
+
+_SPREAD = 2     # of 14,400 pages, those found through 192 leaves have 99.2, 99.5, 99.5 and 97.3 % of the votes with 1, 2, 4 and 8
 
 
 class PageIndex(Protocol):
@@ -24,6 +26,16 @@ class PageIndex(Protocol):
 
         Returns:
             [layers, kv_heads, pages, entry_width] fp32.
+        """
+
+    def group(self, entries: torch.Tensor) -> torch.Tensor:
+        """An entry that scores about as high as some pages do together, or a little higher for the sake of the best one.
+
+        Args:
+            entries: of the pages of each group, [..., pages, entry_width] fp32.
+
+        Returns:
+            [..., entry_width].
         """
 
     def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
@@ -47,8 +59,11 @@ class MeanIndex:
     def entries(self, keys: torch.Tensor, pages: int) -> torch.Tensor:
         return _averaging(keys.shape[2], pages, keys.device) @ keys
 
+    def group(self, entries: torch.Tensor) -> torch.Tensor:
+        return entries.mean(dim=-2)
+
     def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
-        return rows @ entries.transpose(1, 2)
+        return _products(rows, entries)
 
 
 class MeanVarianceIndex:
@@ -66,8 +81,14 @@ class MeanVarianceIndex:
         variance = (average @ keys.square() - mean.square()).clamp_min_(0)
         return torch.cat([mean + middle, variance], dim=-1)
 
+    def group(self, entries: torch.Tensor) -> torch.Tensor:
+        mean, variance = entries.chunk(2, dim=-1)
+        # Once, the variance of the means would tell the mass of all keys together; what is looked for is the best page.
+        spread = _SPREAD * mean.var(dim=-2, correction=0)
+        return torch.cat([mean.mean(dim=-2), variance.mean(dim=-2) + spread], dim=-1)
+
     def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
-        return torch.cat([rows, rows.square() / 2], dim=-1) @ entries.transpose(1, 2)
+        return _products(torch.cat([rows, rows.square() / 2], dim=-1), entries)
 
 
 class BoundsIndex:
@@ -80,8 +101,12 @@ class BoundsIndex:
         parts = keys.split(even_lengths(keys.shape[2], pages), dim=2)
         return torch.stack([torch.cat([part.amax(dim=2), part.amin(dim=2)], dim=-1) for part in parts], dim=2)
 
+    def group(self, entries: torch.Tensor) -> torch.Tensor:
+        most, least = entries.chunk(2, dim=-1)
+        return torch.cat([most.amax(dim=-2), least.amin(dim=-2)], dim=-1)
+
     def scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
-        return torch.cat([rows.clamp_min(0), rows.clamp_max(0)], dim=-1) @ entries.transpose(1, 2)
+        return _products(torch.cat([rows.clamp_min(0), rows.clamp_max(0)], dim=-1), entries)
 
 
 INDEXES: dict[str, PageIndex] = {'mean_variance': MeanVarianceIndex(), 'mean': MeanIndex(), 'bounds': BoundsIndex()}
@@ -92,6 +117,11 @@ def even_lengths(tokens: int, pages: int) -> list[int]:
     """Tokens of each of so many pages of a step, as even as can be."""
     cuts = [tokens * page // pages for page in range(pages + 1)]
     return [end - begin for begin, end in zip(cuts, cuts[1:])]
+
+
+def _products(rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+    """[kv_heads, rows, pages]. The large factor first: on a CPU a third to a sixth is saved, and two thirds where pages are many."""
+    return (entries @ rows.transpose(1, 2)).transpose(1, 2)
 
 
 def _averaging(tokens: int, pages: int, device: torch.device) -> torch.Tensor:

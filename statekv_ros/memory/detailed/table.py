@@ -4,6 +4,7 @@ import torch
 
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.memory.detailed.index import PageIndex
+from statekv_ros.memory.detailed.leaves import Leaves
 
 _FIRST_PAGES = 64
 
@@ -18,6 +19,7 @@ class PageTable:
         near: pages before this number are not on the device.
         boundary: pages before this number are in few bits, all others are exact.
         stop: number of the page that comes next.
+        leaves: the second level of the index.
     """
 
     def __init__(self, layout: KVLayout, index: PageIndex):
@@ -26,16 +28,21 @@ class PageTable:
         self._layout = layout
         self._front = 0
         self._dtype = torch.float32 if layout.dtype == torch.float32 else torch.float16
+        self.leaves = Leaves(layout, index, self._dtype)
         self._allocate(0)
 
     @property
     def bytes(self) -> int:
         """Bytes of the index and of the page table, entries that are not in use included."""
-        return self._starts.shape[0] * self.page_bytes
+        return self._starts.shape[0] * self._entry_bytes + self.leaves.bytes
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of a page's entries."""
+        """Bytes of a page's entries, its share of the leaves included."""
+        return self._entry_bytes + self.leaves.page_bytes
+
+    @property
+    def _entry_bytes(self) -> int:
         layout = self._layout
         entry = layout.layers * layout.kv_heads * self.index.entry_width(layout.head_dim) * self._dtype.itemsize
         return entry + 3 * torch.int32.itemsize     # start, length, slot
@@ -56,12 +63,14 @@ class PageTable:
         cuts = torch.arange(count + 1, dtype=torch.int32, device=self._layout.device) * tokens // count
         self._starts[at], self._lengths[at] = cuts[:-1] + row, cuts[1:] - cuts[:-1]
         self.stop += count
+        self.leaves.grow(self._entries[:, :, self._at(slice(self.first, self.stop))], self.first, count)
 
     def forget(self, count: int) -> None:
         """Let go of the oldest pages."""
         self.first += count
         self.near, self.boundary = max(self.near, self.first), max(self.boundary, self.first)
         self._front += count
+        self.leaves.forget(self.first)
 
     def leave(self, count: int) -> None:
         """The oldest pages on the device are no longer there."""
@@ -111,12 +120,19 @@ class PageTable:
         """Index entries of pages by number in all layers, [layers, kv_heads, pages, entry_width]."""
         return self._entries[:, :, self._at(pages)]
 
+    def entries_of(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
+        """As `entries`, of pages [kv_heads, pages] that each KV head has of its own."""
+        entries = self._entries[layer]
+        heads = torch.arange(entries.shape[0], device=pages.device)[:, None] * entries.shape[1]
+        rows = pages + (heads + self._front - self.first)
+        return entries.flatten(0, 1).index_select(0, rows.flatten()).view(*pages.shape, -1)
+
     def of_heads(self, layout: KVLayout, heads: slice) -> 'PageTable':
         """The same pages of some KV heads, for reading."""
         part = PageTable(layout, self.index)
         part.first, part.near, part.boundary, part.stop = self.first, self.near, self.boundary, self.stop
         part._front = self._front
-        part._entries = self._entries[:, heads]
+        part._entries, part.leaves = self._entries[:, heads], self.leaves.of_heads(layout, heads)
         part._starts, part._lengths, part._slots = self._starts, self._lengths, self._slots
         return part
 

@@ -1,0 +1,124 @@
+"""The index's second level: over hours even the entries are many, and no pass should score them all.
+
+What is alike is seldom seen in one piece. So each layer and KV head sorts every `CHAPTER` pages, once they are complete, into
+leaves of `LEAF` pages whose entries are alike, by halving along the direction in which they differ most. A leaf has an entry as a
+page has: a query scores the leaves first, and then the pages of the best ones.
+"""
+import torch
+
+from statekv_ros.backbones.base import KVLayout
+from statekv_ros.memory.detailed.index import PageIndex
+
+CHAPTER = 1024      # pages
+LEAF = 16           # pages; CHAPTER is a power of two times as many
+LEAVES = CHAPTER // LEAF
+_ROUNDS = 4         # of power iteration: the direction need not be exact
+
+
+class Leaves:
+    """Leaves of whole chapters. Chapter c has the pages from number c * CHAPTER on; one that lost a page is none any more.
+
+    Chapters are sorted layer by layer, a few layers for each step that is added, so that no step bears all of it. The arrays
+    slide as those of the page table.
+
+    Attributes:
+        first: number of the oldest chapter held.
+    """
+
+    def __init__(self, layout: KVLayout, index: PageIndex, dtype: torch.dtype):
+        self.first = 0
+        self._layout, self._index, self._dtype = layout, index, dtype
+        self._stops = [0] * layout.layers       # chapters before this one are sorted, in each layer
+        self._base = 0                          # chapter at the arrays' front
+        self._pages, self._entries = self._empty(0)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of all leaves, those not in use included."""
+        return self._pages.nbytes + self._entries.nbytes
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes for each page, rounded up."""
+        width = self._index.entry_width(self._layout.head_dim)
+        return self._layout.layers * self._layout.kv_heads * -(-(LEAF * torch.int32.itemsize + width * self._dtype.itemsize) // LEAF)
+
+    @property
+    def stops(self) -> list[int]:
+        """Number of the first chapter that is not sorted yet, in each layer; `first` where none is."""
+        return [max(self.first, stop) for stop in self._stops]
+
+    def grow(self, entries: torch.Tensor, first: int, count: int) -> None:
+        """Sort what is complete, as much of it as goes with the newest pages.
+
+        Args:
+            entries: of all pages held, [layers, kv_heads, pages, entry_width].
+            first: number of the oldest one.
+            count: pages that are new.
+        """
+        layers, stop = len(self._stops), first + entries.shape[2]
+        for _ in range(-(-count * layers // CHAPTER)):
+            chapter, layer = min(zip(self.stops, range(layers)))
+            if (chapter + 1) * CHAPTER > stop:
+                break
+            if chapter - self._base >= self._pages.shape[2] // LEAVES:
+                self._slide(max(1, 2 * (chapter + 1 - self.first)))
+            at = slice((chapter - self._base) * LEAVES, (chapter + 1 - self._base) * LEAVES)
+            begin = chapter * CHAPTER - first
+            pages, grouped = self._sorted(entries[layer, :, begin:begin + CHAPTER].float())
+            self._pages[layer, :, at] = pages + chapter * CHAPTER
+            self._entries[layer, :, at] = self._index.group(grouped).clamp(
+                torch.finfo(self._dtype).min, torch.finfo(self._dtype).max)
+            self._stops[layer] = chapter + 1
+
+    def forget(self, first: int) -> None:
+        """Pages before number `first` are not held any more."""
+        self.first = -(-first // CHAPTER)
+
+    def entries(self, layer: int, chapters: slice) -> torch.Tensor:
+        """Of the leaves of some chapters, as `PageIndex.scores` takes them, [kv_heads, leaves, entry_width]."""
+        return self._entries[layer, :, self._at(chapters)]
+
+    def pages(self, layer: int, chapters: slice, leaves: torch.Tensor) -> torch.Tensor:
+        """Pages by number, [kv_heads, n * LEAF] int64, of leaves [kv_heads, n], counted from the first one of these chapters."""
+        return self._pages[layer, :, self._at(chapters)].gather(1, leaves[..., None].expand(-1, -1, LEAF)).flatten(1).long()
+
+    def of_heads(self, layout: KVLayout, heads: slice) -> 'Leaves':
+        """The same of some KV heads, for reading."""
+        part = Leaves(layout, self._index, self._dtype)
+        part.first, part._base, part._stops = self.first, self._base, list(self._stops)
+        part._pages, part._entries = self._pages[:, heads], self._entries[:, heads]
+        return part
+
+    def _at(self, chapters: slice) -> slice:
+        return slice((chapters.start - self._base) * LEAVES, (chapters.stop - self._base) * LEAVES)
+
+    def _empty(self, chapters: int) -> tuple[torch.Tensor, torch.Tensor]:
+        shape = self._layout.layers, self._layout.kv_heads, chapters * LEAVES
+        device, width = self._layout.device, self._index.entry_width(self._layout.head_dim)
+        return (torch.zeros(*shape, LEAF, dtype=torch.int32, device=device),
+                torch.zeros(*shape, width, dtype=self._dtype, device=device))
+
+    def _slide(self, chapters: int) -> None:
+        kept = slice(max(0, self.first - self._base) * LEAVES, None)
+        old = self._pages[:, :, kept], self._entries[:, :, kept]
+        self._pages, self._entries = self._empty(chapters)
+        self._pages[:, :, :old[0].shape[2]], self._entries[:, :, :old[1].shape[2]] = old
+        self._base = self.first
+
+    def _sorted(self, entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Places in the chapter, [kv_heads, LEAVES, LEAF] int64, and entries of each leaf's pages, [kv_heads, LEAVES, LEAF,
+        entry_width], of a chapter's entries [kv_heads, CHAPTER, entry_width]."""
+        kv_heads, _, width = entries.shape
+        places = torch.arange(CHAPTER, device=entries.device).expand(kv_heads, 1, -1)
+        parts = entries[:, None]
+        while places.shape[2] > LEAF:
+            parts = parts - parts.mean(dim=2, keepdim=True)
+            direction = parts[:, :, :1]
+            for _ in range(_ROUNDS):
+                direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+                direction = (parts @ direction.transpose(2, 3)).transpose(2, 3) @ parts
+            order = (parts @ direction.transpose(2, 3)).squeeze(-1).argsort(dim=-1)
+            places = places.gather(2, order).view(kv_heads, -1, places.shape[2] // 2)
+            parts = entries.gather(1, places.flatten(1)[..., None].expand(-1, -1, width)).view(*places.shape, width)
+        return places, parts

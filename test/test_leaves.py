@@ -1,0 +1,210 @@
+"""The index's second level: leaves of alike pages, however many came and went, and what is found through them."""
+import pytest
+import torch
+
+from conftest import SECOND
+from statekv_ros.backbones import load_backbone
+from statekv_ros.backbones.base import KVLayout
+from statekv_ros.backbones.tiny import write_tiny_checkpoint
+from statekv_ros.memory import VideoStream
+from statekv_ros.memory.answering.candidates import OPEN_LEAVES, Candidates, Group
+from statekv_ros.memory.answering.choosing import PageChooser
+from statekv_ros.memory.answering.snapshot import take_snapshot
+from statekv_ros.memory.detailed.index import INDEXES, MeanIndex
+from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES
+from statekv_ros.memory.detailed.table import PageTable
+from statekv_ros.memory.policies import parse_answer_policy
+
+LAYERS, HEADS, DIM = 2, 3, 16
+LAYOUT = KVLayout(LAYERS, HEADS, DIM, torch.float32, torch.device('cpu'))
+
+
+def scattered(pages: int, kinds: int, index: str = 'mean', seed: int = 0) -> torch.Tensor:
+    """Entries [layers, kv_heads, pages, entry_width] of a few kinds of page, seen in any order and never quite alike."""
+    random = torch.Generator().manual_seed(seed)
+    centres = 3 * torch.randn(LAYERS, HEADS, kinds, DIM, generator=random)
+    kind = torch.randint(kinds, (LAYERS, HEADS, pages, 1), generator=random).expand(-1, -1, -1, DIM)
+    mean = centres.gather(2, kind) + .3 * torch.randn(LAYERS, HEADS, pages, DIM, generator=random)
+    spread = .1 * torch.rand(LAYERS, HEADS, pages, DIM, generator=random)
+    return torch.cat({'mean': [mean], 'mean_variance': [mean, spread], 'bounds': [mean + spread, mean - spread]}[index], dim=-1)
+
+
+def filled(pages: int, kinds: int = 40, index: str = 'mean', step: int = 16) -> PageTable:
+    """A table of so many pages, with the leaves of all chapters that are complete."""
+    table, entries = PageTable(LAYOUT, INDEXES[index]), scattered(pages, kinds, index)
+    for begin in range(0, pages, step):
+        table.append(entries[:, :, begin:begin + step], begin, 9 * len(range(pages)[begin:begin + step]))
+    return table
+
+
+def chooser_of(table: PageTable, leaves: int | None, *groups: Group) -> Candidates:
+    return Candidates(table, lambda rows, turn: rows + turn, groups or (Group(table.first, table.stop, 0),), leaves)
+
+
+def test_a_chapter_has_each_page_in_one_leaf_of_alike_pages():
+    table = filled(CHAPTER + 20)
+    everything = torch.arange(LEAVES).expand(HEADS, -1)
+    for layer in range(LAYERS):
+        assert table.leaves.stops[layer] == 1
+        pages = table.leaves.pages(layer, slice(0, 1), everything)
+        assert (pages.sort(dim=-1).values == torch.arange(CHAPTER)).all()
+        parts = table.entries_of(layer, pages).view(HEADS, LEAVES, LEAF, DIM)
+        assert torch.allclose(table.leaves.entries(layer, slice(0, 1)), parts.mean(dim=2), atol=1e-5)
+        in_a_row = table.entries(layer, slice(0, CHAPTER)).view(HEADS, LEAVES, LEAF, DIM)
+        assert parts.var(dim=2).mean() < .5 * in_a_row.var(dim=2).mean()
+
+
+@pytest.mark.parametrize('index', INDEXES)
+def test_the_pages_with_the_most_votes_of_all_are_found_in_the_best_leaves(index):
+    table, best = filled(8 * CHAPTER + 100, index=index), 28
+    for layer in range(LAYERS):
+        rows = .02 * table.entries(layer, slice(0, table.stop))[:, ::2000, :DIM]
+        none, votes = chooser_of(table, None).votes(layer, rows, 0)
+        pages, found = chooser_of(table, OPEN_LEAVES).votes(layer, rows, 0)
+        assert none is None and pages.shape == found.shape == (HEADS, OPEN_LEAVES * LEAF + 100)
+        kept = votes.gather(1, pages.gather(1, found.topk(best, dim=-1).indices)).sum(dim=-1)
+        assert (kept > .97 * votes.topk(best, dim=-1).values.sum(dim=-1)).all()
+
+
+def test_rows_have_their_true_say_though_most_of_what_they_want_is_not_scored():
+    """A row that wants a little of everything has few votes for what is open, and must not have more say in it than it had."""
+    table = filled(8 * CHAPTER)
+    keen = .1 * table.entries(0, slice(0, 1))
+    idle = torch.randn(HEADS, 6, DIM, generator=torch.Generator().manual_seed(3)) * .02
+    rows = torch.cat([keen, idle], dim=1)
+    _, votes = chooser_of(table, None).votes(0, rows, 0)
+    pages, found = chooser_of(table, 64).votes(0, rows, 0)
+    assert votes.sum(dim=-1) == pytest.approx(7, rel=1e-4)
+    of_open = votes.gather(1, pages).sum(dim=-1)
+    assert (of_open < 5).all() and found.sum(dim=-1) == pytest.approx(of_open, rel=.15)
+
+
+def test_entries_scored_in_a_pass_are_bounded_and_hardly_grow_with_the_pages_held(monkeypatch):
+    """Counted: the entries, not the time."""
+    scored, scores = [], MeanIndex.scores
+    monkeypatch.setattr(MeanIndex, 'scores', lambda self, rows, entries: scored.append(entries.shape[1]) or scores(
+        self, rows, entries))
+    counts = {}
+    for pages in (1000, 4000, 20_000):
+        table = filled(pages, step=50)
+        scored.clear()
+        chooser_of(table, OPEN_LEAVES).votes(1, torch.randn(HEADS, 4, DIM), 0)
+        counts[pages] = sum(scored)
+    assert counts[1000] == 1000, 'few pages are all scored'
+    assert all(count < pages / LEAF + OPEN_LEAVES * LEAF + 2 * CHAPTER for pages, count in counts.items()), counts
+
+
+@pytest.mark.parametrize('count,held', [(9, 2500), (31, 1200), (300, 4000), (1500, 5000)])
+def test_leaves_are_of_pages_that_are_held_however_many_came_and_went(count, held):
+    """Entries that tell their page's number: what a leaf names must be what was sorted."""
+    table = PageTable(LAYOUT, INDEXES['mean'])
+    used = set()
+    while table.stop < 12_000:
+        entries = torch.arange(table.stop, table.stop + count).float().expand(LAYERS, HEADS, DIM, -1).transpose(2, 3)
+        table.append(entries, 0, count)
+        table.forget(max(0, table.stop - table.first - held))
+        assert table.leaves._pages.shape[2] <= 2 * (held + count + 2 * CHAPTER) // LEAF
+        for layer, stop in enumerate(table.leaves.stops):
+            chapters = slice(table.leaves.first, stop)
+            assert table.first <= chapters.start * CHAPTER and chapters.stop * CHAPTER <= table.stop
+            assert (table.stop - stop * CHAPTER) < 2 * CHAPTER + count, 'sorting keeps up'
+            if chapters.start < chapters.stop:
+                newest = torch.full((HEADS, 1), (chapters.stop - chapters.start) * LEAVES - 1)
+                pages = table.leaves.pages(layer, chapters, newest)
+                assert (table.entries_of(layer, pages)[..., 0] == pages).all()
+                assert (pages // CHAPTER == stop - 1).all()
+                used.add(stop)
+    assert len(used) > 1
+
+
+def test_one_step_sorts_no_more_than_its_share_of_the_layers(monkeypatch):
+    table, sorted_, of = PageTable(LAYOUT, INDEXES['mean']), [], type(PageTable(LAYOUT, INDEXES['mean']).leaves)._sorted
+    monkeypatch.setattr(type(table.leaves), '_sorted', lambda self, entries: sorted_.append(1) or of(self, entries))
+    for _ in range(3 * CHAPTER // 4):
+        before = len(sorted_)
+        table.append(torch.randn(LAYERS, HEADS, 4, DIM), 0, 36)
+        assert len(sorted_) <= before + 1
+    assert len(sorted_) >= 2 * LAYERS
+
+
+def test_leaves_are_told_in_the_bytes_of_the_table_and_a_page_bears_its_share():
+    table, few = filled(6 * CHAPTER, step=64), filled(10)
+    leaves = table.leaves
+    assert few.leaves.bytes == 0 and leaves.bytes == leaves._pages.nbytes + leaves._entries.nbytes > 0
+    assert table.bytes == sum(tensor.nbytes for tensor in (
+        table._entries, table._starts, table._lengths, table._slots, leaves._pages, leaves._entries))
+    full = leaves._pages.shape[2] // LEAVES * CHAPTER
+    assert leaves.bytes == full * leaves.page_bytes
+
+
+def test_each_turn_and_the_pages_at_both_ends_are_scored_as_without_leaves():
+    """Groups cut chapters anywhere: every page is a candidate once at most, and within its own group's turn."""
+    table = filled(6 * CHAPTER + 300)
+    groups = Group(700, 4 * CHAPTER + 500, 0), Group(4 * CHAPTER + 500, table.stop - 40, 1), Group(table.stop - 40, table.stop, 2)
+    rows = torch.randn(HEADS, 4, DIM)
+    _, votes = chooser_of(table, None, *groups).votes(0, rows, 700)
+    pages, found = chooser_of(table, 32, *groups).votes(0, rows, 700)
+    assert pages.min() == 700 and set(range(table.stop - 40, table.stop)) <= set(pages[0].tolist())
+    assert all(len(set(of_head.tolist())) == len(of_head) for of_head in pages)
+    assert (torch.corrcoef(torch.stack([found.flatten(), votes.gather(1, pages - 700).flatten()]))[0, 1] > .99)
+    held = chooser_of(table, 32, *groups).votes(0, rows, 900)[0]
+    assert held.min() == 900 and set(range(900, CHAPTER)) <= set(held[0].tolist()), 'a chapter that lost pages is no leaf'
+
+
+def test_some_heads_of_a_table_find_what_they_find_in_the_whole():
+    table = filled(4 * CHAPTER)
+    part = table.of_heads(LAYOUT, slice(1, 3))
+    rows = torch.randn(HEADS, 4, DIM)
+    pages, votes = chooser_of(table, 32).votes(1, rows, 0)
+    own_pages, own_votes = chooser_of(part, 32).votes(1, rows[1:3], 0)
+    assert (own_pages == pages[1:3]).all() and torch.allclose(own_votes, votes[1:3], atol=1e-5)
+
+
+@pytest.fixture(scope='module')
+def long_stream(tmp_path_factory):
+    """3,300 pages of one token each: some chapters more than leaves are opened."""
+    path = write_tiny_checkpoint(tmp_path_factory.mktemp('leaves') / 'tiny', family='internvl', max_position=10**5)
+    stream = VideoStream(load_backbone(str(path), device='cpu', dtype='float32'), 'statekv(30)', page_tokens=1)    # some 8 pages a step
+    random = torch.Generator().manual_seed(1)
+    frames = [torch.randint(256, (64, 64, 3), generator=random, dtype=torch.uint8).numpy() for _ in range(16)]
+    while stream.detailed.pages.stop < 3300:
+        stream.step(frames[stream.steps % 16], (stream.steps + 1) * SECOND)
+    return stream
+
+
+def chosen(stream: VideoStream, span: tuple = (None, None)) -> tuple[PageChooser, list]:
+    chooser = PageChooser(take_snapshot(stream.seen(), parse_answer_policy('sparse(20)'), span))
+    layout = stream.backbone.layout
+    rows = torch.randn(layout.kv_heads, 4, layout.head_dim, generator=torch.Generator().manual_seed(2))
+    return chooser, [chooser.choose(layer, rows)[0] for layer in range(layout.layers)]
+
+
+def test_a_choice_through_leaves_reads_the_rows_of_the_pages_that_it_names(long_stream, monkeypatch):
+    monkeypatch.setattr('statekv_ros.memory.answering.choosing.OPEN_LEAVES', 40)
+    table = long_stream.detailed.pages
+    chooser, choices = chosen(long_stream)
+    assert chooser._candidates.votes(0, torch.zeros(long_stream.backbone.layout.kv_heads, 1, DIM), 0)[0] is not None
+    for choice in choices:
+        held = slice(table.first, table.stop)
+        assert (choice.starts == table.starts(held)[choice.pages]).all() and (choice.lengths == 1).all()
+        assert all(len(set(of_head.tolist())) == 20 for of_head in choice.pages)
+
+
+def test_what_is_sorted_while_an_answer_is_decoded_changes_nothing_in_it():
+    table = filled(5 * CHAPTER - 10)
+    candidates, rows = chooser_of(table, 32), torch.randn(HEADS, 4, DIM)
+    before = candidates.votes(0, rows, 0)
+    for _ in range(4):
+        table.append(torch.randn(LAYERS, HEADS, 16, DIM), 0, 144)
+    assert table.leaves.stops[0] == 5
+    after = candidates.votes(0, rows, 0)
+    assert all(torch.equal(was, now) for was, now in zip(before, after))
+
+
+def test_a_span_keeps_what_is_chosen_through_leaves_within_it(long_stream, monkeypatch):
+    monkeypatch.setattr('statekv_ros.memory.answering.choosing.OPEN_LEAVES', 40)
+    steps = long_stream.detailed.steps()
+    first, last = steps[10], steps[-10]
+    _, choices = chosen(long_stream, (first.record.first_stamp_ns, last.record.last_stamp_ns))
+    for choice in choices:
+        assert first.page <= choice.pages.min() and choice.pages.max() < last.page + len(last.lengths)
