@@ -31,6 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--frame-size', default='640x480', metavar='WIDTHxHEIGHT', help='of the camera')
     parser.add_argument('--max-frame-pixels', type=int, default=0, help='as the node\'s parameter')
     parser.add_argument('--device-cache-mb', type=int, default=0, help='as the node\'s parameter')
+    parser.add_argument('--host-cache-mb', type=int, default=0, help='as the node\'s parameter, but that 0 is the default')
+    parser.add_argument('--disk-cache-gb', type=float, default=20.0, help='as the node\'s parameter')
+    parser.add_argument('--read-tokens', type=int, default=8192, metavar='N', help='that answers read, n of sparse(n)')
     parser.add_argument('--detailed-format', default='bf16', metavar='FORMAT', help='as the node\'s parameter')
     parser.add_argument('--json', action='store_true', help='print one JSON object as the last line of output')
     args = parser.parse_args(argv)
@@ -40,16 +43,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f'statekv-plan: {error}', file=sys.stderr)
         return 2
     if args.json:
-        print(json.dumps({plan.size.name: _values(plan) for plan in plans}))
+        print(json.dumps({plan.size.name: _values(plan) | _tiers(plan, args) for plan in plans}))
     else:
         _show(plans, args)
     return 0
 
 
 def _plans(args: argparse.Namespace) -> 'list[Plan]':
-    for name in ('fps', 'hours', 'cameras'):
+    for name in ('fps', 'hours', 'cameras', 'read_tokens', 'disk_cache_gb'):
         if not 0 < getattr(args, name) < float('inf'):
-            raise ParameterError(f'--{name} must be a positive number, got {getattr(args, name)}')
+            raise ParameterError(f'--{name.replace("_", "-")} must be a positive number, got {getattr(args, name)}')
     from statekv_ros.memory import parse_prefill_policy
     from statekv_ros.memory.capacity import make_plan
     policy = parse_prefill_policy(f'statekv({args.budget})' if args.policy == 'statekv' else args.policy)
@@ -81,6 +84,39 @@ def _values(plan: 'Plan') -> dict:
             'total_bytes': plan.total_bytes}
 
 
+def _tiers(plan: 'Plan', args: argparse.Namespace) -> dict:
+    """What lies below the device, how fast it fills, and what a pass of an answer loads. Hours are of watching until a tier is
+    full, each from the beginning; None: what it holds is not bounded."""
+    from statekv_ros.memory.capacity import layout_of
+    from statekv_ros.memory.detailed.cache import PAGE_TOKENS
+    from statekv_ros.memory.detailed.formats import find_format
+    from statekv_ros.store.sizes import disk_step
+    size, policy = plan.size, plan.policy
+    step = disk_step(layout_of(size), find_format(args.detailed_format), size.position_axes, size.step_tokens,
+                     policy.budget if policy.kind == 'statekv' else 0, PAGE_TOKENS)
+    steps_per_hour = args.fps * 3600 / size.frames_per_step * args.cameras
+    per_hour = plan.detailed_bytes_per_hour
+    return {
+        'disk_bytes_per_hour': round(steps_per_hour * step.kept), 'disk_written_bytes_per_s': round(steps_per_hour * step.written / 3600),
+        'hours_on_device': args.device_cache_mb * 1e6 * args.cameras / per_hour if args.device_cache_mb else None,
+        'hours_in_main_memory': args.host_cache_mb * 1e6 * args.cameras / per_hour,
+        'hours_on_disk': args.disk_cache_gb * 1e9 / (steps_per_hour * step.kept),
+        'bytes_read_per_pass': round(args.read_tokens * plan.detailed_bytes_per_token + _scored(plan))}
+
+
+def _scored(plan: 'Plan') -> float:
+    """Bytes of the index that a pass goes through: all of it, or its leaves, the pages of those it opens, and pages not sorted
+    yet."""
+    from statekv_ros.memory.answering.candidates import OPEN_LEAVES
+    from statekv_ros.memory.detailed.cache import PAGE_TOKENS
+    from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF
+    from statekv_ros.memory.detailed.pages import page_lengths
+    size = plan.size
+    pages = plan.hours * 3600 / size.frames_per_step * len(page_lengths(size.step_tokens, PAGE_TOKENS))
+    share = (OPEN_LEAVES * LEAF + CHAPTER) / pages + 1 / LEAF
+    return min(1.0, share) * plan.index_bytes / plan.cameras
+
+
 def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
     from statekv_ros.backbones.published import PUBLISHED
     from statekv_ros.memory.capacity import gigabytes
@@ -99,6 +135,17 @@ def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
             gigabytes, (plan.weights_bytes, plan.state_bytes, plan.workspace_bytes,
                         plan.detailed_bytes_per_hour + plan.index_bytes_per_hour, plan.detailed_bytes + plan.index_bytes,
                         plan.total_bytes)))
+    console.print(table)
+    console.print(f'tiers: hours that {args.disk_cache_gb:g} GB of disk hold, what it is written, what it takes an hour; and what a '
+                  f'pass of an answer over {args.hours:g} h reads with sparse({args.read_tokens})')
+    table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, collapse_padding=True)
+    table.add_column('model', overflow='fold')
+    for column in ('index\n/ hour', 'hours\non disk', 'written\n/ s', 'disk\n/ hour', 'read\n/ pass'):
+        table.add_column(column, justify='right', overflow='fold')
+    for plan in plans:
+        tiers = _tiers(plan, args)
+        table.add_row(short.get(plan.size.name, plan.size.name), gigabytes(plan.index_bytes_per_hour), f'{tiers["hours_on_disk"]:.1f}', *map(gigabytes, (
+            tiers['disk_written_bytes_per_s'], tiers['disk_bytes_per_hour'], tiers['bytes_read_per_pass'])))
     console.print(table)
 
 

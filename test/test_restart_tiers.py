@@ -1,14 +1,19 @@
 """A memory most of which lies in a store: answers read it there, and a stream that goes on from it equals one that never
 stopped."""
+from statistics import median
+
 import pytest
 import torch
 
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.detailed.cache import EXACT_STEPS
+from statekv_ros.memory.detailed.formats import find_format
 from statekv_ros.memory.saved.restoring import restore
 from statekv_ros.memory.saved.saving import Saving
 from statekv_ros.store import MemoryStore
 from statekv_ros.store.kept import KeptCamera
+from statekv_ros.store.retention import cost_of
+from statekv_ros.store.sizes import disk_step
 from statekv_ros.store.tier import PACKED_PARTS, DiskTier
 from test_packed_memory import PAGE, QUESTION, backbones, stamp  # noqa: F401
 
@@ -126,6 +131,24 @@ def test_old_steps_are_in_few_bits_on_disk_and_nothing_else_is_kept_of_them(back
         if 0 <= step < raw[0]:
             assert set(record.parts) == set(PACKED_PARTS)
     assert store.check() == []
+
+
+@pytest.mark.parametrize('form', FORMATS)
+def test_a_step_takes_of_the_disk_what_is_planned(form, backbones, frames, store):  # noqa: F811
+    backbone = backbones['internvl']
+    watched = Watched(backbone, store, form)
+    watched.see(frames, 0, 80)
+    layout, tokens = backbone.layout, watched.stream.detailed.steps()[-1].record.tokens
+    planned = disk_step(layout, find_format(form), backbone.position_axes, tokens, 20, PAGE, CYCLE)
+    old, new = range(1, 80 - 2 * CYCLE - EXACT_STEPS), range(76, 80)
+    # The median: after keys were re-indexed a step has the whole state with it.
+    kept, newest = (median(store._retention._leaving['front', step].cost for step in steps) for steps in (old, new))
+    assert planned.kept == pytest.approx(kept, rel=0.03)
+    assert planned.new == pytest.approx(newest + (0 if form == 'bf16' else cost_of([packed_bytes(store)])), rel=0.03)
+
+
+def packed_bytes(store: MemoryStore) -> int:
+    return store.record('front', 0).parts['packed'].bytes
 
 
 def test_what_the_quota_takes_is_forgotten_and_the_answer_says_so(backbones, frames, tmp_path):  # noqa: F811

@@ -69,8 +69,7 @@ def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: i
         ParameterError: the format is unknown, or cannot hold the model's heads.
     """
     steps_per_hour = rate_hz * _SECONDS_PER_HOUR / size.frames_per_step
-    dtype = torch.float32 if size.value_bytes == 4 else torch.bfloat16
-    layout = KVLayout(size.layers, size.kv_heads, size.head_dim, dtype, torch.device('meta'))
+    layout = layout_of(size)
     step = step_bytes(layout, find_format(detailed_format), size.position_axes, size.step_tokens, PAGE_TOKENS)
     held = steps_per_hour * hours
     if device_cache_bytes:
@@ -80,6 +79,12 @@ def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: i
                 cameras * round(steps_per_hour * step.rows), cameras * round(held * step.rows),
                 cameras * round(steps_per_hour * step.index), cameras * round(held * step.index),
                 _workspace_bytes(size, policy))
+
+
+def layout_of(size: ModelSize) -> KVLayout:
+    """Of a model's keys and values, on no device."""
+    dtype = torch.float32 if size.value_bytes == 4 else torch.bfloat16
+    return KVLayout(size.layers, size.kv_heads, size.head_dim, dtype, torch.device('meta'))
 
 
 def require_fit(plan: Plan, available_bytes: int, where: str) -> None:
