@@ -140,7 +140,8 @@ def test_leaves_are_told_in_the_bytes_of_the_table_and_a_page_bears_its_share():
 def test_each_turn_and_the_pages_at_both_ends_are_scored_as_without_leaves():
     """Groups cut chapters anywhere: every page is a candidate once at most, and within its own group's turn."""
     table = filled(6 * CHAPTER + 300)
-    groups = Group(700, 4 * CHAPTER + 500, 0), Group(4 * CHAPTER + 500, table.stop - 40, 1), Group(table.stop - 40, table.stop, 2)
+    far, near = 4 * CHAPTER + 500, table.stop - 40
+    groups = Group(700, far, 0), Group(far, near, 1), Group(near, table.stop, 2)
     rows = torch.randn(HEADS, 4, DIM)
     _, votes = chooser_of(table, None, *groups).votes(0, rows, 700)
     pages, found = chooser_of(table, 32, *groups).votes(0, rows, 700)
@@ -164,7 +165,7 @@ def test_some_heads_of_a_table_find_what_they_find_in_the_whole():
 def long_stream(tmp_path_factory):
     """3,300 pages of one token each: some chapters more than leaves are opened."""
     path = write_tiny_checkpoint(tmp_path_factory.mktemp('leaves') / 'tiny', family='internvl', max_position=10**5)
-    stream = VideoStream(load_backbone(str(path), device='cpu', dtype='float32'), 'statekv(30)', page_tokens=1)    # some 8 pages a step
+    stream = VideoStream(load_backbone(str(path), device='cpu', dtype='float32'), 'statekv(30)', page_tokens=1)
     random = torch.Generator().manual_seed(1)
     frames = [torch.randint(256, (64, 64, 3), generator=random, dtype=torch.uint8).numpy() for _ in range(16)]
     while stream.detailed.pages.stop < 3300:

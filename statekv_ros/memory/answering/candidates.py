@@ -1,4 +1,4 @@
-"""How many votes each page gets in a pass: all pages are scored, or, where these are many, those of the leaves that are wanted most."""
+"""How many votes each page gets in a pass: all are scored, or, where these are many, those of the most wanted leaves."""
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,7 +56,8 @@ class Candidates:
             whole = self._whole(layer, span)
             if whole is not None:
                 through.append((turned, whole))
-            for part in [span] if whole is None else [slice(span.start, whole.start * CHAPTER), slice(whole.stop * CHAPTER, span.stop)]:
+                ends = [slice(span.start, whole.start * CHAPTER), slice(whole.stop * CHAPTER, span.stop)]
+            for part in [span] if whole is None else ends:
                 scores = self._scores(turned, self._table.entries(layer, part))
                 scored.append((part, scores.add_(self._table.lengths(part).log())))
         if not through:
@@ -76,7 +77,7 @@ class Candidates:
             pages.append(found)
             scores.append(self._scores(turned, self._table.entries_of(layer, found)) + lengths[found - offset].log()[:, None])
             of_leaves.scatter_(2, best[:, None].expand(-1, rows.shape[1], -1), float('-inf'))
-        # Leaves that stay closed get their votes too: else a row that wants a little of everything had more say in what is open.
+        # Leaves that stay closed get their votes too: else a row that wants a bit of everything had more say in what is open.
         closed = torch.cat(leaves, dim=-1).logsumexp(dim=-1, keepdim=True)
         return torch.cat(pages, dim=-1), torch.softmax(torch.cat([*scores, closed], dim=-1), dim=-1).sum(dim=1)[:, :-1]
 

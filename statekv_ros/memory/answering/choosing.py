@@ -49,9 +49,8 @@ class PageChooser:
         self._table = snapshot.seen.detailed.pages
         steps, device = snapshot.steps, snapshot.seen.backbone.device
         self._first, self._stop = steps[0].page, steps[-1].page + len(steps[-1].lengths)
-        moves = torch.zeros(self._stop - self._first, dtype=torch.int32)
         self._groups: list[Group] = []
-        begin = 0
+        begin, pages, moves = 0, [], []
         while begin < len(steps):
             # Over hours steps are many, stretches are few: not every step is looked at.
             stretch, first = steps[begin].stretch, steps[begin]
@@ -59,9 +58,9 @@ class PageChooser:
             last = steps[begin - 1]
             # Its first step that can be read decides where all of it stands.
             turn = snapshot.turn(first.record.position, stretch.shift)
-            stop = last.page + len(last.lengths)
-            moves[first.page - self._first:stop - self._first] = -turn
-            self._add(first.page, stop, turn + stretch.shift - stretch.position)
+            pages.append(first.page)
+            moves.append(-turn)
+            self._add(first.page, last.page + len(last.lengths), turn + stretch.shift - stretch.position)
         self._unwanted, lengths = None, self._table.lengths(slice(self._first, self._stop))
         if len(steps) <= steps[-1].record.step - steps[0].record.step:
             unwanted = torch.ones(self._stop - self._first, dtype=torch.bool)
@@ -69,7 +68,10 @@ class PageChooser:
                 unwanted[step.page - self._first:step.page - self._first + len(step.lengths)] = False
             unwanted = unwanted.to(device) & (lengths > 0)      # what was lost in between is not there to be wanted
             self._unwanted = unwanted if unwanted.any() else None
-        self._moves = moves.to(device) if moves.any() else None
+        self._moves = None
+        if any(moves):
+            counts = [stop - page for page, stop in zip(pages, [*pages[1:], self._stop])]
+            self._moves = torch.tensor(moves, dtype=torch.int32).repeat_interleave(torch.tensor(counts)).to(device)
         shortest = int(torch.where(lengths > 0, lengths, lengths.max()).min())      # 0: lost
         self._count = max(1, self.tokens // max(1, shortest))
         # Where pages that nobody wants lie between, leaves would be full of them.

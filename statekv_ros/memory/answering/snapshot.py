@@ -111,7 +111,7 @@ class Snapshot:
             tokens > self.policy.loaded_tokens for tokens in accumulate(record.tokens for record in self.records))
 
     def _segments(self) -> Iterator[tuple[StepRecord, StepRecord]]:
-        """First and last record of each segment, within which stamps grow: over hours there are many records, and few segments."""
+        """First and last record of each segment, within which stamps grow: there are many records, and few segments."""
         begin = 0
         while begin < len(self.records):
             first = self.records[begin]

@@ -1,8 +1,8 @@
 """The index's second level: over hours even the entries are many, and no pass should score them all.
 
 What is alike is seldom seen in one piece. So each layer and KV head sorts every `CHAPTER` pages, once they are complete, into
-leaves of `LEAF` pages whose entries are alike, by halving along the direction in which they differ most. A leaf has an entry as a
-page has: a query scores the leaves first, and then the pages of the best ones.
+leaves of `LEAF` pages whose entries are alike, by halving along the direction in which they differ most. A leaf has an entry as
+a page has: a query scores the leaves first, and then the pages of the best ones.
 """
 import torch
 
@@ -40,8 +40,8 @@ class Leaves:
     @property
     def page_bytes(self) -> int:
         """Bytes for each page, rounded up."""
-        width = self._index.entry_width(self._layout.head_dim)
-        return self._layout.layers * self._layout.kv_heads * -(-(LEAF * torch.int32.itemsize + width * self._dtype.itemsize) // LEAF)
+        leaf = LEAF * torch.int32.itemsize + self._index.entry_width(self._layout.head_dim) * self._dtype.itemsize
+        return self._layout.layers * self._layout.kv_heads * -(-leaf // LEAF)
 
     @property
     def stops(self) -> list[int]:
@@ -80,7 +80,7 @@ class Leaves:
         return self._entries[layer, :, self._at(chapters)]
 
     def pages(self, layer: int, chapters: slice, leaves: torch.Tensor) -> torch.Tensor:
-        """Pages by number, [kv_heads, n * LEAF] int64, of leaves [kv_heads, n], counted from the first one of these chapters."""
+        """Pages by number, [kv_heads, n * LEAF] int64, of leaves [kv_heads, n], counted from the first of these chapters."""
         return self._pages[layer, :, self._at(chapters)].gather(1, leaves[..., None].expand(-1, -1, LEAF)).flatten(1).long()
 
     def of_heads(self, layout: KVLayout, heads: slice) -> 'Leaves':
