@@ -4,6 +4,7 @@ Steps are not timed, for they are not those of one video. Evidence is known only
 """
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache, partial
 
 import numpy as np
 
@@ -98,7 +99,7 @@ def _ask(stream: VideoStream, due: list[tuple[int, int, Question]], policy: str,
          alone: bool):
     """Yield (row, number, question, text, evidence or None, context tokens) of every question that is due."""
     lockstep: Lockstep = stream.backbone
-    kind = parse_answer_policy(policy)
+    kind, alone_of = parse_answer_policy(policy), cache(partial(video_of, stream))
     for asked in _rounds(lockstep, due):
         enough = not alone and kind.kind != 'retrieve' and len(asked) >= _WORTH_IT * lockstep.videos
         if kind.kind == 'state' or enough:
@@ -109,7 +110,7 @@ def _ask(stream: VideoStream, due: list[tuple[int, int, Question]], policy: str,
                 yield row, number, question, told[row], None, tokens
             continue
         for row, (number, question) in asked.items():
-            answer = video_of(stream, row).answer(question.text, answer_policy=policy, max_tokens=max_tokens)
+            answer = alone_of(row).answer(question.text, answer_policy=policy, max_tokens=max_tokens)
             yield row, number, question, answer.text, spans_s(answer, first_ns), answer.context_tokens
 
 
