@@ -187,8 +187,8 @@ def test_policies():
     [policy] = parse_policies(['statekv(64)/native/int4 x all', 'statekv(64) / int4/native x last(4)'])
     assert policy == Policy('statekv(64)/int4/native', ('all', 'last(4)')) and policy.watching == 'statekv(64)'
     assert policy.options == {'detailed_format': 'int4', 'positions': 'native'} and Policy('full', ('all',)).options == {}
-    for wrong in (['full/int3'], ['full/'], ['full/int4/int8'], ['full/int4', 'full/int4 x all'], ['rlivs/int4'], ['full x all/int4'],
-                  ['full', 'full x all'], [], ['full x'], ['statekv'], ['full x all x all'], ['rlivs x all'], ['rlivs(2)']):
+    for wrong in (['full/int3'], ['full/'], ['full/int4/int8'], ['full/int4', 'full/int4 x all'], ['rlivs/int4'],
+                  ['full x all/int4'], ['full', 'full x all'], [], ['full x'], ['statekv'], ['full x all x all'], ['rlivs x all'], ['rlivs(2)']):
         with pytest.raises(PolicyError):
             parse_policies(wrong)
 

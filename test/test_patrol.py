@@ -12,7 +12,8 @@ from statekv_ros.patrol.forward import forward
 from statekv_ros.patrol.heldout import ask_all, measure
 from statekv_ros.patrol.packing import GRID, IGNORED, QUESTION_TOKENS
 from statekv_ros.patrol.pictures import PictureBank
-from statekv_ros.patrol.questions import KINDS, Question, answer_at, ask, evidence_steps, holds_during, newest_fact_step, pick_step
+from statekv_ros.patrol.questions import (KINDS, Question, answer_at, ask, evidence_steps, holds_during, newest_fact_step,
+                                          pick_step)
 from statekv_ros.patrol.render import render
 from statekv_ros.patrol.tokenizer import make_tokenizer
 from statekv_ros.patrol.world import COLOURS, Patrol, Sight, Step, View, make_patrol, name_in_view

@@ -13,6 +13,7 @@ from statekv_ros.evaluation.judge import fact_age_s
 from statekv_ros.evaluation.schema import Video, load_questions
 from statekv_ros.evaluation.tables import as_markdown, make_tables
 from statekv_ros.patrol.cli import main as patrol
+from statekv_ros.patrol.render import render
 from statekv_ros.patrol.shift import KINDS, LEAST_STEPS, ask_shift, make_shift
 from statekv_ros.patrol.world import COLOURS, View
 
@@ -63,11 +64,19 @@ def test_where_is_not_asked_of_the_present_room():
 
 
 def test_a_shift_made_on_the_fly_is_its_bag(tmp_path):
-    bags, virtual = (load_questions(made(tmp_path / name, LEAST_STEPS, 1, *more)) for name, more in (('a', ()), ('b', ('--no-bags',))))
+    bags, virtual = (load_questions(made(tmp_path / name, LEAST_STEPS, 1, *more))
+                     for name, more in (('bags', ()), ('virtual', ('--no-bags',))))
     assert bags[0].source == 'shift_0' and virtual[0].source == f'shift:seed=0,steps={LEAST_STEPS},size=64x64'
     assert bags[0].questions == virtual[0].questions
     pairs = zip(*(open_footage(video).frames() for video in bags + virtual), strict=True)
     assert all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in pairs)
+
+
+def test_an_hour_is_checked_without_being_drawn(monkeypatch):
+    drawn = []
+    monkeypatch.setattr('statekv_ros.patrol.video.render', lambda *arguments: drawn.append(1) or render(*arguments))
+    extent = open_footage(Video('shift:seed=1,steps=3600,size=64x48', ())).extent()
+    assert (extent.frames, extent.duration_s, extent.height, extent.width) == (7200, 3600, 48, 64) and len(drawn) == 1
 
 
 def test_too_short_a_shift_is_refused(tmp_path, capsys):
@@ -104,8 +113,9 @@ def test_a_short_shift_under_several_policies_and_formats(tmp_path):
     whole, sparse, newest, few = (found[name] for name in POLICIES[:4])
     assert tables['against'] == POLICIES[0] and whole['overall']['less']['difference'] == 0
     assert whole['overall']['right'] > .9 and few['overall']['right'] > .9
-    assert all(sum(band['n'] for band in policy['ages']) + policy['undated']['n'] == policy['overall']['n'] for policy in found.values())
-    assert max(band['right'] for band in newest['ages']) < .3 < newest['undated']['right'], 'no fact lies in the last four frames'
+    assert all(sum(band['n'] for band in policy['ages']) + policy['undated']['n'] == policy['overall']['n']
+               for policy in tables['policies'])
+    assert max(band['right'] for band in newest['ages']) < .3 < newest['undated']['right'], 'nothing is in the last four frames'
     assert whole['evidence']['n'] > 30 and whole['evidence']['right'] > .5, 'asked alone, it is known where they looked'
     assert few['read_bytes'] < sparse['read_bytes'] / 2 < whole['read_bytes'] / 2
     before = {file.name: file.stat().st_mtime_ns for file in (run / 'jobs').iterdir()}
@@ -118,8 +128,9 @@ def test_a_short_shift_under_several_policies_and_formats(tmp_path):
 
 
 def job(source: str, prefill: str, rights: list[bool], ages=(5., 50., None), bytes_each: float = 100.) -> dict:
-    answers = [{'question': number, 'kind': 'where', 'group': 'recall', 'answer_policy': 'all', 'answer': 'red' if right else 'blue',
-                'right': right, 'chance': .25, 'fact_age_s': age, 'evidence_hit': None, 'context_tokens': 10}
+    answers = [{'question': number, 'kind': 'where', 'group': 'recall', 'answer_policy': 'all', 'right': right,
+                'answer': 'red' if right else 'blue', 'chance': .25, 'fact_age_s': age, 'evidence_hit': None,
+                'context_tokens': 10}
                for number, (right, age) in enumerate(zip(rights, ages))]
     return {'source': source, 'prefill_policy': prefill, 'token_bytes': bytes_each, 'answers': answers}
 
@@ -132,7 +143,8 @@ def test_tables_pair_the_questions_that_both_policies_were_asked():
     assert full['videos'] == 2 and (full['overall']['n'], full['overall']['right']) == (6, pytest.approx(5 / 6))
     assert ours['overall']['less']['n'] == 3 and ours['overall']['less']['difference'] == pytest.approx(-2 / 3)
     assert ours['overall']['same']['right'] == pytest.approx(1 / 3) and ours['read_bytes'] == 200 and full['read_bytes'] == 1000
-    assert [(band['from_s'], band['to_s'], band['n'], band['right']) for band in full['ages']] == [(0, 10, 2, 1.), (10, 100, 2, .5)]
+    bands = [(band['from_s'], band['to_s'], band['n'], band['right']) for band in full['ages']]
+    assert bands == [(0, 10, 2, 1.), (10, 100, 2, .5)]
     assert (ours['undated']['n'], ours['undated']['less']['difference']) == (1, -1.)
     assert ours['kinds']['where']['ages'][0]['right'] == 1.
     text = as_markdown(tables)

@@ -12,7 +12,7 @@ import numpy as np
 
 from statekv_ros.errors import BagError, EvaluationError, FrameError, ParameterError
 from statekv_ros.evaluation.schema import Video
-from statekv_ros.patrol.video import patrol_frames
+from statekv_ros.patrol.video import patrol_images
 from statekv_ros.patrol.shift import LEAST_STEPS, make_shift
 from statekv_ros.patrol.world import Patrol, make_patrol
 from statekv_ros.replay.bag_options import BagOptions
@@ -128,8 +128,8 @@ class PatrolFootage(Footage):
         self._patrol = make(steps, np.random.default_rng(seed))
 
     def _images(self) -> Iterator[tuple[int, Decoded]]:
-        for time_ns, frame in patrol_frames(self._patrol, self._seed, *self._size):
-            yield BagOptions.start_ns + time_ns, lambda frame=frame: frame
+        for time_ns, frame in patrol_images(self._patrol, self._seed, *self._size):
+            yield BagOptions.start_ns + time_ns, frame
 
 
 def open_footage(video: Video) -> Footage:

@@ -84,8 +84,8 @@ class Settings:
 
 
 def parse_policies(texts: Sequence[str]) -> list[Policy]:
-    """Parse `PREFILL x ANSWER` pairs (a bare PREFILL means `x all`) and `rlivs`; pairs of one prefill policy become one. Options
-    may follow PREFILL, a format or a position policy each: `statekv(64)/int4/native`.
+    """Parse `PREFILL x ANSWER` pairs (a bare PREFILL means `x all`) and `rlivs`; pairs of one prefill policy become one.
+    Options may follow PREFILL, a format or a position policy each: `statekv(64)/int4/native`.
 
     Raises:
         PolicyError: a policy that is unknown, stands there twice, or cannot be answered from.
@@ -171,8 +171,8 @@ def _in_order(options: Sequence[str], text: str) -> list[str]:
     """Options as they stand in a name, so that two ways to write one policy are one."""
     chosen = [[word for word in options if word in words] for words in _OPTIONS.values()]
     if sum(map(len, chosen)) < len(options) or any(len(words) > 1 for words in chosen):
-        raise PolicyError(f'behind "/" stands at most one of each: {" or ".join(", ".join(words) for words in _OPTIONS.values())}, '
-                          f'got {text!r}')
+        known = ', or one of '.join(', '.join(words) for words in _OPTIONS.values())
+        raise PolicyError(f'behind each "/" of a prefill policy stands one of {known}, and none twice: got {text!r}')
     return [word for words in chosen for word in words]
 
 

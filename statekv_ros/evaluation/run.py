@@ -31,8 +31,8 @@ def run_job(backbone: Backbone, job: Job, max_tokens: int, detailed_format: str 
 
 
 def make_memory(backbone: Backbone, policy: Policy, detailed_format: str = RAW.name, **options):
-    """The memory of a policy: a `VideoStream` (`options` are its own), or for rlivs a `CaptionMemory`, which has the same `step`
-    and `answer`.
+    """The memory of a policy: a `VideoStream` (`options` are its own), or for rlivs a `CaptionMemory`, which has the same
+    `step` and `answer`.
 
     Raises:
         PolicyError, ParameterError: the model cannot run it.
@@ -44,8 +44,8 @@ def make_memory(backbone: Backbone, policy: Policy, detailed_format: str = RAW.n
 
 
 def token_bytes(backbone: Backbone, policy: Policy, detailed_format: str, step_tokens: int) -> float | None:
-    """Bytes that a pass of an answer reads for a token of steps with `step_tokens` tokens, all layers together; the newest steps
-    and the prefix may be stored otherwise. None for rlivs, which reads text."""
+    """Bytes that a pass of an answer reads for a token of steps with `step_tokens` tokens, all layers together; the newest
+    steps and the prefix may be stored otherwise. None for rlivs, which reads text."""
     if policy.is_rlivs:
         return None
     form = find_format(policy.options.get('detailed_format', detailed_format))

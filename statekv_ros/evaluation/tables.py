@@ -17,7 +17,8 @@ _Asked = tuple[str, int]        # source and number of a question
 def check_edges(edges: Sequence[float]) -> None:
     """Raises ParameterError for edges of age bands that do not grow."""
     if len(edges) < 2 or edges[0] < 0 or any(not a < b for a, b in zip(edges, edges[1:])):
-        raise ParameterError(f'--ages must be at least two seconds that grow, from 0 on, as in --ages 10 64 256, got {list(edges)}')
+        raise ParameterError(f'--ages must be at least two seconds that grow, from 0 on, as in --ages 10 64 256, '
+                             f'got {list(edges)}')
 
 
 def make_tables(jobs: Sequence[dict], against: str, edges: Sequence[float] = AGES_S) -> dict:

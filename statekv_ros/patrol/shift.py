@@ -42,7 +42,7 @@ def make_shift(steps: int, random: np.random.Generator) -> Patrol:
 
 def ask_shift(steps: int, random: np.random.Generator) -> tuple[Patrol, list[tuple[Question, int]]]:
     """A shift, and all that can be asked at its end about one thing, with the step it is asked at: every kind of KINDS about
-    every thing that was seen (`where` but for those of the present room, which would give it away), `exist` about the others."""
+    every thing that was seen (`where` but for those of the present room, which gives it away), `exist` about the others."""
     patrol, last, asked = make_shift(steps, random), steps - 1, []
     for thing in ((shape, colour) for shape in range(len(SHAPES)) for colour in range(len(COLOURS))):
         for kind in KINDS:
