@@ -137,6 +137,8 @@ def empty_bag(folder: Path) -> Path:
     ('evidence', 'questions.yaml:11: videos[0].questions[0].evidence: [1.0, 20.0] ends after the source'),
     ('policy', "policy must be statekv(4096), window(16), full or none, got 'fifo(3)'"),
     ('answer policy', "got 'first(3)'"),
+    ('against', "--against 'window(2)' is not among --policies, which are full x all"),
+    ('ages', '--ages must be at least two seconds that grow'),
     ('model', 'nowhere'),
     ('empty bag', 'questions.yaml:3: videos[0].source: bag'),
     ('no bag', 'questions.yaml:3: videos[0].source: source'),
@@ -157,7 +159,8 @@ def test_nothing_is_written_before_everything_is_checked(tmp_path, bag, tiny_mod
         run.mkdir()
         (run / 'thesis.tex').write_text('')
     model = './nowhere' if broken == 'model' else tiny_model_dir
-    assert main([str(file), '--model', model, '--out', str(run), '--policies', policies]) == 2
+    more = {'against': ['--against', 'window(2)'], 'ages': ['--ages', '5', '4']}.get(broken, [])
+    assert main([str(file), '--model', model, '--out', str(run), '--policies', policies, *more]) == 2
     assert told in capsys.readouterr().err
     assert not run.exists() or [entry.name for entry in run.iterdir()] == ['thesis.tex']
 
@@ -181,7 +184,11 @@ def test_policies():
         Policy('full', ('all',)), Policy('statekv(64)', ('last(4)', 'all'))]
     assert parse_policies(['rlivs( norecurrence )', 'rlivs', 'none x retrieve(2)']) == [
         Policy('rlivs(norecurrence)', ('captions',)), Policy('rlivs', ('captions',)), Policy('none', ('retrieve(2)',))]
-    for wrong in (['full', 'full x all'], [], ['full x'], ['statekv'], ['full x all x all'], ['rlivs x all'], ['rlivs(2)']):
+    [policy] = parse_policies(['statekv(64)/native/int4 x all', 'statekv(64) / int4/native x last(4)'])
+    assert policy == Policy('statekv(64)/int4/native', ('all', 'last(4)')) and policy.watching == 'statekv(64)'
+    assert policy.options == {'detailed_format': 'int4', 'positions': 'native'} and Policy('full', ('all',)).options == {}
+    for wrong in (['full/int3'], ['full/'], ['full/int4/int8'], ['full/int4', 'full/int4 x all'], ['rlivs/int4'],
+                  ['full x all/int4'], ['full', 'full x all'], [], ['full x'], ['statekv'], ['full x all x all'], ['rlivs x all'], ['rlivs(2)']):
         with pytest.raises(PolicyError):
             parse_policies(wrong)
 

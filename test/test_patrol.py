@@ -12,7 +12,8 @@ from statekv_ros.patrol.forward import forward
 from statekv_ros.patrol.heldout import ask_all, measure
 from statekv_ros.patrol.packing import GRID, IGNORED, QUESTION_TOKENS
 from statekv_ros.patrol.pictures import PictureBank
-from statekv_ros.patrol.questions import KINDS, Question, answer_at, ask, evidence_steps, holds_during, pick_step
+from statekv_ros.patrol.questions import (KINDS, Question, answer_at, ask, evidence_steps, holds_during, newest_fact_step,
+                                          pick_step)
 from statekv_ros.patrol.render import render
 from statekv_ros.patrol.tokenizer import make_tokenizer
 from statekv_ros.patrol.world import COLOURS, Patrol, Sight, Step, View, make_patrol, name_in_view
@@ -66,6 +67,16 @@ def test_evidence_is_where_the_answer_was_in_view():
     assert evidence_steps(STORY, Question('after', (2, 4)), 13) == (12,)
     assert evidence_steps(STORY, Question('now'), 7) == (7,)
     assert evidence_steps(STORY, Question('count', (0, -1)), 13) == ()
+
+
+@pytest.mark.parametrize('question, step, newest', [
+    (Question('now'), 7, 7), (Question('again'), 8, 8), (Question('here'), 4, 0), (Question('here'), 13, 5),
+    (Question('first', (0, -1)), 13, 3), (Question('last', (0, -1)), 13, 12), (Question('where', (1, 3)), 13, 6),
+    (Question('before', (2, 4)), 13, 10), (Question('after', (2, 4)), 13, 12), (Question('when', (0, 1)), 4, 3),
+    (Question('when', (0, 1)), 2, 2), (Question('exist', (0, 1)), 13, 8), (Question('exist', (3, 0)), 13, None),
+    (Question('count', (0, -1)), 10, 8), (Question('count', (3, -1)), 13, None)])
+def test_a_fact_is_as_old_as_the_newest_step_that_shows_what_it_rests_on(question, step, newest):
+    assert newest_fact_step(STORY, question, step) == newest
 
 
 def test_captions_tell_each_sight_once_with_its_second():

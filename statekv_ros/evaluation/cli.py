@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from statekv_ros.errors import StateKVError
-from statekv_ros.evaluation import LOCAL_RAY
+from statekv_ros.evaluation import AGES_S, LOCAL_RAY
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -37,7 +37,12 @@ def _parser() -> argparse.ArgumentParser:
                         'holds a part of the same run is gone on with')
     parser.add_argument('--model', default='patrol', help='checkpoint directory, hub id or patrol; default: %(default)s')
     parser.add_argument('--policies', nargs='+', default=['full x all', 'statekv(4096) x all'], metavar='POLICY',
-                        help='"PREFILL x ANSWER", where a bare PREFILL means x all, or rlivs; default: %(default)s')
+                        help='"PREFILL x ANSWER", where a bare PREFILL means x all and may have a format or positions of its '
+                        'own ("statekv(64)/int4/native x all"), or rlivs; default: %(default)s')
+    parser.add_argument('--against', default='', metavar='POLICY', help='the one that the tables compare the others with; '
+                        'default:  full x all, or else the first')
+    parser.add_argument('--ages', type=float, nargs='+', default=AGES_S, metavar='S', help='edges of the tables\' age bands')
+    parser.add_argument('--so-far', action='store_true', help='watch nothing: report what is done of a run')
     parser.add_argument('--stats', action='store_true', help='instead: how attention is spread over a stream')
     parser.add_argument('--budgets', type=int, nargs='+', default=[64, 256, 1024, 4096], help='B in tokens, of --stats')
     where = parser.add_mutually_exclusive_group()
@@ -50,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--dtype', default='auto', help='auto, float32, bfloat16 or float16')
     parser.add_argument('--lockstep', type=int, default=1, metavar='N', help='watch N videos of one shape at once, offline: '
                         'much faster for small models, but steps are not timed; default: %(default)s')
+    parser.add_argument('--ask-alone', action='store_true', help='in lockstep, ask each video by itself: slower, but it is '
+                        'known where the answers looked')
     parser.add_argument('--detailed-format', default='bf16', metavar='FORMAT', help='as the node\'s parameter; default: '
                         '%(default)s')
     parser.add_argument('--threads', type=int, default=1, help='CPU threads of each process; default: %(default)s')

@@ -9,11 +9,13 @@ from pathlib import Path
 from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import EvaluationError, FrameError
 from statekv_ros.evaluation.footage import Extent, check_video, open_path
-from statekv_ros.evaluation.plan import Job, Settings, describe, make_jobs, parse_policies
+from statekv_ros.evaluation.metrics import REFERENCE
+from statekv_ros.evaluation.plan import Job, Policy, Settings, describe, make_jobs, parse_policies
 from statekv_ros.evaluation.pool import Worker, check_ray, in_process, on_ray, run_all
 from statekv_ros.evaluation.run import make_memory
 from statekv_ros.evaluation.schema import Video, load_questions
 from statekv_ros.evaluation.store import RunFolder, read_plan
+from statekv_ros.evaluation.tables import check_edges
 from statekv_ros.memory.trial import demonstration_warning
 
 
@@ -27,8 +29,10 @@ def evaluate(args: argparse.Namespace) -> dict:
         StateKVError: a bad input, with a line for each mistake, or what went wrong on the way.
     """
     settings = Settings(args.model, args.device, args.dtype, 'online' if args.online else 'offline', args.rate,
-                        args.max_tokens, args.threads, args.lockstep, args.detailed_format)
+                        args.max_tokens, args.threads, args.lockstep, args.detailed_format, args.ask_alone)
     policies = parse_policies(args.policies)
+    check_edges(args.ages)
+    against = _reference(args.against, policies)
     videos, extents = _check_questions(args.inputs)
     jobs = make_jobs(videos, policies, settings.lockstep)
     if args.ray:
@@ -47,6 +51,9 @@ def evaluate(args: argparse.Namespace) -> dict:
     sizes = _sizes(worker, jobs, dict(zip(videos, extents)))
     plan = describe(settings, videos, policies, [extent.frames for extent in extents])
     folder = RunFolder(args.out, plan)
+    if args.so_far:
+        done = [name for name in plan['jobs'] if folder.has([name])]
+        return _report(folder.load(done), plan, args, against)
     if args.ray or args.online:
         del worker      # the jobs have models of their own
     if args.ray:
@@ -55,7 +62,7 @@ def evaluate(args: argparse.Namespace) -> dict:
         _run_online(settings, jobs, folder, sizes)
     else:
         run_all(jobs, folder, partial(in_process, worker))
-    return _report(folder.load(plan['jobs']), plan, args.out)
+    return _report(folder.load(plan['jobs']), plan, args, against)
 
 
 def _check_questions(files: Sequence[Path]) -> tuple[list[Video], list[Extent]]:
@@ -110,13 +117,25 @@ def _run_online(settings: Settings, jobs: Sequence[Job], folder: RunFolder, size
         rclpy.try_shutdown()
 
 
-def _report(results: list[dict], plan: dict, out: Path) -> dict:
+def _reference(text: str, policies: Sequence[Policy]) -> str:
+    """The name of the policy that the others are compared with. Raises EvaluationError where it is not among them."""
+    names = [f'{policy.prefill} x {answer}' for policy in policies for answer in policy.answers]
+    if not text:
+        return REFERENCE if REFERENCE in names else names[0]
+    [policy] = parse_policies([text])
+    if (name := f'{policy.prefill} x {policy.answers[0]}') not in names:
+        raise EvaluationError(f'--against {text!r} is not among --policies, which are {", ".join(names)}')
+    return name
+
+
+def _report(results: list[dict], plan: dict, args: argparse.Namespace, against: str) -> dict:
+    out: Path = args.out
     try:
         from statekv_ros.evaluation.report import write_report
     except ModuleNotFoundError as error:
         raise EvaluationError(f"the results are in {out / 'jobs'}, but there is no report, for it needs more packages "
                               f"({error}): pip install 'statekv_ros[eval]', then run the same command again") from error
-    return write_report(results, plan, out)
+    return write_report(results, plan, out, against, args.ages)
 
 
 def attention_statistics(args: argparse.Namespace) -> dict:

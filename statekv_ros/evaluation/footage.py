@@ -12,8 +12,9 @@ import numpy as np
 
 from statekv_ros.errors import BagError, EvaluationError, FrameError, ParameterError
 from statekv_ros.evaluation.schema import Video
-from statekv_ros.patrol.video import patrol_frames
-from statekv_ros.patrol.world import make_patrol
+from statekv_ros.patrol.video import patrol_images
+from statekv_ros.patrol.shift import LEAST_STEPS, make_shift
+from statekv_ros.patrol.world import Patrol, make_patrol
 from statekv_ros.replay.bag_options import BagOptions
 from statekv_ros.replay.bag_reader import bag_info, choose_topics, iterate_images
 from statekv_ros.replay.sources import Source
@@ -21,7 +22,7 @@ from statekv_ros.sampling import Sampler, Verdict
 
 _NS = 10**9
 _ALL_HZ = 1e9           # a sampling period of 1 ns: every frame
-_PATROL = re.compile(r'patrol:seed=(\d+),steps=(\d+)(?:,size=(\d+)x(\d+))?')
+_PATROL = re.compile(r'(patrol|shift):seed=(\d+),steps=(\d+)(?:,size=(\d+)x(\d+))?')
 Decoded = Callable[[], np.ndarray]
 
 
@@ -118,16 +119,17 @@ class FileFootage(Footage):
 
 
 class PatrolFootage(Footage):
-    """The patrol of a seed, the same one that `statekv-patrol make` writes as a bag."""
+    """The patrol or shift of a seed, the same one that `statekv-patrol make` writes as a bag."""
 
-    def __init__(self, seed: int, steps: int, width: int = 320, height: int = 240, rate_hz: float | None = None):
+    def __init__(self, seed: int, steps: int, width: int = 320, height: int = 240, rate_hz: float | None = None,
+                 make: Callable[[int, np.random.Generator], Patrol] = make_patrol):
         super().__init__(rate_hz)
         self._seed, self._size = seed, (width, height)
-        self._patrol = make_patrol(steps, np.random.default_rng(seed))
+        self._patrol = make(steps, np.random.default_rng(seed))
 
     def _images(self) -> Iterator[tuple[int, Decoded]]:
-        for time_ns, frame in patrol_frames(self._patrol, self._seed, *self._size):
-            yield BagOptions.start_ns + time_ns, lambda frame=frame: frame
+        for time_ns, frame in patrol_images(self._patrol, self._seed, *self._size):
+            yield BagOptions.start_ns + time_ns, frame
 
 
 def open_footage(video: Video) -> Footage:
@@ -136,7 +138,7 @@ def open_footage(video: Video) -> Footage:
     Raises:
         BagError, EvaluationError: there is no such source, or it cannot be read.
     """
-    if video.source.startswith('patrol:'):
+    if video.source.startswith(('patrol:', 'shift:')):
         return _open_patrol(video)
     return open_path(video.folder / Path(video.source).expanduser(), video.topic, video.rate_hz)
 
@@ -176,9 +178,10 @@ def check_video(video: Video) -> tuple[Extent | None, list[str]]:
 
 def _open_patrol(video: Video) -> PatrolFootage:
     if not (match := _PATROL.fullmatch(video.source)):
-        raise EvaluationError(f'must look like patrol:seed=5,steps=64 or patrol:seed=5,steps=64,size=320x240, got '
+        raise EvaluationError(f'must look like patrol:seed=5,steps=64 or shift:seed=5,steps=3600,size=320x240, got '
                               f'{video.source!r}')
-    seed, steps, width, height = (int(part) if part else None for part in match.groups())
-    if steps < 1 or width == 0 or height == 0:
-        raise EvaluationError(f'a patrol has at least one step and one pixel, got {video.source!r}')
-    return PatrolFootage(seed, steps, width or 320, height or 240, video.rate_hz)
+    kind, (seed, steps, width, height) = match[1], (int(part) if part else None for part in match.groups()[1:])
+    least, make = (LEAST_STEPS, make_shift) if kind == 'shift' else (1, make_patrol)
+    if steps < least or width == 0 or height == 0:
+        raise EvaluationError(f'a {kind} has at least {least} step{"s" * (least > 1)} and one pixel, got {video.source!r}')
+    return PatrolFootage(seed, steps, width or 320, height or 240, video.rate_hz, make)

@@ -28,7 +28,9 @@ def evidence_hit(question: Question, evidence: Sequence[Sequence[float]]) -> boo
 
 
 def fact_age_s(question: Question) -> float | None:
-    """Seconds from the end of the last evidence span that began before the question to the question; 0 while it lasts, None
-    where there is no such span."""
+    """A question's own `age`, or the seconds from the end of the last evidence span that began before it until it is asked: 0
+    while the span lasts, None where there is none."""
+    if question.age is not None:
+        return question.age
     ends = [end for begin, end in question.evidence if begin <= question.ask_at]
     return max(0.0, question.ask_at - max(ends)) if ends else None

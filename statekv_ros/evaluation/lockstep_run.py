@@ -4,6 +4,7 @@ Steps are not timed, for they are not those of one video. Evidence is known only
 """
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache, partial
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from statekv_ros.evaluation.flops import step_flops
 from statekv_ros.evaluation.footage import open_footage
 from statekv_ros.evaluation.lockstep import Lockstep, answer_together, video_of
 from statekv_ros.evaluation.plan import Job
-from statekv_ros.evaluation.run import answer_entry, spans_s
+from statekv_ros.evaluation.run import answer_entry, make_memory, spans_s, token_bytes
 from statekv_ros.evaluation.schema import Question, Video
 from statekv_ros.memory import VideoStream, parse_answer_policy
 
@@ -51,10 +52,14 @@ class Group:
                                   'frames, so they cannot go in lockstep: leave --lockstep out') from error
 
 
-def run_together(group: Group, job: Job, max_tokens: int, detailed_format: str) -> list[dict]:
-    """A result for each video of the job; see `run.run_job`."""
+def run_together(group: Group, job: Job, max_tokens: int, detailed_format: str, ask_alone: bool = False) -> list[dict]:
+    """A result for each video of the job; see `run.run_job`.
+
+    Args:
+        ask_alone: ask no videos together, so that it is known where each answer looked.
+    """
     lockstep = group.lockstep
-    stream = VideoStream(lockstep, job.policy.prefill, cuda_graph='off', detailed_format=detailed_format)
+    stream = make_memory(lockstep, job.policy, detailed_format, cuda_graph='off')
     size = lockstep.inner.size(*group.size)
     waiting = sorted(((question.ask_at, row, number, question) for row, video in enumerate(group.videos)
                       for number, question in enumerate(video.questions)), key=lambda entry: entry[:3])
@@ -66,7 +71,7 @@ def run_together(group: Group, job: Job, max_tokens: int, detailed_format: str) 
         while waiting and round(waiting[0][0] * _NS) < time_ns:
             due.append(waiting.pop(0)[1:])
         for policy in job.policy.answers if due else ():
-            for row, number, question, text, evidence, tokens in _ask(stream, due, policy, max_tokens, first_ns):
+            for row, number, question, text, evidence, tokens in _ask(stream, due, policy, max_tokens, first_ns, ask_alone):
                 hits = {} if evidence is not None else {'evidence': [], 'evidence_hit': None}
                 answers[row].append(answer_entry(number, question, policy, text, evidence or []) | hits | {
                     'in_window': True, 'first_token_ms': None, 'total_ms': None, 'context_tokens': tokens})
@@ -85,16 +90,19 @@ def run_together(group: Group, job: Job, max_tokens: int, detailed_format: str) 
              'frames': len(group.frames), 'steps': len(reports), 'step_ms': [],
              'step_tokens': [report.step_tokens for report in reports], 'step_flops': flops,
              'state_tokens': last.state_tokens, 'detailed_bytes': video_of(stream, row).detailed_bytes, 'dropped': 0,
+             'token_bytes': token_bytes(lockstep.inner, job.policy, detailed_format, last.step_tokens),
              'answers': sorted(answers[row], key=lambda answer: answer['question'])}
             for row, (name, video) in enumerate(zip(job.names, group.videos))]
 
 
-def _ask(stream: VideoStream, due: list[tuple[int, int, Question]], policy: str, max_tokens: int, first_ns: int):
+def _ask(stream: VideoStream, due: list[tuple[int, int, Question]], policy: str, max_tokens: int, first_ns: int,
+         alone: bool):
     """Yield (row, number, question, text, evidence or None, context tokens) of every question that is due."""
     lockstep: Lockstep = stream.backbone
-    kind = parse_answer_policy(policy)
+    kind, alone_of = parse_answer_policy(policy), cache(partial(video_of, stream))
     for asked in _rounds(lockstep, due):
-        if kind.kind == 'state' or kind.kind != 'retrieve' and len(asked) >= _WORTH_IT * lockstep.videos:
+        enough = not alone and kind.kind != 'retrieve' and len(asked) >= _WORTH_IT * lockstep.videos
+        if kind.kind == 'state' or enough:
             filler = next(iter(asked.values()))[1].text        # a video that asks nothing now needs as many tokens
             texts = [asked[row][1].text if row in asked else filler for row in range(lockstep.videos)]
             told, tokens = answer_together(stream, texts, kind, max_tokens)
@@ -102,7 +110,7 @@ def _ask(stream: VideoStream, due: list[tuple[int, int, Question]], policy: str,
                 yield row, number, question, told[row], None, tokens
             continue
         for row, (number, question) in asked.items():
-            answer = video_of(stream, row).answer(question.text, answer_policy=policy, max_tokens=max_tokens)
+            answer = alone_of(row).answer(question.text, answer_policy=policy, max_tokens=max_tokens)
             yield row, number, question, answer.text, spans_s(answer, first_ns), answer.context_tokens
 
 

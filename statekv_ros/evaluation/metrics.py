@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from statekv_ros.evaluation import AGES_S
+
 REFERENCE = 'full x all'           # full attention: what the others are compared with
 _Z = 1.959963984540054             # of a 95 % interval
-AGES_S = (0, 4, 8, 16, 32, 64, 128, 256, math.inf)
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:

@@ -61,14 +61,14 @@ def require_bag(job: Job) -> None:
 
 def _parameters(settings: Settings, job: Job) -> list[str]:
     """The node's parameters as command line arguments."""
-    policy, video = parse_prefill_policy(job.policy.prefill), job.videos[0]
+    policy, video = parse_prefill_policy(job.policy.watching), job.videos[0]
     (topic, kind), = open_footage(video).topics.items()
     values = {'model': settings.model, 'device': settings.device, 'dtype': settings.dtype, 'use_sim_time': 'true',
               'prefill_policy': policy.kind, 'budget': policy.budget or 1, 'window_frames': policy.window_frames or 1,
               'max_tokens': settings.max_tokens, 'detailed_format': settings.detailed_format,
               'cameras': f'[{CAMERA}]', f'{CAMERA}.topic': topic,
               f'{CAMERA}.transport': 'compressed' if kind.endswith('CompressedImage') else 'raw',
-              f'{CAMERA}.rate_hz': float(video.rate_hz or _EVERY_HZ)}
+              f'{CAMERA}.rate_hz': float(video.rate_hz or _EVERY_HZ), **job.policy.options}
     return [part for name, value in values.items() for part in ('-p', f'{name}:={value}')]
 
 
@@ -125,7 +125,7 @@ class _LiveJob:
             raise EvaluationError('the node watched no frame')
         health, steps, video = self._watcher.health, self._watcher.steps, self._job.videos[0]
         carried = [0, *(step.state_tokens for step in steps)]
-        scored = parse_prefill_policy(self._job.policy.prefill).kind == 'statekv'
+        scored = parse_prefill_policy(self._job.policy.watching).kind == 'statekv'
         return {'job': self._job.names[0], 'source': video.source, 'prefill_policy': self._job.policy.prefill, 'mode': 'online',
                 'rate': self._settings.rate, 'frames': int(health['frames_processed']), 'steps': len(steps),
                 'step_ms': [round(step.total_ms, 3) for step in steps], 'step_tokens': [step.step_tokens for step in steps],

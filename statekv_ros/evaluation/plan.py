@@ -10,18 +10,31 @@ from statekv_ros.backbones.checkpoint import checkpoint_folder
 from statekv_ros.errors import EvaluationError, ParameterError, PolicyError
 from statekv_ros.evaluation.schema import Video
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
-from statekv_ros.memory.detailed.formats import RAW, find_format
+from statekv_ros.memory.carried.positions import POSITIONS
+from statekv_ros.memory.detailed.formats import FORMATS, RAW, find_format
 
 RLIVS = 'rlivs'
 CAPTIONS = 'captions'       # how the answers of rlivs are named: they are read from captions alone
+# What may stand behind a prefill policy, as in statekv(64)/int4/native: for this policy alone, by the stream's argument.
+_OPTIONS = {'detailed_format': tuple(form.name for form in FORMATS), 'positions': POSITIONS}
 
 
 @dataclass(frozen=True)
 class Policy:
     """One way to watch, and the ways to answer from it. `prefill` may be `rlivs` or `rlivs(norecurrence)`, whose one answer
-    policy is called `captions`."""
+    policy is called `captions`; else it may have options, as in `statekv(64)/int4`."""
     prefill: str
     answers: tuple[str, ...]
+
+    @property
+    def watching(self) -> str:
+        """The prefill policy without its options."""
+        return self.prefill.partition('/')[0]
+
+    @property
+    def options(self) -> dict[str, str]:
+        """`detailed_format` and `positions`, as far as the policy names them."""
+        return {name: word for word in self.prefill.split('/')[1:] for name, words in _OPTIONS.items() if word in words}
 
     @property
     def is_rlivs(self) -> bool:
@@ -46,7 +59,8 @@ class Settings:
         max_tokens: of an answer.
         threads: of the CPU, per process; not part of the digest.
         lockstep: videos that are watched at once.
-        detailed_format: how the detailed cache is stored.
+        detailed_format: how the detailed cache is stored, where a policy does not say.
+        ask_alone: in lockstep, ask no videos together.
 
     Raises:
         ParameterError: a value is out of its range.
@@ -60,6 +74,7 @@ class Settings:
     threads: int = 1
     lockstep: int = 1
     detailed_format: str = RAW.name
+    ask_alone: bool = False
 
     def __post_init__(self):
         find_format(self.detailed_format)
@@ -70,6 +85,7 @@ class Settings:
 
 def parse_policies(texts: Sequence[str]) -> list[Policy]:
     """Parse `PREFILL x ANSWER` pairs (a bare PREFILL means `x all`) and `rlivs`; pairs of one prefill policy become one.
+    Options may follow PREFILL, a format or a position policy each: `statekv(64)/int4/native`.
 
     Raises:
         PolicyError: a policy that is unknown, stands there twice, or cannot be answered from.
@@ -112,6 +128,7 @@ def describe(settings: Settings, videos: Sequence[Video], policies: Sequence[Pol
     plan = {'model': settings.model, 'model_digest': model_digest(settings.model), 'mode': settings.mode,
             'rate': settings.rate if settings.mode == 'online' else None, 'device': settings.device, 'dtype': settings.dtype,
             'max_tokens': settings.max_tokens, 'lockstep': settings.lockstep, 'detailed_format': settings.detailed_format,
+            'ask_alone': settings.ask_alone,
             'policies': [{'prefill': policy.prefill, 'answers': list(policy.answers)} for policy in policies],
             'videos': [video.as_dict() | {'frames': n} for video, n in zip(videos, frames, strict=True)]}
     told = {name: value for name, value in plan.items() if name != 'model'}     # a model may move
@@ -145,8 +162,18 @@ def _parse_pair(text: str) -> tuple[str, str]:
         if times:
             raise PolicyError(f'{RLIVS} answers from its captions only, so it takes no answer policy: got {text!r}')
         return (RLIVS if parse_rlivs(prefill) else f'{RLIVS}(norecurrence)'), CAPTIONS
-    watching, answering = parse_prefill_policy(prefill), parse_answer_policy(answer if times else 'all')
-    return str(watching), str(answering)
+    watching, *options = (part.strip() for part in prefill.split('/'))
+    answering = parse_answer_policy(answer if times else 'all')
+    return '/'.join([str(parse_prefill_policy(watching)), *_in_order(options, text)]), str(answering)
+
+
+def _in_order(options: Sequence[str], text: str) -> list[str]:
+    """Options as they stand in a name, so that two ways to write one policy are one."""
+    chosen = [[word for word in options if word in words] for words in _OPTIONS.values()]
+    if sum(map(len, chosen)) < len(options) or any(len(words) > 1 for words in chosen):
+        known = ', or one of '.join(', '.join(words) for words in _OPTIONS.values())
+        raise PolicyError(f'behind each "/" of a prefill policy stands one of {known}, and none twice: got {text!r}')
+    return [word for words in chosen for word in words]
 
 
 def _slug(text: str) -> str:

@@ -25,7 +25,8 @@ class Worker:
         torch.set_num_threads(settings.threads)
         self.backbone = load_backbone(settings.model, settings.device, settings.dtype)
         try_out(self.backbone)
-        self._max_tokens, self.detailed_format = settings.max_tokens, settings.detailed_format
+        self._max_tokens, self._ask_alone = settings.max_tokens, settings.ask_alone
+        self.detailed_format = settings.detailed_format
         self._group: Group | None = None
 
     def run(self, job: Job) -> list[dict]:
@@ -39,7 +40,7 @@ class Worker:
         if self._group is None or self._group.videos != job.videos:
             self._group = None      # one at a time: its frames take memory
             self._group = Group(self.backbone, job.videos)
-        return run_together(self._group, job, self._max_tokens, self.detailed_format)
+        return run_together(self._group, job, self._max_tokens, self.detailed_format, self._ask_alone)
 
 
 def run_all(jobs: Sequence[Job], folder: RunFolder, results: Callable[[Sequence[Job]], Results]) -> None:

@@ -10,30 +10,33 @@ from jinja2 import Environment, StrictUndefined
 from statekv_ros import __version__
 from statekv_ros.errors import EvaluationError
 from statekv_ros.evaluation import figures
-from statekv_ros.evaluation.metrics import REFERENCE, summarise
+from statekv_ros.evaluation.metrics import AGES_S, REFERENCE, summarise
+from statekv_ros.evaluation.tables import as_markdown, make_tables
 
 _COLUMNS = ('source', 'mode', 'prefill_policy', 'answer_policy', 'question', 'kind', 'group', 'ask_at', 'text', 'answer', 'accepted',
             'right', 'in_window', 'chance', 'fact_age_s', 'evidence_hit', 'first_token_ms', 'total_ms', 'context_tokens')
 
 
-def write_report(jobs: Sequence[dict], run: dict, out: Path) -> dict:
+def write_report(jobs: Sequence[dict], run: dict, out: Path, against: str = REFERENCE, ages: Sequence[float] = AGES_S) -> dict:
     """Write the report of a run's jobs into its folder.
 
     Args:
         jobs: results as `run.run_job` makes them; run: the plan, as in run.json.
+        against, ages: of the tables; see `make_tables`.
 
     Returns:
-        The content of report.json: {'run', 'summary'}.
+        The content of report.json: {'run', 'summary', 'tables'}.
 
     Raises:
         EvaluationError: the folder cannot be written.
     """
     report = {'run': {name: run.get(name) for name in ('model', 'model_digest', 'mode', 'rate', 'device', 'dtype', 'max_tokens',
                                                       'detailed_format')},
-              'summary': summarise(jobs)}
+              'summary': summarise(jobs), 'tables': make_tables(jobs, against, ages)}
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / 'report.json').write_text(json.dumps(report, indent=1))
+        (out / 'tables.md').write_text(as_markdown(report['tables']))
         _write_answers(jobs, out / 'answers.csv')
         (out / 'index.html').write_text(_page(report))
     except OSError as error:

@@ -9,7 +9,8 @@ from statekv_ros.evaluation.judge import evidence_hit, fact_age_s, is_right
 from statekv_ros.evaluation.plan import Job, Policy
 from statekv_ros.evaluation.schema import Question, Video
 from statekv_ros.memory import AnswerResult, StepReport, VideoStream, parse_prefill_policy
-from statekv_ros.memory.detailed.formats import RAW
+from statekv_ros.memory.detailed.cache import PAGE_TOKENS
+from statekv_ros.memory.detailed.formats import RAW, find_format
 
 _NS = 10**9
 
@@ -29,16 +30,26 @@ def run_job(backbone: Backbone, job: Job, max_tokens: int, detailed_format: str 
         raise EvaluationError(f'{job.names[0]}: {error}') from error
 
 
-def make_memory(backbone: Backbone, policy: Policy, detailed_format: str = RAW.name):
-    """The memory of a policy: a `VideoStream`, or for rlivs a `CaptionMemory`, which has the same `step` and `answer`.
+def make_memory(backbone: Backbone, policy: Policy, detailed_format: str = RAW.name, **options):
+    """The memory of a policy: a `VideoStream` (`options` are its own), or for rlivs a `CaptionMemory`, which has the same
+    `step` and `answer`.
 
     Raises:
         PolicyError, ParameterError: the model cannot run it.
     """
     if not policy.is_rlivs:
-        return VideoStream(backbone, policy.prefill, detailed_format=detailed_format)
+        return VideoStream(backbone, policy.watching, **{'detailed_format': detailed_format} | policy.options | options)
     from statekv_ros.evaluation.rlivs import CaptionMemory
     return CaptionMemory(backbone, recurrent='norecurrence' not in policy.prefill)
+
+
+def token_bytes(backbone: Backbone, policy: Policy, detailed_format: str, step_tokens: int) -> float | None:
+    """Bytes that a pass of an answer reads for a token of steps with `step_tokens` tokens, all layers together; the newest
+    steps and the prefix may be stored otherwise. None for rlivs, which reads text."""
+    if policy.is_rlivs:
+        return None
+    form = find_format(policy.options.get('detailed_format', detailed_format))
+    return form.bytes_per_token(backbone.layout, min(step_tokens, PAGE_TOKENS))
 
 
 class _Watching:
@@ -46,7 +57,7 @@ class _Watching:
 
     def __init__(self, backbone: Backbone, name: str, video: Video, policy: Policy, max_tokens: int, detailed_format: str):
         self._backbone, self._name, self._video, self._policy, self._max_tokens = backbone, name, video, policy, max_tokens
-        self._memory = make_memory(backbone, policy, detailed_format)
+        self._memory, self._format = make_memory(backbone, policy, detailed_format), detailed_format
         self._waiting = sorted(enumerate(video.questions), key=lambda numbered: numbered[1].ask_at)
         self._reports: list[StepReport] = []
         self._flops: list[int] = []
@@ -72,6 +83,7 @@ class _Watching:
                 'step_ms': [round(report.total_ms, 3) for report in self._reports],
                 'step_tokens': [report.step_tokens for report in self._reports], 'step_flops': self._flops,
                 'state_tokens': last.state_tokens, 'detailed_bytes': last.detailed_bytes, 'dropped': 0,
+                'token_bytes': token_bytes(self._backbone, self._policy, self._format, last.step_tokens),
                 'answers': sorted(self._answers, key=lambda answer: answer['question'])}
 
     def _note(self, report: StepReport | None) -> None:
@@ -79,7 +91,7 @@ class _Watching:
             return
         if not self._policy.is_rlivs:   # whose captions are not a frame step
             carried = self._reports[-1].state_tokens if self._reports else 0
-            scored = parse_prefill_policy(self._policy.prefill).kind == 'statekv'
+            scored = parse_prefill_policy(self._policy.watching).kind == 'statekv'
             self._flops.append(step_flops(self._size, report.step_tokens, carried, scored))
         self._reports.append(report)
 

@@ -20,6 +20,7 @@ class Question:
         ask_at: asked after the last frame not later than this.
         valid: the answer is right between these two times.
         evidence: time spans [begin, end) that hold the answer; empty if unknown.
+        age: seconds from the end of what the answer rests on to `ask_at`; None if it is that of the evidence, or unknown.
         chance: share of right answers that guessing gets; None if unknown.
         places: where each field stands, for messages.
     """
@@ -31,6 +32,7 @@ class Question:
     valid: tuple[float, float]
     evidence: tuple[tuple[float, float], ...] = ()
     chance: float | None = None
+    age: float | None = None
     places: dict[str, str] = field(default_factory=dict, compare=False)
 
 
@@ -92,7 +94,7 @@ def _video(marked: Marked, file: Path) -> Video | None:
 
 
 def _question(marked: Marked) -> Question | None:
-    fields = marked.fields(('text', 'kind', 'group', 'accepted', 'ask_at', 'valid'), ('evidence', 'chance'))
+    fields = marked.fields(('text', 'kind', 'group', 'accepted', 'ask_at', 'valid'), ('evidence', 'chance', 'age'))
     texts = {name: fields[name].text() for name in ('text', 'kind', 'group') if name in fields}
     if texts.get('group') and texts['group'] not in GROUPS:
         fields['group'].complain(f'must be one of {", ".join(GROUPS)}, got {texts["group"]!r}')
@@ -105,9 +107,12 @@ def _question(marked: Marked) -> Question | None:
     chance = fields['chance'].number() if 'chance' in fields else None
     if chance is not None and not 0 <= chance <= 1:
         fields['chance'].complain(f'must be a share from 0 to 1, got {chance:g}')
+    age = fields['age'].number() if 'age' in fields else None
+    if age is not None and age < 0:
+        fields['age'].complain(f'must be a number of seconds from 0 on, got {age:g}')
     if None in (*texts.values(), *accepted, *evidence, ask_at, valid) or len(texts) < 3:
         return None
-    return Question(**texts, accepted=accepted, ask_at=ask_at, valid=valid, evidence=evidence, chance=chance,
+    return Question(**texts, accepted=accepted, ask_at=ask_at, valid=valid, evidence=evidence, chance=chance, age=age,
                     places={name: value.place for name, value in fields.items()})
 
 

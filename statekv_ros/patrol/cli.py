@@ -18,11 +18,13 @@ def main(argv: list[str] | None = None) -> int:
     make.add_argument('--seed', type=int, default=0, help='of the first video; the next has the next; default: %(default)s')
     make.add_argument('--size', type=parse_size, default='320x240', metavar='WIDTHxHEIGHT', help='default: %(default)s')
     make.add_argument('--no-bags', action='store_true', help='write only questions.yaml, whose sources are made on the fly')
+    make.add_argument('--shift', action='store_true', help='things are rare and passed once, facts of every age are asked for '
+                      'at the end; for hours, with --steps 3600')
     args = parser.parse_args(argv)
     try:
         with stopped_by_signals():
             from statekv_ros.patrol.make import make_patrols    # takes seconds: after --help
-            make_patrols(args.folder, args.videos, args.steps, args.seed, args.size, not args.no_bags)
+            make_patrols(args.folder, args.videos, args.steps, args.seed, args.size, not args.no_bags, args.shift)
     except BagError as error:
         print(f'statekv-patrol make: {error}', file=sys.stderr)
         return FAILED

@@ -108,6 +108,21 @@ def evidence_steps(patrol: Patrol, question: Question, step: int) -> tuple[int, 
     return tuple(range(sight.first, min(sight.last, step) + 1)) if sight else ()
 
 
+def newest_fact_step(patrol: Patrol, question: Question, step: int) -> int | None:
+    """The newest step that shows what the answer rests on: the named thing, and its neighbour for `before` and `after`, the
+    last door for `here`, the last that was counted for `count`. None where nothing that was seen shows it (an `exist` with a
+    no, a `count` of 0)."""
+    if question.kind in ('now', 'again'):
+        return step
+    if question.kind == 'here':
+        shown = [sight for sight in patrol.sights if sight.view == View.DOOR and sight.first <= step][-1:]
+    elif question.kind == 'count':
+        shown = [sight for sight in patrol.objects(step) if sight.shape == question.thing[0]]
+    else:
+        shown = [sight for sight in patrol.objects(step) if sight.thing == question.thing][-1:]
+    return max([*(min(sight.last, step) for sight in shown), *evidence_steps(patrol, question, step)], default=None)
+
+
 def ask(patrol: Patrol, kind: str, step: int, random: np.random.Generator, hard: bool = False) -> Question | None:
     """A question of a kind with a well-defined answer right after `step`, or None when there is none.
 

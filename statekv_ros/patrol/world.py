@@ -62,40 +62,67 @@ class Patrol:
         return [sight for sight in self.sights if sight.view == View.OBJECT and sight.first <= step]
 
 
+class Walk:
+    """A patrol in the making, step by step.
+
+    Attributes:
+        steps, sights: so far; room: colour of the last door passed.
+    """
+
+    def __init__(self, room: int, random: np.random.Generator):
+        """It begins at the door of `room`, so the first room is known."""
+        self.steps: list[Step] = []
+        self.sights: list[Sight] = []
+        self.room, self._random = room, random
+        self.pass_door(room)
+
+    def go_on(self, steps: int) -> None:
+        """Steps of empty corridor."""
+        self.steps += [Step(View.EMPTY, 0, 0, -1, self.room)] * steps
+
+    def pass_door(self, colour: int) -> None:
+        """Into the room of that colour."""
+        self.room = colour
+        self._pass_by(View.DOOR, 0, colour)
+
+    def pass_object(self, shape: int, colour: int) -> None:
+        """One that stands beside the way."""
+        self._pass_by(View.OBJECT, shape, colour)
+
+    def patrol(self, steps: int) -> Patrol:
+        """Its first `steps` steps."""
+        sights = (sight._replace(last=min(sight.last, steps - 1)) for sight in self.sights if sight.first < steps)
+        return Patrol(tuple(self.steps[:steps]), tuple(sights))
+
+    def _pass_by(self, view: View, shape: int, colour: int) -> None:
+        first = len(self.steps)
+        for _ in range(1 + (self._random.random() < _LINGER)):
+            self.steps.append(Step(view, shape, colour, len(self.sights), self.room))
+        self.sights.append(Sight(view, shape, colour, self.room, first, len(self.steps) - 1))
+
+
 def make_patrol(steps: int, random: np.random.Generator) -> Patrol:
     """A patrol of that many steps. It begins at a door, so the first room is known."""
     if steps < 1:
         raise ValueError(f'a patrol has at least one step, got {steps}')
     gap = 1 / (1 + random.uniform(*_GAP_MEAN))
     door_chance, repeat_chance = random.uniform(.15, .4), random.uniform(.1, .6)
-    made: list[Step] = []
-    sights: list[Sight] = []
     met: list[tuple[int, int]] = []
-    room = int(random.integers(len(COLOURS)))
-
-    def pass_by(view: View, shape: int, colour: int) -> None:
-        first = len(made)
-        for _ in range(1 + (random.random() < _LINGER)):
-            made.append(Step(view, shape, colour, len(sights), room))
-        sights.append(Sight(view, shape, colour, room, first, min(len(made), steps) - 1))
-
-    pass_by(View.DOOR, 0, room)
-    while len(made) < steps:
-        for _ in range(min(int(random.geometric(gap)) - 1, _LONGEST_GAP)):
-            made.append(Step(View.EMPTY, 0, 0, -1, room))
-        if len(made) >= steps:
+    walk = Walk(int(random.integers(len(COLOURS))), random)
+    while len(walk.steps) < steps:
+        walk.go_on(min(int(random.geometric(gap)) - 1, _LONGEST_GAP))
+        if len(walk.steps) >= steps:
             break
         if random.random() < door_chance:
-            room = int(room + random.integers(1, len(COLOURS))) % len(COLOURS)
-            pass_by(View.DOOR, 0, room)
+            walk.pass_door(int(walk.room + random.integers(1, len(COLOURS))) % len(COLOURS))
             continue
         if met and random.random() < repeat_chance:
             thing = met[int(random.integers(len(met)))]
         else:
             thing = int(random.integers(len(SHAPES))), int(random.integers(len(COLOURS)))
         met.append(thing)
-        pass_by(View.OBJECT, *thing)
-    return Patrol(tuple(made[:steps]), tuple(sights))
+        walk.pass_object(*thing)
+    return walk.patrol(steps)
 
 
 def name_of(shape: int, colour: int) -> str:
