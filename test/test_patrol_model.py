@@ -77,6 +77,9 @@ def test_the_demo_answers_rightly_through_the_nodes_service(tmp_path):
     result = json.loads(done.stdout.splitlines()[-1])
     assert len(result['answers']) == 5 and result['right'] >= 4, [(a['question'], a['text'], a['truth']) for a in result['answers']]
     assert result['state_tokens'] == result['budget'] and result['lost'] == 0
+    assert result['restarts'] == 1
+    for answer in result['answers'][1:]:    # of before the restart too
+        assert answer['frames'] == result['frames_processed'] and answer['covered_s'] > 38
     assert all(answer['evidence'] for answer in result['answers'])
     assert Image.open(picture).size == (4 * 160, 5 * 120)
 

@@ -1,7 +1,7 @@
 """The whole chain on one machine, each part a process of its own: video -> bag -> player -> camera topic -> node -> answers.
 
-`statekv-demo` (or `make demo`) plays a made-up patrol into the node, shows what a frame step costs while it runs, asks one
-question in the middle and four at the end, and says of each answer whether it is right, for everything in a patrol is known.
+`statekv-demo` (or `make demo`) plays a made-up patrol into the node and shows what a frame step costs while it runs. Halfway it
+kills the node and starts it again on the memory that it left on disk. It asks one question before and four at the end, and says of each answer whether it is right, for everything in a patrol is known.
 With --video or --model it does the same with yours, where nobody knows what is right. The last line is one JSON object.
 """
 import argparse
@@ -62,47 +62,62 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> dict:
     if own and model == 'patrol':
         console.print('[yellow]The model that comes along knows made-up patrols only: what it says about this video is '
                       'nonsense. Give a model of yours with --model.[/]')
-    bag = folder / 'bag'
-    show.write_bag(bag)
+    bags = show.write_bags(folder)
     parameters = {'model': model, 'cameras': f'[{CAMERA}]', f'{CAMERA}.topic': TOPIC, f'{CAMERA}.rate_hz': args.rate_hz,
-                  'budget': args.budget, 'use_sim_time': 'true'}
+                  'budget': args.budget, 'use_sim_time': 'true', 'memory_dir': folder / 'memory'}
     node_arguments = [part for name, value in parameters.items() for part in ('-p', f'{name}:={value}')]
-    node_log, player_log = folder / 'node.log', folder / 'player.log'
-    with process('-m', 'statekv_ros.node', '--ros-args', *node_arguments, log=node_log) as node, \
-            StateKVClient() as client:
-        watcher, answers = Watcher(client), []
-        with console.status('starting the node ...'):
-            if not (watcher.wait(READY_S, lambda: node.poll() is None) and client.wait_until_ready(READY_S)):
-                raise StateKVError(f'the node was not ready in {READY_S:.0f} s; its log:\n{node_log.read_text()}')
-        with process('-m', 'statekv_ros.replay.cli', 'play', str(bag), '--rate', str(show.rate), log=player_log) as player, \
-                Live(Text('waiting for the first frame ...'), console=console, refresh_per_second=8) as live:
-            while player.poll() is None:
-                live.update(watcher.watch(0.2))
-                if not answers and len(watcher.steps) >= show.middle_steps:
-                    answers += [ask(client, show, question, live.console) for question in show.middle]
-                if node.poll() is not None:
-                    raise StateKVError(f'the node ended; its log:\n{node_log.read_text()}')
-            watcher.drain()
-            live.update(watcher.watch(0.1))
-        console.print()
-        if player.returncode:
-            raise StateKVError(f'the player failed; its log:\n{player_log.read_text()}')
-        answers += [ask(client, show, question, console) for question in show.end]
+    with StateKVClient() as client:
+        watchers, answers = [], []
+        for life, bag in enumerate(bags):
+            if life:
+                console.print('[bold]The node is killed and begins again with the memory that it left on disk.[/]')
+            watchers.append(Watcher(client))
+            with process('-m', 'statekv_ros.node', '--ros-args', *node_arguments, log=folder / f'node-{life}.log') as node:
+                _watch(show, bag, node, client, watchers, answers, console)
+                watchers[-1].close()
+                if bag is not bags[-1]:
+                    node.kill()
+                    node.wait()
+                    continue
+                answers += [ask(client, show, question, console) for question in show.end]
     if node.returncode:
-        raise StateKVError(f'the node ended with code {node.returncode}; its log:\n{node_log.read_text()}')
+        raise StateKVError(f'the node ended with code {node.returncode}; its log:\n{node.log.read_text()}')
     if show.picture(answers, args.picture):
         console.print(f'what each answer looked at: {args.picture}', highlight=False)
-    return summary(watcher, answers)
+    return summary(watchers, answers)
 
 
-def summary(watcher: Watcher, answers: list[dict]) -> dict:
-    """The JSON object of the demo."""
-    steps = watcher.steps
+def _watch(show: Show, bag: Path, node: subprocess.Popen, client, watchers: list[Watcher], answers: list[dict],
+           console: Console) -> None:
+    """Play a bag into the node, and ask the questions of the middle once it is time for them. `watchers`: the last is of this life
+    of the node."""
+    watcher, player_log = watchers[-1], bag.with_suffix('.log')
+    with console.status('starting the node ...'):
+        if not (watcher.wait(READY_S, lambda: node.poll() is None) and client.wait_until_ready(READY_S)):
+            raise StateKVError(f'the node was not ready in {READY_S:.0f} s; its log:\n{node.log.read_text()}')
+    with process('-m', 'statekv_ros.replay.cli', 'play', str(bag), '--rate', str(show.rate), log=player_log) as player, \
+            Live(Text('waiting for the first frame ...'), console=console, refresh_per_second=8) as live:
+        while player.poll() is None:
+            live.update(watcher.watch(0.2))
+            if not answers and sum(len(each.steps) for each in watchers) >= show.middle_steps:
+                answers += [ask(client, show, question, live.console) for question in show.middle]
+            if node.poll() is not None:
+                raise StateKVError(f'the node ended; its log:\n{node.log.read_text()}')
+        watcher.drain()
+        live.update(watcher.watch(0.1))
+    console.print()
+    if player.returncode:
+        raise StateKVError(f'the player failed; its log:\n{player_log.read_text()}')
+
+
+def summary(watchers: list[Watcher], answers: list[dict]) -> dict:
+    """The JSON object of the demo; one watcher for each life of the node."""
+    steps = [step for watcher in watchers for step in watcher.steps]
     last, ms = steps[-1], sorted(step.total_ms for step in steps)
     third = max(1, len(steps) // 3)
     counters = ('frames_in', 'frames_sampled', 'frames_processed', 'dropped', 'lost', 'rejected')
     return {
-        **{name: int(watcher.health[name]) for name in counters}, 'steps': len(steps),
+        **{name: sum(int(watcher.health[name]) for watcher in watchers) for name in counters}, 'restarts': len(watchers) - 1, 'steps': len(steps),
         'step_ms_p50': round(statistics.median(ms), 2), 'step_ms_p95': round(ms[min(len(ms) - 1, len(ms) * 95 // 100)], 2),
         'step_ms_first_third': round(statistics.median(step.total_ms for step in steps[:third]), 2),
         'step_ms_last_third': round(statistics.median(step.total_ms for step in steps[-third:]), 2),

@@ -30,8 +30,9 @@ class Watcher:
         self.steps: list = []
         self.health: dict[str, str] = {}
         self._client = client
-        client.node.create_subscription(FrameTiming, '/statekv/timing', self.steps.append, QoSProfile(depth=100))
-        client.node.create_subscription(DiagnosticArray, '/diagnostics', self._note_health, QoSProfile(depth=10))
+        self._subscriptions = [
+            client.node.create_subscription(FrameTiming, '/statekv/timing', self.steps.append, QoSProfile(depth=100)),
+            client.node.create_subscription(DiagnosticArray, '/diagnostics', self._note_health, QoSProfile(depth=10))]
 
     def wait(self, seconds: float, runs: Callable[[], bool]) -> bool:
         """Wait for the node's first diagnostics; False when they do not come in that time, or it no longer runs.
@@ -54,6 +55,11 @@ class Watcher:
                     f'detailed {step.detailed_tokens} tokens, {step.detailed_bytes / 1e6:.1f} MB · '
                     f'dropped {step.dropped}, lost {step.lost}')
 
+    def close(self) -> None:
+        """Receive nothing any more."""
+        for subscription in self._subscriptions:
+            self._client.node.destroy_subscription(subscription)
+
     def drain(self) -> None:
         """Go on until two diagnostics in a row (a second apart) say the same."""
         before = None
@@ -70,11 +76,12 @@ class Watcher:
 
 @contextlib.contextmanager
 def process(*arguments: str, log: Path):
-    """A child process of this Python; asked to stop with SIGINT at the end, killed if it does not."""
+    """A child process of this Python, which has its `log`; asked to stop with SIGINT at the end, killed if it does not."""
     # Several processes share few cores here: threads that wait for each other cost a small model more than they give.
     environment = {'OMP_NUM_THREADS': '1', **os.environ}
     with log.open('w') as output:
         child = subprocess.Popen([sys.executable, *arguments], stdout=output, stderr=subprocess.STDOUT, env=environment)
+        child.log = log
         try:
             yield child
         finally:

@@ -1,7 +1,5 @@
 """What the demo plays and asks, and how it judges an answer: a patrol whose truth is known, or a video of the user's."""
 import importlib.util
-import subprocess
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,20 +24,29 @@ class Show(ABC):
 
     Attributes:
         rate: factor on real time at which the bag is played.
-        middle, end: questions asked after `middle_steps` frame steps, and when the bag is over.
+        middle, end: questions asked after `middle_steps` frame steps, and when the second bag is over.
     """
     rate = 1.0
     middle_steps = 12
     middle: tuple[str, ...]
     end: tuple[str, ...]
 
-    @abstractmethod
-    def write_bag(self, bag: Path) -> None:
-        """Make the bag to play. Raises StateKVError or CalledProcessError when it cannot be made."""
+    def write_bags(self, folder: Path) -> tuple[Path, Path]:
+        """Make the bags to play, the two halves of the video. Raises StateKVError when they cannot be made."""
+        from statekv_ros.replay.bag_writer import BagOptions, write_bag
+        times = [time_ns for time_ns, _ in self.video()]
+        middle, options = times[len(times) // 2], BagOptions(topic=TOPIC)
+        write_bag(folder / 'first', (frame for frame in self.video() if frame[0] < middle), options)
+        write_bag(folder / 'second', (frame for frame in self.video() if frame[0] >= middle), options)
+        return folder / 'first', folder / 'second'
 
     @abstractmethod
+    def video(self) -> Iterator[tuple[int, np.ndarray]]:
+        """What is played: (time since its start in ns, uint8 [height, width, 3] RGB) of each frame."""
+
     def frames(self) -> Iterator[tuple[int, np.ndarray]]:
-        """The video again: (time since its start in ns, uint8 [height, width, 3] RGB) of each frame."""
+        """The same, for pictures of answers."""
+        return self.video()
 
     def judge(self, question: str, text: str, seconds: float, evidence: list[dict]) -> dict:
         """More fields of an answer's entry: what is known about the answer given when frames up to `seconds` after the first
@@ -79,11 +86,7 @@ class ClipShow(Show):
     def __init__(self, video: Path | None):
         self._video = video or clip_path()
 
-    def write_bag(self, bag: Path) -> None:
-        subprocess.run([sys.executable, '-m', 'statekv_ros.replay.cli', 'make', str(self._video), str(bag), '--topic', TOPIC],
-                       check=True)
-
-    def frames(self) -> Iterator[tuple[int, np.ndarray]]:
+    def video(self) -> Iterator[tuple[int, np.ndarray]]:
         from statekv_ros.replay.sources import Source
         return Source(self._video).frames()
 
@@ -101,9 +104,8 @@ class PatrolShow(Show):
         # In the middle there is something to see.
         self.middle_steps = next(i for i, step in enumerate(self._patrol.steps) if i > 10 and step.view != View.EMPTY) + 1
 
-    def write_bag(self, bag: Path) -> None:
-        from statekv_ros.replay.bag_writer import BagOptions, write_bag
-        write_bag(bag, patrol_frames(self._patrol, self._seed), BagOptions(topic=TOPIC))
+    def video(self) -> Iterator[tuple[int, np.ndarray]]:
+        return patrol_frames(self._patrol, self._seed)
 
     def frames(self) -> Iterator[tuple[int, np.ndarray]]:
         return patrol_frames(self._patrol, self._seed, *_THUMBNAIL)
