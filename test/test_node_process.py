@@ -81,7 +81,7 @@ def is_heard(node: NodeProcess, number: int) -> bool:
     (signal.SIGTERM, 'librmw_fastrtps_cpp'), (signal.SIGINT, 'fastdds_')])
 def test_a_signal_at_any_moment_of_the_start_ends_the_node_cleanly(number, loaded, tmp_path):
     """The moments: handlers stand, libraries are being loaded, ROS is being started."""
-    node = NodeProcess(tmp_path, new_domain())
+    node = NodeProcess(tmp_path, new_domain(), warm=False)
     try:
         wait(lambda: is_heard(node, signal.SIGTERM), 'the handlers')
         wait(lambda: loaded in Path(f'/proc/{node.process.pid}/maps').read_text(), loaded)
@@ -334,7 +334,7 @@ def test_node_removes_them_when_it_starts_and_says_so(ros_process, tmp_path):
     dead, segments = ros_process()
     dead.kill()
     dead.wait()
-    node = NodeProcess(tmp_path, new_domain(), autostart='false')
+    node = NodeProcess(tmp_path, new_domain(), warm=False, autostart='false')
     try:
         wait(lambda: 'Fast DDS segments of ended processes' in node.log, 'the log')
         assert not any(segment.exists() for segment in segments)
