@@ -170,7 +170,8 @@ def hanging(tmp_path, tiny_model_dir):
         class HangingNode(NodeProcess):
             program = ('-c', HANGING_NODE.format(library=library, owner=part[0], method=part[1], now=str(now)))
 
-        node = HangingNode(tmp_path, domain, model=tiny_model_dir, cameras='[front]', diagnostics_period_s=0.1, **parameters)
+        node = HangingNode(tmp_path, domain, model=tiny_model_dir, cameras='[front]', reliability='reliable',
+                           diagnostics_period_s=0.1, **parameters)
         started.append(node)
         graph = Graph(domain)
         try:
