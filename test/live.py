@@ -174,8 +174,9 @@ class Graph:
 
 
 @contextmanager
-def memory_node(folder: Path, model: str, **parameters):
-    """A running node and a graph beside it; images are reliable and all sampled unless `parameters` say otherwise."""
+def memory_node(folder: Path, model: str, ending: int = signal.SIGINT, **parameters):
+    """A running node, ended by that signal, and a graph beside it; images are reliable and all sampled unless `parameters` say
+    otherwise."""
     domain = new_domain()
     node = NodeProcess(folder, domain, **{'model': model, 'reliability': 'reliable', 'rate_hz': '1000.0', 'budget': 64,
                                           'diagnostics_period_s': '0.1', 'max_tokens': 6, **parameters})
@@ -187,7 +188,7 @@ def memory_node(folder: Path, model: str, **parameters):
         raise
     finally:
         graph.close()
-        node.stop()
+        node.stop(ending)
 
 
 def image(stamp_ns: int, width: int = 64, height: int = 64, encoding: str = 'rgb8', seed: int = 0, **fields) -> Image:
