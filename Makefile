@@ -11,6 +11,8 @@ PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.10; do \
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# So many tests at once. A file's tests stay together, in order: they share fixtures.
+TEST_WORKERS ?= $(shell cores=$$(OMP_NUM_THREADS= nproc); echo $$(( cores < 2 ? cores : 2 )))
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 CAMPAIGN_ARGS ?= all
@@ -42,14 +44,15 @@ help: ## this list
 	  while IFS='|' read -r target what; do printf '  make %-14s %s\n' "$$target" "$$what"; done
 	@echo
 	@echo 'Variables: PYTHON (the interpreter for a new .venv), PIP_ARGS (for example "--index-url ..." for another build'
-	@echo 'of torch), DEMO_ARGS, PYTEST_ARGS, BENCH_ARGS. As in: make test PYTEST_ARGS="-k launch"'
+	@echo 'of torch), DEMO_ARGS, PYTEST_ARGS, TEST_WORKERS (tests at once), BENCH_ARGS.'
+	@echo 'As in: make test PYTEST_ARGS="-k launch"'
 
 demo: $(VENV)/.installed-demo ## install what is needed, then show the memory at work
 	@$(bin)/python -m statekv_ros.demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test ## install what is needed, then run all tests
 	@echo '== tests'
-	@$(bin)/python -m pytest -ra $(PYTEST_ARGS)
+	@$(bin)/python -m pytest -ra --numprocesses $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 version_tests := test/test_families.py test/test_exactness.py test/test_pixels.py
 

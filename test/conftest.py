@@ -1,4 +1,5 @@
 """Fixtures shared by the tests: real things made small."""
+import os
 import subprocess
 from pathlib import Path
 
@@ -6,10 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from domains import new_domain
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 
+# Tests run side by side, one per core; what they start in the default domain must hear no other worker's nodes.
 torch.set_num_threads(1)
+os.environ |= {'OMP_NUM_THREADS': '1', 'ROS_DOMAIN_ID': str(new_domain())}
 SECOND = 10**9
 
 

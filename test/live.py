@@ -16,20 +16,15 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 
+from domains import new_domain
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node.messages import to_ns, to_stamp
 from statekv_ros.srv import Query, Reset
 from statekv_ros.transport import use_shipped_profile
+from warm import WarmPython
 
 SECOND = 10**9
 PATIENCE_S = 60.0       # a machine may be slow; no claim rests on this number
-_DOMAINS = iter(range(1, 100))
-_BASE = int(os.environ.get('ROS_DOMAIN_ID', '0'))
-
-
-def new_domain() -> int:
-    """A ROS domain that no other test of this run uses."""
-    return (_BASE + next(_DOMAINS)) % 101
 
 
 def environment(domain: int) -> dict[str, str]:
@@ -42,12 +37,14 @@ class NodeProcess:
     """`python -m statekv_ros.node` with parameters, and its log."""
     program = ('-m', 'statekv_ros.node')
 
-    def __init__(self, folder: Path, domain: int, **parameters):
+    def __init__(self, folder: Path, domain: int, warm: bool = True, **parameters):
+        """warm: begin with the libraries in memory; not where the beginning itself is on trial."""
         self.log_file = folder / f'node-{domain}-{time.monotonic_ns()}.log'
         arguments = [part for name, value in parameters.items() for part in ('-p', f'{name.replace("__", ".")}:={value}')]
+        command = [*self.program, '--ros-args', *arguments]
         with self.log_file.open('w') as log:
-            self.process = subprocess.Popen([sys.executable, *self.program, '--ros-args', *arguments],
-                                            env=environment(domain), stdout=log, stderr=subprocess.STDOUT)
+            self.process = WarmPython(command, environment(domain), self.log_file) if warm else subprocess.Popen(
+                [sys.executable, *command], env=environment(domain), stdout=log, stderr=subprocess.STDOUT)
 
     @property
     def log(self) -> str:
@@ -177,8 +174,9 @@ class Graph:
 
 
 @contextmanager
-def memory_node(folder: Path, model: str, **parameters):
-    """A running node and a graph beside it; images are reliable and all sampled unless `parameters` say otherwise."""
+def memory_node(folder: Path, model: str, ending: int = signal.SIGINT, **parameters):
+    """A running node, ended by that signal, and a graph beside it; images are reliable and all sampled unless `parameters` say
+    otherwise."""
     domain = new_domain()
     node = NodeProcess(folder, domain, **{'model': model, 'reliability': 'reliable', 'rate_hz': '1000.0', 'budget': 64,
                                           'diagnostics_period_s': '0.1', 'max_tokens': 6, **parameters})
@@ -190,7 +188,7 @@ def memory_node(folder: Path, model: str, **parameters):
         raise
     finally:
         graph.close()
-        node.stop()
+        node.stop(ending)
 
 
 def image(stamp_ns: int, width: int = 64, height: int = 64, encoding: str = 'rgb8', seed: int = 0, **fields) -> Image:

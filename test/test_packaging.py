@@ -74,8 +74,8 @@ def run(*command: str, cwd: Path, **environment: str) -> str:
 def copy_sources(target: Path) -> Path:
     """What a clone holds, without what builds have put into this tree."""
     def ignore(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if name in ('__pycache__', '.venv', '.git', 'build', 'install', 'log')
-                or name.endswith('.so') or Path(folder, name) in GENERATED]
+        return [name for name in names if name in ('__pycache__', 'build', 'install', 'log') or name.endswith('.so')
+                or name.startswith(('.git', '.venv', '.hypothesis', '.pytest_cache')) or Path(folder, name) in GENERATED]
     return shutil.copytree(ROOT, target, ignore=ignore)
 
 

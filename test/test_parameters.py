@@ -1,6 +1,5 @@
 """The parameter table against what users read (yaml, README), and values that cannot work, at start and at run time."""
 import math
-import os
 import re
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from rclpy.lifecycle import TransitionCallbackReturn  # noqa: E402
 from rclpy.parameter import Parameter
 from rclpy.serialization import serialize_message  # noqa: E402
 
+from domains import new_domain  # noqa: E402
 from live import image, jpeg  # noqa: E402
 from statekv_ros.node.memory_node import MemoryNode  # noqa: E402
 from statekv_ros.node.parameters import NODE, camera_specs  # noqa: E402
@@ -33,7 +33,7 @@ def context():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'OFF')
         context = rclpy.Context()
-        rclpy.init(args=[], context=context, domain_id=50 + os.getpid() % 10)
+        rclpy.init(args=[], context=context, domain_id=new_domain())
         yield context
         rclpy.shutdown(context=context)
 

@@ -148,9 +148,11 @@ def test_every_sentence_of_the_world_survives_the_tokenizer():
 
 @pytest.fixture(scope='module', autouse=True)
 def small_batches():
+    """Without bf16 in hardware, a processor takes minutes for those of a real run."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(curriculum, 'STAGES', (curriculum.Stage(1., 6, (3, 4), 6),))
-        patch.setattr(train, 'POLISH', curriculum.Stage(1., 5, (5,), 6, floor=.15, urgency=4.))
+        patch.setattr(curriculum, 'STAGES', (curriculum.Stage(1., 2, (3, 4), 3),))
+        patch.setattr(train, 'POLISH', curriculum.Stage(1., 2, (5,), 3, floor=.15, urgency=4.))
+        patch.setattr(train, 'LOOK_ROWS', 32)
         yield
 
 
@@ -209,13 +211,12 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(trained_a_little, tmp_path):
 
 
 def test_training_learns(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, 'WARM_UP_STEPS', 10)
-    monkeypatch.setattr(train, 'LOOK_ROWS', 32)
+    monkeypatch.setattr(train, 'WARM_UP_STEPS', 4)
     trainer = train.Trainer(tmp_path, 0, 60, 60, 0, pictures=2)
     for first, learn in ((0, trainer._look), (60, trainer._learn)):
         batch, pixels = trainer._batch(first, np.ones(len(KINDS)))
         losses = []
-        for trainer.step in range(first, first + 15):
+        for trainer.step in range(first, first + 5):
             losses.append(learn(batch, pixels))
         assert losses[-1] < .7 * losses[0]
 

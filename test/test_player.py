@@ -17,6 +17,7 @@ import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from domains import new_domain
 from statekv_ros.errors import BagError
 from statekv_ros.replay.bag_reader import bag_info, read_images
 from statekv_ros.replay.bag_writer import BagOptions, write_bag
@@ -34,9 +35,9 @@ START_S = 60            # for processes to start and meet on a busy machine
 
 @pytest.fixture(scope='module', autouse=True)
 def ros_environment():
-    """A domain of this test process, on this machine only."""
+    """A domain of its own, on this machine only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('ROS_DOMAIN_ID', str(20 + os.getpid() % 5))
+        patch.setenv('ROS_DOMAIN_ID', str(new_domain()))
         patch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
         yield
 

@@ -1,20 +1,17 @@
 """Restarts of a real node: what it goes on from, and what it says where it cannot. Kills at random moments are the class
 `restarts` of the campaign."""
 import signal
-from contextlib import contextmanager
 
 import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 
-from live import SECOND, Graph, NodeProcess, image, new_domain  # noqa: E402
+from live import SECOND, Graph, image, memory_node  # noqa: E402
 from statekv_ros.backbones.tiny import write_tiny_checkpoint  # noqa: E402
 from statekv_ros.store import StoreReader  # noqa: E402
 
 pytestmark = pytest.mark.timeout(400)
 QUESTION = 'is the door open?'
-OPTIONS = {'reliability': 'reliable', 'rate_hz': '1000.0', 'budget': 64, 'diagnostics_period_s': '0.1', 'max_tokens': 6,
-           'cameras': '[front]'}
 
 
 @pytest.fixture(scope='module')
@@ -22,18 +19,9 @@ def other_model_dir(tmp_path_factory) -> str:
     return str(write_tiny_checkpoint(tmp_path_factory.mktemp('other') / 'tiny', seed=1))
 
 
-@contextmanager
-def running(tmp_path, domain: int, ending=signal.SIGKILL, **parameters):
-    """A node in a domain, ended by a signal, and a graph beside it."""
-    node, graph = NodeProcess(tmp_path, domain, **{**OPTIONS, **parameters}), Graph(domain)
-    try:
-        yield node, graph
-    except BaseException:
-        print(node.log)
-        raise
-    finally:
-        node.stop(ending)
-        graph.close()
+def running(folder, model: str, memory, ending=signal.SIGKILL, **parameters):
+    """A node that keeps its memory in `memory`, killed at the end, and a graph beside it."""
+    return memory_node(folder, model, ending, cameras='[front]', memory_dir=memory, **parameters)
 
 
 def picture(number: int):
@@ -43,7 +31,13 @@ def picture(number: int):
 
 def seen(graph: Graph) -> int:
     """Frames that the camera's memory has taken in, forgotten ones included."""
-    values = graph.camera('front')
+    graph.fresh_health()
+    return told(graph)
+
+
+def told(graph: Graph) -> int:
+    """As `seen`, from the newest message that is here."""
+    values = graph.health['front'][2]
     return int(values['frames_held']) + int(values['frames_forgotten'])
 
 
@@ -51,7 +45,7 @@ def watch(graph: Graph, begin: int, end: int) -> None:
     """Images one by one, each watched before the next."""
     for number in range(begin, end):
         graph.publish(picture(number))
-        graph.wait(lambda: seen(graph) == number + 1, f'frame {number}')
+        graph.wait(lambda: told(graph) == number + 1, f'frame {number}')
 
 
 def engine_status(graph: Graph) -> tuple[int, str, dict]:
@@ -59,11 +53,11 @@ def engine_status(graph: Graph) -> tuple[int, str, dict]:
 
 
 def test_a_reset_forgets_on_disk_too_and_a_second_node_on_the_folder_is_refused_by_name(tiny_model_dir, tmp_path):
-    memory, domain, other = tmp_path / 'memory', new_domain(), new_domain()
-    with running(tmp_path, domain, model=tiny_model_dir, memory_dir=memory) as (node, graph):
+    memory = tmp_path / 'memory'
+    with running(tmp_path, tiny_model_dir, memory) as (node, graph):
         graph.wait_for_state('active')
         watch(graph, 0, 5)
-        with running(tmp_path, other, model=tiny_model_dir, memory_dir=memory) as (_, second):
+        with running(tmp_path, tiny_model_dir, memory) as (_, second):
             reason = second.wait(lambda: second.health.get('engine', (0, ''))[1].startswith(str(memory))
                                  and second.health['engine'][1], 'a refusal')
             assert f'is being written by process {node.process.pid} on ' in reason and '(/statekv)' in reason
@@ -74,33 +68,33 @@ def test_a_reset_forgets_on_disk_too_and_a_second_node_on_the_folder_is_refused_
         with StoreReader.look(memory) as store:
             assert store.cameras() == []
         watch(graph, 0, 3)
-    with running(tmp_path, domain, signal.SIGINT, model=tiny_model_dir, memory_dir=memory) as (_, graph):
+    with running(tmp_path, tiny_model_dir, memory, signal.SIGINT) as (_, graph):
         graph.wait_for_state('active')
         assert seen(graph) == 3
 
 
 def test_what_another_model_made_stays_and_is_found_again(tiny_model_dir, other_model_dir, tmp_path):
-    memory, domain = tmp_path / 'memory', new_domain()
-    with running(tmp_path, domain, signal.SIGINT, model=tiny_model_dir, memory_dir=memory) as (_, graph):
+    memory = tmp_path / 'memory'
+    with running(tmp_path, tiny_model_dir, memory, signal.SIGINT) as (_, graph):
         graph.wait_for_state('active')
         watch(graph, 0, 4)
-    with running(tmp_path, domain, model=other_model_dir, memory_dir=memory, restore='require') as (_, graph):
+    with running(tmp_path, other_model_dir, memory, restore='require') as (_, graph):
         reason = graph.wait(lambda: graph.health.get('engine', (0, ''))[1].startswith('the memory in')
                             and graph.health['engine'][1], 'a refusal')
         assert 'another model (qwen3_vl ' in reason and 'dtype' not in reason
     for begin in (0, 2):        # the second start with the other model goes on in the folder that the first began
-        with running(tmp_path, domain, model=other_model_dir, memory_dir=memory) as (node, graph):
+        with running(tmp_path, other_model_dir, memory) as (node, graph):
             graph.wait_for_state('active')
             assert seen(graph) == begin
             watch(graph, begin, begin + 2)
             assert 'was made with another model' in node.log and 'memory on disk: ' in node.log
-    with running(tmp_path, domain, model=tiny_model_dir, memory_dir=memory, restore='never') as (_, graph):
+    with running(tmp_path, tiny_model_dir, memory, restore='never') as (_, graph):
         graph.wait_for_state('active')
         assert seen(graph) == 0
-    with running(tmp_path, domain, model=tiny_model_dir, memory_dir=memory, budget=32) as (node, graph):
+    with running(tmp_path, tiny_model_dir, memory, budget=32) as (node, graph):
         graph.wait_for_state('active')
         assert seen(graph) == 0 and 'another prefill_policy (statekv(64) there, statekv(32) here)' in node.log
-    with running(tmp_path, domain, model=tiny_model_dir, memory_dir=memory) as (_, graph):
+    with running(tmp_path, tiny_model_dir, memory) as (_, graph):
         graph.wait_for_state('active')
         assert seen(graph) == 4
 
@@ -108,7 +102,7 @@ def test_what_another_model_made_stays_and_is_found_again(tiny_model_dir, other_
 def test_a_memory_dir_that_is_a_file_is_named_and_the_node_watches_without(tiny_model_dir, tmp_path):
     file = tmp_path / 'file'
     file.write_text('mine')
-    with running(tmp_path, new_domain(), model=tiny_model_dir, memory_dir=file) as (_, graph):
+    with running(tmp_path, tiny_model_dir, file) as (_, graph):
         graph.wait_for_state('active')
         level, message, _ = engine_status(graph)
         assert level == 1 and f'nothing is kept for a restart: {file} is a file' in message and 'memory_dir' in message
@@ -119,12 +113,12 @@ def test_a_memory_dir_that_is_a_file_is_named_and_the_node_watches_without(tiny_
 
 def test_on_a_full_disk_it_says_so_watches_on_and_writes_again_once_there_is_room(tiny_model_dir, tmp_path, mounted):
     disk = mounted('-t', 'tmpfs', '-o', 'size=3m', 'tmpfs')
-    domain, number = new_domain(), 0
+    number = 0
     ballast = disk / 'ballast'
     ballast.write_bytes(bytes(2_300_000))
-    with running(tmp_path, domain, model=tiny_model_dir, memory_dir=disk / 'memory') as (node, graph):
+    with running(tmp_path, tiny_model_dir, disk / 'memory') as (node, graph):
         graph.wait_for_state('active')
-        while 'the disk is full' not in engine_status(graph)[1]:
+        while 'the disk is full' not in graph.health['engine'][1]:
             watch(graph, number, number + 1)
             number += 1
         assert engine_status(graph)[0] == 1
@@ -136,16 +130,16 @@ def test_on_a_full_disk_it_says_so_watches_on_and_writes_again_once_there_is_roo
         assert store.check() == []
         kept = sum(header['record']['frames'] for step, header in store.steps('front') if step >= 0)
     assert kept > 4
-    with running(tmp_path, domain, model=tiny_model_dir, memory_dir=disk / 'memory') as (node, graph):
+    with running(tmp_path, tiny_model_dir, disk / 'memory') as (node, graph):
         graph.wait_for_state('active')
         back = seen(graph)
         assert kept <= back <= kept + 1, 'what was stored is there again though the disk is still full'
         watch(graph, back, back + 2)
         ballast.unlink()
         number = back + 2
-        while 'the disk is full' in engine_status(graph)[1]:
+        while 'the disk is full' in graph.health['engine'][1]:
             watch(graph, number, number + 1)
             number += 1
-    with running(tmp_path, domain, model=tiny_model_dir, memory_dir=disk / 'memory') as (_, graph):
+    with running(tmp_path, tiny_model_dir, disk / 'memory') as (_, graph):
         graph.wait_for_state('active')
         assert number - 3 <= seen(graph) <= number

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from domains import new_domain
 from statekv_ros import share, transport
 from statekv_ros.bench import arguments
 from statekv_ros.bench.transport import Case, measure, run
@@ -17,10 +18,10 @@ from statekv_ros.transport import ProfileSource, find_shipped_profile, shared_me
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch, tmp_path):
-    """No transport settings of the user; a domain of this test process, on this machine only."""
+    """No transport settings of the user; a domain of its own, on this machine only."""
     for name in (*transport.PROFILE_VARIABLES, 'FASTDDS_BUILTIN_TRANSPORTS', 'RMW_IMPLEMENTATION', 'ROS_DISTRO'):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv('ROS_DOMAIN_ID', str(25 + os.getpid() % 5))
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(new_domain()))
     monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     monkeypatch.chdir(tmp_path)
     return monkeypatch

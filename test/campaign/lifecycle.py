@@ -122,7 +122,7 @@ def _signal(record: Record, number: int, rng: random.Random, graph: Graph) -> No
     sent, ready, delay_s = rng.choice((signal.SIGINT, signal.SIGTERM)), rng.random() < 0.5, rng.uniform(0, 3)
     given = f'{sent.name} {"with questions waiting" if ready else f"{delay_s:.2f} s after rclpy was imported"}'
     graph.health.clear()
-    node = NodeProcess(record.folder, graph.context.get_domain_id(), **PARAMETERS, cameras='[front]')
+    node = NodeProcess(record.folder, graph.context.get_domain_id(), warm=ready, **PARAMETERS, cameras='[front]')
     futures = []
     try:
         if ready:

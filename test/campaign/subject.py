@@ -143,7 +143,8 @@ class Subject:
 
     def _begin(self) -> None:
         domain = new_domain()       # a lock that a killed process left in shared memory spoils the domain for those after it
-        self.node = NodeProcess(self.record.folder, domain, **self._parameters)
+        # Not a fork: of the libraries' files it would take into memory bit by bit what it uses, which looks like a leak.
+        self.node = NodeProcess(self.record.folder, domain, warm=False, **self._parameters)
         self.graph = Graph(domain)
         self.change_client = self.graph.node.create_client(ChangeState, '/statekv/change_state')
         self._get_state = self.graph.node.create_client(GetState, '/statekv/get_state')
