@@ -135,24 +135,24 @@ def decode_compressed(msg, max_pixels: int = MAX_PIXELS,
     source, _, compression = str(msg.format).partition(';')
     source = source.strip()
     if source.startswith(_DEPTH_PREFIXES) or 'compressedDepth' in msg.format:
-        raise FrameError(f'compressed image has format {msg.format!r}: {_DEPTH_REMEDY}')
+        raise FrameError(f'compressed image has format {_quoted(msg.format)}: {_DEPTH_REMEDY}')
     data = memoryview(msg.data).cast('B') if len(msg.data) else b''
     if not len(data):
-        raise FrameError(f'compressed image of format {msg.format!r} has no data: '
+        raise FrameError(f'compressed image of format {_quoted(msg.format)} has no data: '
                          'check the camera driver, and that the whole message arrives')
     picture = _open_compressed(data, msg.format)
     width, height = picture.size
     if width * height > max_pixels:
         raise FrameError(_too_large(width, height, max_pixels))
     if picture.mode.startswith(('I', 'F')):
-        raise FrameError(f'compressed image of format {msg.format!r} has mode {picture.mode!r} (one wide number per '
+        raise FrameError(f'compressed image of format {_quoted(msg.format)} has mode {picture.mode!r} (one wide number per '
                          f'pixel): {_DEPTH_REMEDY}')
     if frame_size is not None and picture.format == 'JPEG':
         _leave_out_detail(picture, frame_size)
     try:
         rgb = np.asarray(picture.convert('RGB'))
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error...
-        raise FrameError(f'compressed image of format {msg.format!r} ({len(data)} bytes, {width} x {height}) is cut '
+        raise FrameError(f'compressed image of format {_quoted(msg.format)} ({len(data)} bytes, {width} x {height}) is cut '
                          f'off or corrupt: {error}') from error
     if 'compressed rgb' in compression:
         # image_transport's convention: the encoder was handed RGB where it takes BGR, so red and blue are swapped.
@@ -160,13 +160,18 @@ def decode_compressed(msg, max_pixels: int = MAX_PIXELS,
     return np.ascontiguousarray(rgb)
 
 
+def _quoted(text: str) -> str:
+    """A foreign text for an error: errors are repeated on /diagnostics, and a format may be any number of characters."""
+    return repr(text[:64])
+
+
 def _known_encoding(encoding: str) -> tuple[str, Encoding]:
     name = str(encoding).strip()
     if name in ENCODINGS:
         return name, ENCODINGS[name]
     if name.startswith(_DEPTH_PREFIXES):
-        raise FrameError(f'image has encoding {name!r}: {_DEPTH_REMEDY}')
-    raise FrameError(f'image has unknown encoding {name[:64]!r}; let the driver publish one of: {", ".join(ENCODINGS)}')
+        raise FrameError(f'image has encoding {_quoted(name)}: {_DEPTH_REMEDY}')
+    raise FrameError(f'image has unknown encoding {_quoted(name)}; let the driver publish one of: {", ".join(ENCODINGS)}')
 
 
 def _check_size(width: int, height: int, name: str, layout: Encoding, max_pixels: int) -> None:
@@ -205,9 +210,9 @@ def _open_compressed(data, format_text: str) -> PillowImage.Image:
     try:
         return PillowImage.open(io.BytesIO(data), formats=('JPEG', 'PNG'))
     except PillowImage.UnidentifiedImageError as error:
-        raise FrameError(f'compressed image of format {format_text!r} is neither JPEG nor PNG (first bytes: '
+        raise FrameError(f'compressed image of format {_quoted(format_text)} is neither JPEG nor PNG (first bytes: '
                          f'{bytes(data[:8]).hex(" ")}): let the driver publish JPEG or PNG') from error
     except PillowImage.DecompressionBombError as error:
-        raise FrameError(f'compressed image of format {format_text!r} is absurdly large: {error}') from error
+        raise FrameError(f'compressed image of format {_quoted(format_text)} is absurdly large: {error}') from error
     except Exception as error:  # damaged headers raise whatever the parser trips over
-        raise FrameError(f'compressed image of format {format_text!r} has a corrupt header: {error}') from error
+        raise FrameError(f'compressed image of format {_quoted(format_text)} has a corrupt header: {error}') from error

@@ -231,6 +231,19 @@ def test_compressed_depth_is_refused(format_text):
         decode_compressed(compressed(photo()[:, :, 0], 'PNG', format_text))
 
 
+@pytest.mark.parametrize('kind', ['encoding', 'depth encoding', 'depth format', 'no data', 'corrupt', 'cut off', '16 bits'])
+def test_an_error_quotes_only_the_start_of_a_long_text_of_the_message(kind):
+    text = 'x' * 40_000
+    png = [cv2.imencode('.png', np.zeros((40, 40), sample))[1].tobytes() for sample in (np.uint8, np.uint16)]
+    message = {'encoding': Image(encoding=text), 'depth encoding': Image(encoding=f'16UC1{text}'),
+               'depth format': CompressedImage(format=f'16UC1{text}', data=png[0]), 'no data': CompressedImage(format=text),
+               'corrupt': CompressedImage(format=text, data=b'xyz'), 'cut off': CompressedImage(format=text, data=png[0][:-30]),
+               '16 bits': CompressedImage(format=text, data=png[1])}[kind]
+    with pytest.raises(FrameError, match='x{40}') as error:
+        (decode_image if isinstance(message, Image) else decode_compressed)(message)
+    assert len(str(error.value)) < 700
+
+
 def test_sixteen_bit_png_is_refused_as_depth_whatever_its_format_says():
     with pytest.raises(FrameError, match='depth.*colour'):
         decode_compressed(compressed(photo()[:, :, 0].astype(np.uint16), 'PNG', 'png'))

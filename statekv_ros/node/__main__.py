@@ -2,6 +2,7 @@
 import os
 import sys
 
+from statekv_ros.node.allocator import use_one_arena
 from statekv_ros.node.arguments import check_arguments
 from statekv_ros.node.stop_signals import StopSignals
 from statekv_ros.node.watchdog import Watchdog
@@ -15,6 +16,7 @@ def main() -> None:
 
     Nothing of ROS or torch is imported before signals are heard and somebody keeps watch.
     """
+    use_one_arena()
     signals = StopSignals()
     check_arguments(sys.argv[1:])
     watchdog = Watchdog()

@@ -16,6 +16,8 @@ _RAW, _COMPRESSED = ('raw0', 'raw1', 'raw2'), ('jpeg0', 'jpeg1', 'jpeg2')
 _GARBLED = {'raw9': False, 'jpeg9': True}
 _QUESTION_EVERY = 200
 _WARM_UP = 100              # good images per camera: the memory is at its bound then
+_FIRST = 1500               # trials before memory is measured: their errors load code, their sizes shape the allocator
+_PLACES = 3                 # of a camera's reader: its depth, and one more for the message on its way in
 _PERIOD_NS = 10**7
 _FIRST_NS = 10**12
 
@@ -85,17 +87,33 @@ class _Cameras:
             error = self.of.health.get(name, (0, '', {'last_error': ''}))[2].get('last_error', '')
             record.note(f'camera last said: {error[:60]}' if error else 'no complaint')
 
+    def fill(self, name: str, message: Image | CompressedImage) -> None:
+        """Publish a message faster than the node takes it, until every place of its reader has held one. How many of them the
+        node takes is open, so that the camera's count begins anew."""
+        for _ in range(3):
+            for _ in range(2 * _PLACES):
+                self._stamp_ns += _PERIOD_NS
+                message.header.stamp = to_stamp(self._stamp_ns)
+                self._publishers[name].publish(message)
+            self._quiet()
+        self.sent[name] = self.count(name, 'frames_in')
+
     def settle(self) -> None:
         """Until all that was sent is counted and dealt with."""
         for name, sent in self.sent.items():
             self.subject.wait(lambda name=name, sent=sent: self.count(name, 'frames_in') >= sent, f'images of camera {name}')
+        self._quiet()
+
+    def _quiet(self) -> None:
+        """Until the counters stand still."""
+        counters = ('frames_in', 'frames_processed', 'rejected', 'dropped')
         end = time.monotonic() + REPLY_S
         while time.monotonic() < end:
-            before = {name: self.count(name, 'frames_processed', 'rejected', 'dropped') for name in self.sent}
+            before = {name: self.count(name, *counters) for name in self.sent}
             self.of.fresh_health()
             self.of.spin(0.2)
             self.of.fresh_health()
-            if before == {name: self.count(name, 'frames_processed', 'rejected', 'dropped') for name in self.sent}:
+            if before == {name: self.count(name, *counters) for name in self.sent}:
                 return
 
     def totals(self) -> dict[str, int]:
@@ -124,11 +142,19 @@ def _make(rng: random.Random, number: int) -> tuple[str, Image | CompressedImage
 
 
 def _warm_up(record: Record, cameras: _Cameras) -> None:
+    """All that the node, Fast DDS and the allocator keep for good is then as large as it ever becomes."""
     if record.wanted >= 1000:
         for message in pictures.heavy_messages():
             cameras.send('raw0' if isinstance(message, Image) else 'jpeg0', message)
+        for name in cameras.sent:
+            cameras.fill(name, pictures.largest_image() if name in _RAW else pictures.largest_compressed())
     for message in pictures.each_encoding():        # OpenCV starts a thread for some of them
         cameras.send('raw0', message)
+    for number in range(min(_FIRST, record.wanted // 10)):
+        name, message, _ = _make(record.random(f'first {number}'), number)
+        cameras.send(name, message)
+        if number % _QUESTION_EVERY == _QUESTION_EVERY - 1:
+            cameras.subject.ask()
     for seed in range(min(_WARM_UP, 2 + record.wanted // 20)):      # last: nothing large is held any more
         for name in cameras.sent:
             cameras.send(name, pictures.good_image(seed) if name in _RAW else pictures.good_compressed(seed))

@@ -12,7 +12,8 @@ class Usage:
     """Of one process; shm_mb of the whole machine.
 
     Attributes:
-        rss_mb: resident memory without shared segments, which belong to all that map them.
+        rss_mb: resident memory of its own: without shared segments, which belong to all that map them, and without the pages of
+            files (libraries), which the kernel drops and reads again as it likes.
         shm_mb: memory that Fast DDS's files in /dev/shm take.
     """
     threads: int
@@ -24,10 +25,10 @@ class Usage:
 def usage(pid: int) -> Usage:
     """Of a running process. Raises OSError when it is gone."""
     status = dict(re.findall(r'^(\w+):\s+(\d+)', Path(f'/proc/{pid}/status').read_text(), re.MULTILINE))
-    if 'VmRSS' not in status:
+    if 'RssAnon' not in status:
         raise ProcessLookupError(f'process {pid} has ended')
     return Usage(int(status['Threads']), len(list(Path(f'/proc/{pid}/fd').iterdir())),
-                 round((int(status['VmRSS']) - int(status['RssShmem'])) / 1024, 1), shared_memory_mb())
+                 round(int(status['RssAnon']) / 1024, 1), shared_memory_mb())
 
 
 def shared_memory_mb() -> float:
