@@ -8,6 +8,7 @@ pytest.importorskip('rclpy', reason='rclpy is not installed')
 
 from live import SECOND, Graph, image, memory_node  # noqa: E402
 from statekv_ros.backbones.tiny import write_tiny_checkpoint  # noqa: E402
+from statekv_ros.node.messages import to_stamp  # noqa: E402
 from statekv_ros.store import StoreReader  # noqa: E402
 
 pytestmark = pytest.mark.timeout(400)
@@ -24,9 +25,9 @@ def running(folder, model: str, memory, ending=signal.SIGKILL, **parameters):
     return memory_node(folder, model, ending, cameras='[front]', memory_dir=memory, **parameters)
 
 
-def picture(number: int):
+def picture(number: int, side: int = 64):
     """The image that is number `number` of all that is ever sent."""
-    return image((number + 1) * SECOND, seed=number)
+    return image((number + 1) * SECOND, side, side, seed=number)
 
 
 def seen(graph: Graph) -> int:
@@ -41,10 +42,10 @@ def told(graph: Graph) -> int:
     return int(values['frames_held']) + int(values['frames_forgotten'])
 
 
-def watch(graph: Graph, begin: int, end: int) -> None:
+def watch(graph: Graph, begin: int, end: int, side: int = 64) -> None:
     """Images one by one, each watched before the next."""
     for number in range(begin, end):
-        graph.publish(picture(number))
+        graph.publish(picture(number, side))
         graph.wait(lambda: told(graph) == number + 1, f'frame {number}')
 
 
@@ -143,3 +144,26 @@ def test_on_a_full_disk_it_says_so_watches_on_and_writes_again_once_there_is_roo
     with running(tmp_path, tiny_model_dir, disk / 'memory') as (_, graph):
         graph.wait_for_state('active')
         assert number - 3 <= seen(graph) <= number
+
+
+@pytest.mark.parametrize('form', ['bf16', 'int4'])
+def test_what_lies_on_disk_alone_is_answered_before_and_after_a_kill(form, tiny_model_dir, tmp_path):
+    options = {'device_cache_mb': 1, 'detailed_format': form, 'answer_policy': 'sparse(300)'}
+    count, asked = 80, []
+    for life in range(2):
+        with running(tmp_path, tiny_model_dir, tmp_path / 'memory', **options) as (_, graph):
+            graph.wait_for_state('active')
+            if not life:
+                watch(graph, 0, count, side=256)
+            values = graph.fresh_health()['front'][2]
+            assert int(values['steps_below_device']) > 10 and int(values['frames_forgotten']) == 0
+            assert float(values['device_mb']) <= 1 and float(values['host_mb']) == 0
+            for span in ((), (3, 9)):       # all, and seconds that left the device long ago
+                fields = dict(zip(('from_stamp', 'to_stamp'), (to_stamp(second * SECOND) for second in span)))
+                response = graph.ask(QUESTION, **fields)
+                assert response.success, response.error
+                [answer] = response.answers
+                asked.append((answer.text, answer.frames_covered, answer.first_stamp.sec, answer.last_stamp.sec,
+                              [evidence.first_stamp.sec for evidence in answer.evidence]))
+    assert asked[:2] == asked[2:]
+    assert asked[0][1:4] == (count, 1, count) and asked[1][2] <= 3 and asked[1][3] >= 9
