@@ -31,7 +31,8 @@ _HEAP_BYTES = 64 << 20      # glibc reserves the heaps of all arenas but the fir
 
 def thread_heaps(maps: str) -> int:
     """Heaps of glibc's other arenas in the text of /proc/PID/maps: what is in use, then what is reserved, 64 MB together."""
-    spans = [(int(first, 16), int(last, 16), mode) for first, last, mode in re.findall(r'^(\w+)-(\w+) (\S+) ', maps, re.MULTILINE)]
+    lines = re.findall(r'^(\w+)-(\w+) (\S+) ', maps, re.MULTILINE)
+    spans = [(int(first, 16), int(last, 16), mode) for first, last, mode in lines]
     return sum(used[2] == 'rw-p' and rest[2] == '---p' and used[1] == rest[0] and used[0] % _HEAP_BYTES == 0
                and rest[1] - used[0] == _HEAP_BYTES for used, rest in zip(spans, spans[1:]))
 

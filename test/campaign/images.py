@@ -144,10 +144,11 @@ def _make(rng: random.Random, number: int) -> tuple[str, Image | CompressedImage
 def _warm_up(record: Record, cameras: _Cameras) -> None:
     """All that the node, Fast DDS and the allocator keep for good is then as large as it ever becomes."""
     if record.wanted >= 1000:
-        for message in pictures.heavy_messages():
-            cameras.send('raw0' if isinstance(message, Image) else 'jpeg0', message)
-        for name in cameras.sent:
-            cameras.fill(name, pictures.largest_image() if name in _RAW else pictures.largest_compressed())
+        for name in cameras.sent:       # a stream's buffers grow to its largest frame, a reader's places to its largest message
+            *others, largest = pictures.large_images() if name in _RAW else pictures.large_compressed()
+            for message in others:
+                cameras.send(name, message)
+            cameras.fill(name, largest)
     for message in pictures.each_encoding():        # OpenCV starts a thread for some of them
         cameras.send('raw0', message)
     for number in range(min(_FIRST, record.wanted // 10)):

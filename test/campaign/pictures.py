@@ -112,27 +112,22 @@ def each_encoding() -> list[Image]:
     return messages
 
 
-def heavy_messages() -> list[Image | CompressedImage]:
-    """The largest picture that can be watched, and compressed ones of many pixels: what they leave in the allocator is no leak."""
-    width, height, encoding = _LARGE[0]
-    return [Image(width=width, height=height, encoding=encoding, step=3 * width, data=bytes(3 * width * height)),
-            *(CompressedImage(format='png', data=data) for data in _large_files().values())]
+def large_images() -> list[Image]:
+    """Whole images of every large size, the one of the most bytes last."""
+    messages = []
+    for width, height, encoding in _LARGE:
+        step = width * (3 if encoding == 'rgb8' else 1)
+        messages.append(Image(width=width, height=height, encoding=encoding, step=step, data=bytes(step * height)))
+        messages[-1].header.frame_id = max(_FRAME_IDS, key=len)
+    return sorted(messages, key=lambda message: len(message.data))
 
 
-def largest_image() -> Image:
-    """The Image of the most bytes that `bad_image` makes."""
-    size, width, height, encoding = max((width * height * (3 if encoding == 'rgb8' else 1), width, height, encoding)
-                                        for width, height, encoding in _LARGE)
-    message = Image(width=width, height=height, encoding=encoding, step=size // height, data=bytes(size))
-    message.header.frame_id = max(_FRAME_IDS, key=len)
-    return message
-
-
-def largest_compressed() -> CompressedImage:
-    """The CompressedImage of the most bytes that `bad_compressed` makes."""
-    message = CompressedImage(format=max(_FORMATS, key=len), data=max(_large_files().values(), key=len))
-    message.header.frame_id = max(_FRAME_IDS, key=len)
-    return message
+def large_compressed() -> list[CompressedImage]:
+    """The compressed images of many pixels, the one of the most bytes last."""
+    messages = [CompressedImage(format=max(_FORMATS, key=len), data=data) for data in _large_files().values()]
+    for message in messages:
+        message.header.frame_id = max(_FRAME_IDS, key=len)
+    return sorted(messages, key=lambda message: len(message.data))
 
 
 @cache
