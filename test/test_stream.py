@@ -307,3 +307,18 @@ def test_evidence_leaves_out_the_pass_that_only_ends_the_answer(backbone, frames
     assert ended.finish_reason == 'stop' and ended.token_ids[:3] == before.token_ids and len(ended.token_ids) == 4
     assert [e.first_stamp_ns for e in ended.evidence] == [e.first_stamp_ns for e in before.evidence]
     assert [e.share for e in ended.evidence] == pytest.approx([e.share for e in before.evidence], abs=1e-5)
+
+
+def test_state_answers_share_one_copy_of_the_state_until_the_next_step(backbone, frames):
+    stream = stream_of(backbone, frames)
+    first, second = (stream.begin_answer(QUESTION, 'state')._snapshot.views[0].key for _ in range(2))
+    assert first.data_ptr() == second.data_ptr()
+    held = first.clone()
+    for index in range(20, 24):
+        stream.step(frames[index], (1000 + index) * 10**9)
+    later = stream.begin_answer(QUESTION, 'state')._snapshot.views[0].key
+    assert later.data_ptr() != first.data_ptr() and (first == held).all() and later.shape == held.shape and (later != held).any()
+    stream.reset()
+    stream.step(frames[0], 10**9)
+    stream.step(frames[1], 2 * 10**9)
+    assert stream.begin_answer(QUESTION, 'state')._snapshot.views[0].key.shape[2] < held.shape[2]

@@ -157,7 +157,7 @@ class VideoStream:
     def seen(self) -> Seen:
         """This moment, as far as an answer is concerned."""
         generation = self.generation
-        return Seen(self.backbone, self.detailed, self.carried.copy, self.positions, self.pending, self._next_position,
+        return Seen(self.backbone, self.detailed, self._carried_now, self.positions, self.pending, self._next_position,
                     self._next_ordinal, self.shift, self._frames, self.steps, str(self.prefill_policy), self.cancelled,
                     lambda: self.generation == generation)
 
@@ -257,6 +257,7 @@ class VideoStream:
         """Stand where `progress` was taken, with these frames waiting; what it held is the caller's (`saved.restoring`)."""
         self.steps, self._frames = progress['steps'], progress['frames']
         self._next_position, self._next_ordinal = progress['next_position'], progress['next_ordinal']
+        self._copied = None
         self._intake.time.restored(progress['time'])
         self._intake.pending = pending or PendingFrames()
 
@@ -270,6 +271,7 @@ class VideoStream:
             tier.clear()
         self.detailed = DetailedCache(self.backbone, *self._detailed_options, self._below, self._packed)
         self._intake = FrameIntake(self.backbone)
+        self._copied: tuple | None = None
         self.steps = 0
         self._frames = 0
         self._next_position = self._next_ordinal = 0
@@ -285,7 +287,14 @@ class VideoStream:
             self._watch(inputs, record)
             self._remember(record, inputs)
 
+    def _carried_now(self) -> tuple:
+        """A copy of what is carried, the same one for all answers that are asked between two steps."""
+        if self._copied is None:
+            self._copied = self.carried.copy()
+        return self._copied
+
     def _watch(self, inputs: TokenInputs, record: StepRecord) -> None:
+        self._copied = None
         place = StepPlace(record.tokens, record.frames, record.first_ordinal, self._next_position, record.next_position,
                           inputs.start, self.backbone.starts(inputs), lambda: self.backbone.largest_shift(inputs))
         self.carried.begin(place)
