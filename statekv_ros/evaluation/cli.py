@@ -15,7 +15,11 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         from statekv_ros.evaluation.evaluate import attention_statistics, evaluate    # takes seconds: after --help
-        report = attention_statistics(args) if args.stats else evaluate(args)
+        if args.formats is not None:
+            from statekv_ros.evaluation.gate import gate
+            report = gate(args)
+        else:
+            report = attention_statistics(args) if args.stats else evaluate(args)
     except StateKVError as error:
         print(f'statekv-eval: {error}', file=sys.stderr)
         return FAILED
@@ -24,6 +28,10 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
     if args.json:
         print(json.dumps(report))
+    elif args.formats is not None:
+        for form, found in report.items():
+            print(f'{form}: {found["verdict"]}; {found["same_words"]} of {found["questions"]} answers in the same words, '
+                  f'{found["low"]:.1%}-{found["high"]:.1%} of {found["tokens"]} tokens the same, {found["kl"] or 0:.4f} nats')
     else:
         print(f'{args.out / "index.html"}')
     return 0
@@ -32,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='statekv-eval', description=__doc__)
     parser.add_argument('inputs', type=Path, nargs='+', metavar='QUESTIONS.yaml', help='questions files (docs/questions.md); '
-                        'with --stats bags, videos or folders of images')
+                        'with --stats or --formats bags, videos or folders of images')
     parser.add_argument('--out', type=Path, required=True, metavar='RUN_DIR', help='folder for results and report; one that '
                         'holds a part of the same run is gone on with')
     parser.add_argument('--model', default='patrol', help='checkpoint directory, hub id or patrol; default: %(default)s')
@@ -44,6 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--ages', type=float, nargs='+', default=AGES_S, metavar='S', help='edges of the tables\' age bands')
     parser.add_argument('--so-far', action='store_true', help='watch nothing: report what is done of a run')
     parser.add_argument('--stats', action='store_true', help='instead: how attention is spread over a stream')
+    parser.add_argument('--formats', nargs='*', metavar='FORMAT', help='instead: watch bags, videos or folders of images exactly '
+                        'and in these formats (default: all), and say of each whether to keep or refuse it')
+    parser.add_argument('--questions', nargs='+', default=[], metavar='TEXT', help='that --formats asks; default: four general ones')
+    parser.add_argument('--every', type=float, default=30.0, metavar='S', help='seconds from one round of them to the next')
     parser.add_argument('--budgets', type=int, nargs='+', default=[64, 256, 1024, 4096], help='B in tokens, of --stats')
     where = parser.add_mutually_exclusive_group()
     where.add_argument('--online', action='store_true', help='play bags through DDS into a live node')
