@@ -45,11 +45,15 @@ class HostTier:
         self.max_bytes, self.bytes = max_bytes, 0
         self._pinned = pinned
         self._steps: OrderedDict[int, dict[str, torch.Tensor]] = OrderedDict()
+        self._arriving: dict[int, torch.cuda.Event] = {}    # by step; who writes does not wait for the device, who reads does
 
     def put(self, step: int, parts: dict[str, torch.Tensor]) -> None:
         """Hold a step, newer than all that are here."""
         self._steps[step] = parts = {name: self._on_host(part) for name, part in parts.items()}
         self.bytes += _bytes(parts)
+        if self._pinned:
+            self._arriving[step] = event = torch.cuda.Event()
+            event.record()
 
     def crowded_out(self, elsewhere: Callable[[int], bool], most_waiting: int) -> list[int]:
         """Let the oldest go until the bound is kept. Those that are not `elsewhere` may wait, `most_waiting` of them at most;
@@ -66,6 +70,7 @@ class HostTier:
 
     def drop(self, step: int) -> None:
         """Let go of a step, if it is here."""
+        self._wait_for(step)
         parts = self._steps.pop(step, None)
         if parts is not None:
             self.bytes -= _bytes(parts)
@@ -74,12 +79,18 @@ class HostTier:
         return step in self._steps
 
     def read(self, step: int, part: str, dtype: torch.dtype, shape: tuple[int, ...], index: Any = ()) -> torch.Tensor:
+        self._wait_for(step)
         return self._steps[step][part][index]
+
+    def _wait_for(self, step: int) -> None:
+        event = self._arriving.pop(step, None)
+        if event is not None:
+            event.synchronize()
 
     def _on_host(self, part: torch.Tensor) -> torch.Tensor:
         # Both are copies: what is given may be rows of a pool.
         if self._pinned:
-            return torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part)
+            return torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True)
         return part.to('cpu', copy=True, memory_format=torch.contiguous_format)
 
 
