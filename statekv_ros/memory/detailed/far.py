@@ -86,13 +86,6 @@ class FarSteps:
                 self._positions.pop(number, None)
         return lost
 
-    def pop(self) -> HeldStep:
-        """Let go of the oldest step."""
-        step = self.steps.pop(0)
-        self.host.drop(step.record.step)
-        self._positions.pop(step.record.step, None)
-        return step
-
     def rounds(self, layer: int, pages: torch.Tensor, lengths: torch.Tensor) -> Iterator[Round]:
         """Bring pages up, as many at a time as there is room for. What cannot be read is left out.
 
