@@ -8,7 +8,6 @@ import argparse
 import json
 import math
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
