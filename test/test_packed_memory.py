@@ -65,7 +65,7 @@ def stored_pages(stream: VideoStream) -> dict[int, list[torch.Tensor]]:
 
 
 def decoded(stream: VideoStream, step, pages: dict[int, list[torch.Tensor]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """What answers should read of a step, from its stored pages by the format: keys before rotation but with bias, and values."""
+    """What answers should read of a step, by the format from stored pages: keys before rotation but with bias, and values."""
     form, key, value = stream.detailed._packed._form, [], []
     for number in range(len(step.lengths)):
         codes_k, codes_v, scale_k, zero_k, scale_v, zero_v = pages[step.page + number]

@@ -49,11 +49,12 @@ def right_share(stream: VideoStream, asked: list[list[tuple[Question, str]]]) ->
 
 def test_an_old_fact_stays_readable_four_times_past_the_trained_context(backbone, patrols):
     made, asked = patrols
+    shown = [*zip(*(patrol_frames(patrol, seed, 64, 64) for seed, patrol in enumerate(made)))]
     lockstep = Lockstep(backbone, VIDEOS)
     largest, fresh, old = {}, {}, {}
     plain = backbone.forward
     try:
-        for positions in ('native', 'lazy_shift', 'contiguous'):
+        for positions in ('lazy_shift', 'contiguous'):
             seen: list[int] = []
 
             def forward(inputs, memory):
@@ -64,9 +65,8 @@ def test_an_old_fact_stays_readable_four_times_past_the_trained_context(backbone
 
             backbone.forward = forward
             stream = VideoStream(lockstep, 'statekv(36)', positions=positions)
-            frames = zip(*(patrol_frames(patrol, seed, 64, 64) for seed, patrol in enumerate(made)))
-            for number, shown in enumerate(frames):
-                stream.step(np.concatenate([frame for _, frame in shown]), SECOND + shown[0][0])
+            for number, row in enumerate(shown):
+                stream.step(np.concatenate([frame for _, frame in row]), SECOND + row[0][0])
                 if number == 2 * FACTS_S - 1:
                     fresh[positions] = right_share(stream, asked)
             old[positions] = right_share(stream, asked)
@@ -74,9 +74,9 @@ def test_an_old_fact_stays_readable_four_times_past_the_trained_context(backbone
             assert stream.next_position > 4 * backbone.max_position
     finally:
         backbone.forward = plain
-    assert largest['native'] > 4 * backbone.max_position
     assert largest['lazy_shift'] < backbone.max_position and largest['contiguous'] < backbone.max_position
     print({'fresh': fresh, 'old': old})
-    # No claim for native: it depends on the model. One with a rope base of 1e4 fell from 78 to 47 % here, this one from 94 to 89.
+    # Nothing holds for native, which depends on the model: one with a rope base of 1e4 fell from 78 to 47 % here, this one from
+    # 94 to 89.
     for positions in ('lazy_shift', 'contiguous'):
         assert fresh[positions] > .7 and old[positions] > fresh[positions] - .15, (fresh, old)

@@ -1,4 +1,4 @@
-"""Python programs in processes of their own that need not import torch and Transformers again, which takes longer than most tests."""
+"""Python programs in processes of their own that need not import torch and Transformers again, which takes seconds."""
 import multiprocessing
 import os
 import runpy
@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 _FORKS = multiprocessing.get_context('forkserver')
-_FORKS.set_forkserver_preload(['statekv_ros.backbones'])    # nothing of ROS: that has threads, and must be begun in each process
+_FORKS.set_forkserver_preload(['statekv_ros.backbones'])    # nothing of ROS: each process begins its own
 
 
 class WarmPython:
-    """`python -m NAME ARGUMENTS` or `python -c SOURCE ARGUMENTS`, forked from a process that holds the libraries. To its owner it
-    is what `subprocess.Popen` is. Python's own settings in `environment` (PYTHON...) come too late for it."""
+    """`python -m NAME ARGUMENTS` or `python -c SOURCE ARGUMENTS`, forked from a process that holds the libraries.
+
+    To its owner it is what `subprocess.Popen` is. Python's own settings in `environment` (PYTHON...) come too late for it.
+    """
 
     def __init__(self, command: list[str], environment: dict[str, str], output: Path):
         """output: file that gets stdout and stderr."""
