@@ -69,9 +69,7 @@ def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: i
         ParameterError: the format is unknown, or cannot hold the model's heads.
     """
     steps_per_hour = rate_hz * _SECONDS_PER_HOUR / size.frames_per_step
-    dtype = torch.float32 if size.value_bytes == 4 else torch.bfloat16
-    layout = KVLayout(size.layers, size.kv_heads, size.head_dim, dtype, torch.device('meta'))
-    step = step_bytes(layout, find_format(detailed_format), size.position_axes, size.step_tokens, PAGE_TOKENS)
+    step = step_bytes(layout_of(size), find_format(detailed_format), size.position_axes, size.step_tokens, PAGE_TOKENS)
     held = steps_per_hour * hours
     if max_detailed_bytes:
         held = min(held, max_detailed_bytes / step.rows)
@@ -80,6 +78,12 @@ def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: i
                 cameras * round(steps_per_hour * step.rows), cameras * round(held * step.rows),
                 cameras * round(steps_per_hour * step.index), cameras * round(held * step.index),
                 _workspace_bytes(size, policy))
+
+
+def layout_of(size: ModelSize) -> KVLayout:
+    """The shape of a token's keys and values, without a device."""
+    dtype = torch.float32 if size.value_bytes == 4 else torch.bfloat16
+    return KVLayout(size.layers, size.kv_heads, size.head_dim, dtype, torch.device('meta'))
 
 
 def require_fit(plan: Plan, available_bytes: int, where: str) -> None:
