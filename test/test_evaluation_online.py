@@ -47,7 +47,7 @@ def test_online_sees_and_says_what_offline_does(ros, backbone, tiny_model_dir, t
     assert all(answer['asked_s'] >= answer['ask_at'] for answer in live['answers'])
     assert live['answers'][0].keys() >= offline['answers'][0].keys()
     if live['frames'] == 2 * STEPS:     # a busy machine may drop some: then they saw different videos
-        same = ('step_tokens', 'step_flops', 'state_tokens', 'detailed_bytes')
+        same = ('step_tokens', 'step_flops', 'state_tokens', 'detailed_bytes', 'token_bytes')
         assert [live[name] for name in same] == [offline[name] for name in same]
         assert [(a['answer'], a['context_tokens'], a['evidence_hit']) for a in live['answers'][:2]] == [
             (a['answer'], a['context_tokens'], a['evidence_hit']) for a in offline['answers'][:2]]

@@ -90,7 +90,7 @@ def run_together(group: Group, job: Job, max_tokens: int, detailed_format: str, 
              'frames': len(group.frames), 'steps': len(reports), 'step_ms': [],
              'step_tokens': [report.step_tokens for report in reports], 'step_flops': flops,
              'state_tokens': last.state_tokens, 'detailed_bytes': video_of(stream, row).detailed_bytes, 'dropped': 0,
-             'token_bytes': token_bytes(lockstep.inner, job.policy, detailed_format, last.step_tokens),
+             'token_bytes': token_bytes(size, job.policy, detailed_format, last.step_tokens),
              'answers': sorted(answers[row], key=lambda answer: answer['question'])}
             for row, (name, video) in enumerate(zip(job.names, group.videos))]
 

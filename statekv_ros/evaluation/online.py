@@ -11,7 +11,7 @@ from statekv_ros.errors import BagError, EvaluationError
 from statekv_ros.evaluation.flops import step_flops
 from statekv_ros.evaluation.footage import BagFootage, open_footage
 from statekv_ros.evaluation.plan import Job, Settings
-from statekv_ros.evaluation.run import answer_entry
+from statekv_ros.evaluation.run import answer_entry, token_bytes
 from statekv_ros.evaluation.schema import Question
 from statekv_ros.memory import parse_prefill_policy
 from statekv_ros.replay.bag_reader import BagImage
@@ -131,6 +131,7 @@ class _LiveJob:
                 'step_ms': [round(step.total_ms, 3) for step in steps], 'step_tokens': [step.step_tokens for step in steps],
                 'step_flops': [step_flops(size, step.step_tokens, before, scored) for step, before in zip(steps, carried)],
                 'state_tokens': steps[-1].state_tokens, 'detailed_bytes': steps[-1].detailed_bytes,
+                'token_bytes': token_bytes(size, self._job.policy, self._settings.detailed_format, steps[-1].step_tokens),
                 'dropped': int(health['dropped']), 'lost': int(health['lost']), 'rejected': int(health['rejected']),
                 'answers': sorted(self._answers, key=lambda answer: answer['question'])}
 

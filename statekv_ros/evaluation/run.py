@@ -2,6 +2,7 @@
 import time
 
 from statekv_ros.backbones.base import Backbone
+from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import EvaluationError, StateKVError
 from statekv_ros.evaluation.flops import step_flops
 from statekv_ros.evaluation.footage import open_footage
@@ -9,6 +10,7 @@ from statekv_ros.evaluation.judge import evidence_hit, fact_age_s, is_right
 from statekv_ros.evaluation.plan import Job, Policy
 from statekv_ros.evaluation.schema import Question, Video
 from statekv_ros.memory import AnswerResult, StepReport, VideoStream, parse_prefill_policy
+from statekv_ros.memory.capacity import layout_of
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS
 from statekv_ros.memory.detailed.formats import RAW, find_format
 
@@ -43,13 +45,13 @@ def make_memory(backbone: Backbone, policy: Policy, detailed_format: str = RAW.n
     return CaptionMemory(backbone, recurrent='norecurrence' not in policy.prefill)
 
 
-def token_bytes(backbone: Backbone, policy: Policy, detailed_format: str, step_tokens: int) -> float | None:
+def token_bytes(size: ModelSize, policy: Policy, detailed_format: str, step_tokens: int) -> float | None:
     """Bytes that a pass of an answer reads for a token of steps with `step_tokens` tokens, all layers together; the newest
     steps and the prefix may be stored otherwise. None for rlivs, which reads text."""
     if policy.is_rlivs:
         return None
     form = find_format(policy.options.get('detailed_format', detailed_format))
-    return form.bytes_per_token(backbone.layout, min(step_tokens, PAGE_TOKENS))
+    return form.bytes_per_token(layout_of(size), min(step_tokens, PAGE_TOKENS))
 
 
 class _Watching:
@@ -83,7 +85,7 @@ class _Watching:
                 'step_ms': [round(report.total_ms, 3) for report in self._reports],
                 'step_tokens': [report.step_tokens for report in self._reports], 'step_flops': self._flops,
                 'state_tokens': last.state_tokens, 'detailed_bytes': last.detailed_bytes, 'dropped': 0,
-                'token_bytes': token_bytes(self._backbone, self._policy, self._format, last.step_tokens),
+                'token_bytes': token_bytes(self._size, self._policy, self._format, last.step_tokens),
                 'answers': sorted(self._answers, key=lambda answer: answer['question'])}
 
     def _note(self, report: StepReport | None) -> None:

@@ -69,8 +69,7 @@ def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: i
         ParameterError: the format is unknown, or cannot hold the model's heads.
     """
     steps_per_hour = rate_hz * _SECONDS_PER_HOUR / size.frames_per_step
-    layout = layout_of(size)
-    step = step_bytes(layout, find_format(detailed_format), size.position_axes, size.step_tokens, PAGE_TOKENS)
+    step = step_bytes(layout_of(size), find_format(detailed_format), size.position_axes, size.step_tokens, PAGE_TOKENS)
     held = steps_per_hour * hours
     if device_cache_bytes:
         held = min(held, device_cache_bytes / step.rows)
