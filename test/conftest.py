@@ -13,7 +13,7 @@ from statekv_ros.backbones.tiny import write_tiny_checkpoint
 
 # Tests run side by side, one per core; what they start in the default domain must hear no other worker's nodes.
 torch.set_num_threads(1)
-os.environ |= {'OMP_NUM_THREADS': '1', 'ROS_DOMAIN_ID': str(new_domain())}
+os.environ |= {'OMP_NUM_THREADS': '1', 'ROS_DOMAIN_ID': str(new_domain(keep=True))}
 SECOND = 10**9
 
 
