@@ -6,7 +6,7 @@ from collections import deque
 from statekv_ros.errors import ParameterError
 
 _NS = 10**9
-_RECENT = 32            # gaps that the estimate of the camera's period rests on
+_RECENT = 64            # gaps that the estimate of the camera's period rests on
 # A gap of more than so many periods is a camera that paused (or was started anew), not images that got lost; but none under a
 # second is, and every one above two.
 _PAUSE_PERIODS, _PAUSE_NS = 12, (_NS, 2 * _NS)
@@ -72,8 +72,8 @@ class Sampler:
 
     def _note_gap(self, gap_ns: int) -> None:
         if len(self._gaps) >= 4 and gap_ns < _PAUSE_NS[1]:
-            # The lower quartile still is the camera's period when every second image gets lost.
-            period = statistics.quantiles(self._gaps, n=4)[0]
+            # The lowest fifth still ends at the camera's period when every second image gets lost.
+            period = statistics.quantiles(self._gaps, n=5)[0]
             if gap_ns < max(_PAUSE_NS[0], _PAUSE_PERIODS * period):
                 # Jitter of an eighth of a period either way must not look like a lost image.
                 self.lost += max(0, int(gap_ns / period + 0.3) - 1)

@@ -245,6 +245,33 @@ def test_a_node_that_a_debugger_holds_is_no_hang(tmp_path, tiny_model_dir):
         assert node.alive and 'watchdog' not in node.log, node.log
 
 
+SLOW = """
+import time
+from statekv_ros.node.watchdog import Watchdog
+
+watchdog = Watchdog()
+watchdog.set_limit(2.0)
+while True:
+    for part in 'executor', 'engine':
+        watchdog.beat(part)
+    print('beat', flush=True)
+    for _ in range(10):
+        time.sleep(0.1)
+"""
+
+
+def test_a_node_that_goes_on_has_the_time_it_had_left():
+    process = subprocess.Popen([sys.executable, '-c', SLOW], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(4.0)
+        process.send_signal(signal.SIGCONT)
+        # The next beat comes most of a second later: a second after the last one, as it counts.
+        assert [process.stdout.readline() for _ in range(2)] == ['beat\n'] * 2, process.stderr.read()
+        process.kill()
+
+
 def watchers(node: int) -> list[int]:
     """Processes that keep watch over `node`."""
     children = Path(f'/proc/{node}/task/{node}/children').read_text().split()

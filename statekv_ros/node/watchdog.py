@@ -96,9 +96,10 @@ class _Keeper:
                 else:
                     self._hear_signals(data)
             before, now = now, time.monotonic()
-            if now - before > 4 * _TURN_S:  # the watch itself stood still, with all the machine or in a stopped process group
+            # Where the watch itself stood still, all the machine did, or the process group was stopped.
+            if now - before > 4 * _TURN_S or self._is_stopped():
                 self._forgive(now - before)
-            elif (reason := self._reason(now)) and not self._is_stopped():
+            elif reason := self._reason(now):
                 self._end(reason)
                 return
 
@@ -137,11 +138,11 @@ class _Keeper:
                          '"hang_limit_s")' for part, at in self._progress.items() if now - at > self._limit_s)
 
     def _is_stopped(self) -> bool:
-        """Whether a debugger or SIGSTOP holds the node: that is no hang."""
-        state = Path(f'/proc/{self._node}/stat').read_text().rpartition(')')[2].split()[0]
-        if state in 'Tt':
-            self._forgive(_TURN_S)
-        return state in 'Tt'
+        """Whether a debugger or SIGSTOP holds the node: that is no hang.
+
+        Asked on each turn, not when there is reason to end it: by then the node may be going on again, not yet heard of.
+        """
+        return Path(f'/proc/{self._node}/stat').read_text().rpartition(')')[2].split()[0] in 'Tt'
 
     def _end(self, reason: str) -> None:
         _say(f'{reason}. The stacks of its threads:')
