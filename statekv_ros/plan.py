@@ -2,7 +2,6 @@
 import argparse
 import json
 import sys
-
 from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
@@ -87,20 +86,11 @@ def _values(plan: 'Plan') -> dict:
 def _tiers(plan: 'Plan', args: argparse.Namespace) -> dict:
     """What lies below the device, how fast it fills, and what a pass of an answer loads. Hours are of watching until a tier is
     full, each from the beginning; None: what it holds is not bounded."""
-    from statekv_ros.memory.capacity import layout_of
-    from statekv_ros.memory.detailed.cache import PAGE_TOKENS
-    from statekv_ros.memory.detailed.formats import find_format
-    from statekv_ros.store.sizes import disk_step
-    size, policy = plan.size, plan.policy
-    step = disk_step(layout_of(size), find_format(args.detailed_format), size.position_axes, size.step_tokens,
-                     policy.budget if policy.kind == 'statekv' else 0, PAGE_TOKENS)
-    steps_per_hour = args.fps * 3600 / size.frames_per_step * args.cameras
-    per_hour = plan.detailed_bytes_per_hour
+    from statekv_ros.store.hours import tier_hours
+    hours = tier_hours(plan, args.device_cache_mb * 10**6, args.host_cache_mb * 10**6, round(args.disk_cache_gb * 1e9))
     return {
-        'disk_bytes_per_hour': round(steps_per_hour * step.kept), 'disk_written_bytes_per_s': round(steps_per_hour * step.written / 3600),
-        'hours_on_device': args.device_cache_mb * 1e6 * args.cameras / per_hour if args.device_cache_mb else None,
-        'hours_in_main_memory': args.host_cache_mb * 1e6 * args.cameras / per_hour,
-        'hours_on_disk': args.disk_cache_gb * 1e9 / (steps_per_hour * step.kept),
+        'disk_bytes_per_hour': hours.disk_bytes_per_hour, 'disk_written_bytes_per_s': hours.disk_written_bytes_per_s,
+        'hours_on_device': hours.device, 'hours_in_main_memory': hours.host, 'hours_on_disk': hours.disk,
         'bytes_read_per_pass': round(args.read_tokens * plan.detailed_bytes_per_token + _scored(plan))}
 
 
@@ -144,8 +134,9 @@ def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
         table.add_column(column, justify='right', overflow='fold')
     for plan in plans:
         tiers = _tiers(plan, args)
-        table.add_row(short.get(plan.size.name, plan.size.name), gigabytes(plan.index_bytes_per_hour), f'{tiers["hours_on_disk"]:.1f}', *map(gigabytes, (
-            tiers['disk_written_bytes_per_s'], tiers['disk_bytes_per_hour'], tiers['bytes_read_per_pass'])))
+        sizes = (tiers[key] for key in ('disk_written_bytes_per_s', 'disk_bytes_per_hour', 'bytes_read_per_pass'))
+        table.add_row(short.get(plan.size.name, plan.size.name), gigabytes(plan.index_bytes_per_hour),
+                      f'{tiers["hours_on_disk"]:.1f}', *map(gigabytes, sizes))
     console.print(table)
 
 

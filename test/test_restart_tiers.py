@@ -46,10 +46,7 @@ class Watched:
         for index in range(begin, end):
             self.stream.step(frames[index % len(frames)], stamp(index))
             saving = self.stream.saving
-            gone = self.kept.put(saving.take())
-            gone += self.kept.put_packed(saving.take_packed())
-            gone += self.kept.trim(saving.needs.first)
-            for _, step in gone:
+            for _, step in self.kept.save(saving.take(), saving.take_packed(), saving.needs.first):
                 self.kept.left(step)
 
 

@@ -91,7 +91,8 @@ def _watch(args: argparse.Namespace, backbone: Backbone, seconds: float, size: t
         'benchmark': 'hours', 'model': args.model, 'hours': args.hours, 'steps_per_second': args.rate, 'steps': steps,
         'prefill_policy': str(old.stream.prefill_policy), 'device_cache_bytes': round(args.device_cache_mb * 1e6),
         'host_cache_bytes': round(args.host_cache_mb * 1e6), 'disk_cache_bytes': round(args.disk_cache_gb * 1e9),
-        'detailed_format': args.detailed_format, 'device': device_name(backbone.device), 'versions': versions(), **_summary(old, young, seconds, policies + beside)}
+        'detailed_format': args.detailed_format, 'device': device_name(backbone.device), 'versions': versions(),
+        **_summary(old, young, seconds, policies + beside)}
     if not args.json:
         _print(result)
     return result
@@ -128,8 +129,7 @@ class _Watch:
         if self.store:
             # A thread of its own does it in the node, between the steps.
             saving, kept = self.stream.saving, self.kept
-            gone = [*kept.put(saving.take()), *kept.put_packed(saving.take_packed()), *kept.trim(saving.needs.first)]
-            for _, step in gone:
+            for _, step in kept.save(saving.take(), saving.take_packed(), saving.needs.first):
                 kept.left(step)
         self.step_ms.append((time_s, report.total_ms))
         for tier, size in self.stream.detailed.tier_bytes.items():

@@ -28,6 +28,7 @@ class Plan:
             and without the mean key of each step that the answer policy `retrieve` adds.
         index_bytes_per_hour, index_bytes: the same of the pages' index.
         workspace_bytes: estimate of a step's temporaries.
+        steps_per_hour: frame steps.
     """
     size: ModelSize
     policy: PrefillPolicy
@@ -41,6 +42,8 @@ class Plan:
     index_bytes_per_hour: int
     index_bytes: int
     workspace_bytes: int
+    detailed_format: str
+    steps_per_hour: float
 
     @property
     def total_bytes(self) -> int:
@@ -62,7 +65,7 @@ def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: i
     """Count bytes for `cameras` cameras that are each watched at `rate_hz` frames per second.
 
     Args:
-        device_cache_bytes: bound on each camera's detailed cache, 0 for none.
+        device_cache_bytes: bound of each camera on the device, where nothing lies below it; 0 for none.
         positions, detailed_format: as a `VideoStream` takes them.
 
     Raises:
@@ -77,7 +80,7 @@ def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: i
     return Plan(size, policy, cameras, hours, size.weights_bytes, cameras * state, step.rows / size.step_tokens,
                 cameras * round(steps_per_hour * step.rows), cameras * round(held * step.rows),
                 cameras * round(steps_per_hour * step.index), cameras * round(held * step.index),
-                _workspace_bytes(size, policy))
+                _workspace_bytes(size, policy), detailed_format, cameras * steps_per_hour)
 
 
 def layout_of(size: ModelSize) -> KVLayout:

@@ -136,9 +136,7 @@ class Disk:
             if camera in self._uncleared:
                 kept.clear()
                 self._uncleared.discard(camera)
-            gone += kept.put(steps)
-            gone += kept.put_packed(packed)
-            gone += kept.trim(needed)
+            gone += kept.save(steps, packed, needed)
         if steps:
             saving, size = self._streams[camera].saving, max(step.bytes for step in steps)
             saving.cycle = max(1, min(LONGEST_CYCLE, self._quota // (2 * len(self._streams) * size)))

@@ -30,6 +30,7 @@ from statekv_ros.node.parameters import MAX_TOKENS, Parameters
 from statekv_ros.node.questions import Outcome, Question
 from statekv_ros.node.transitions import Transitions
 from statekv_ros.srv import Query, Reset
+from statekv_ros.store.hours import describe
 from statekv_ros.store.tier import DiskTier
 from statekv_ros.transport import TransportProfile
 
@@ -178,13 +179,12 @@ class MemoryNode(LifecycleNode):
         if backbone.demonstration:
             self.get_logger().warning(demonstration_warning(backbone))
         policy = get.prefill_policy()
-        detailed_bytes = self._require_memory(backbone, policy)
-        host_cache_bytes = host_bound(get['host_cache_mb'] * 10**6, len(get['cameras']), backbone.device)
+        device_cache_bytes, host_cache_bytes = self._require_memory(backbone, policy)
         cameras, kinds = [], {}
         tiers = {name: DiskTier(packed=not find_format(get['detailed_format']).rotated) for name in get['cameras']} \
             if self._keeps_on_disk else {}
         for name in get['cameras']:
-            stream = VideoStream(backbone, policy, device_cache_bytes=detailed_bytes, positions=get['positions'],
+            stream = VideoStream(backbone, policy, device_cache_bytes=device_cache_bytes, positions=get['positions'],
                                  cuda_graph=get['cuda_graph'], detailed_format=get['detailed_format'],
                                  host_cache_bytes=host_cache_bytes, below=[tiers[name]] if tiers else [])
             kinds[name] = message_type(get[f'{name}.topic'], get[f'{name}.transport'])
@@ -223,8 +223,9 @@ class MemoryNode(LifecycleNode):
             Path(get['memory_dir']).expanduser(), identity, streams, tiers, int(get['disk_cache_gb'] * 1e9), get['sync_period_s'],
             get['restore'], self.get_fully_qualified_name(), log.info, log.warning)
 
-    def _require_memory(self, backbone: Backbone, policy: PrefillPolicy) -> int:
-        """Say what watching will need; bytes of each camera's detailed cache. Raises ParameterError when it cannot fit."""
+    def _require_memory(self, backbone: Backbone, policy: PrefillPolicy) -> tuple[int, int]:
+        """Say what watching will need; bytes of each camera's detailed cache on the device and in main memory. Raises
+        ParameterError when it cannot fit."""
         get, names = self._settings, self._settings['cameras']
         rate_hz = sum(get[f'{name}.rate_hz'] for name in names) / len(names)
         plan = make_plan(backbone.size(*_ASSUMED_FRAME), policy, rate_hz, len(names), positions=get['positions'],
@@ -232,14 +233,14 @@ class MemoryNode(LifecycleNode):
         free, where = available_memory(backbone.device)
         free += plan.weights_bytes      # they are loaded already
         require_fit(plan, free, where)
-        bound = detailed_bound(plan, get['device_cache_mb'] * 10**6, free, where)
+        device = detailed_bound(plan, get['device_cache_mb'] * 10**6, free, where)
+        host = host_bound(get['host_cache_mb'] * 10**6, len(names), backbone.device)
+        disk = int(get['disk_cache_gb'] * 1e9) if self._keeps_on_disk else 0
         self.get_logger().info(
             f'memory, for camera images of {_ASSUMED_FRAME[1]}x{_ASSUMED_FRAME[0]} ({plan.size.step_tokens} tokens per step): '
             f'weights {gigabytes(plan.weights_bytes)}, state {gigabytes(plan.state_bytes)}, workspace about '
-            f'{gigabytes(plan.workspace_bytes)}; detailed cache {gigabytes(plan.detailed_bytes_per_hour)} per hour '
-            f'({get["detailed_format"]}), its index {gigabytes(plan.index_bytes_per_hour)}, bounded at {gigabytes(bound)} per camera: '
-            f'the newest {bound * len(names) / plan.detailed_bytes_per_hour:.1f} h')
-        return bound
+            f'{gigabytes(plan.workspace_bytes)}; {describe(plan, device, host, disk)}')
+        return device, host
 
     def _release(self) -> None:
         with self._life:

@@ -2,7 +2,7 @@
 needs of them."""
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from statekv_ros.store.store import MemoryStore
@@ -27,47 +27,50 @@ class KeptCamera:
         """Raises StoreError where a record is damaged."""
         self.tier = tier
         self._store, self._camera = store, camera
-        self._untrimmed = [step for step, header in store.steps(camera) if step >= 0 and header.get('raw', True)] \
-            if tier.packed else []
+        headers = [(step, header) for step, header in store.steps(camera) if step >= 0]
+        self._untrimmed = [step for step, header in headers if header.get('raw', True)] if tier.packed else []
         self._packed_to = -1
-        tier.attach(store, camera)
+        tier.attach(store, camera, headers)
 
-    def put(self, steps: Iterable[SavedStep]) -> list[tuple[str, int]]:
-        """Store steps; returns camera and number of each that had to leave for them, as the other methods do.
+    def save(self, steps: Iterable[SavedStep], packed: Iterable[tuple[int, torch.Tensor]], needed: int) -> Iterator[tuple[str, int]]:
+        """Store what a frame changed, as the result is gone through.
+
+        Args:
+            packed: what older steps are in few bits, by their numbers; from then on answers can read them here.
+            needed: steps from this one on lead to the carried context; some of the older ones lose all that answers do not read.
+
+        Yields:
+            Camera and number of each step that had to leave for it, also where the next one cannot be stored.
 
         Raises:
             StoreError: as `MemoryStore.put`.
         """
-        gone = []
+        yield from self._put(steps)
+        yield from self._put_packed(packed)
+        yield from self._trim(needed)
+
+    def _put(self, steps: Iterable[SavedStep]) -> Iterator[tuple[str, int]]:
         for step in steps:
-            gone += self._store.put(self._camera, step.step, step.header, step.parts)
+            yield from self._store.put(self._camera, step.step, step.header, step.parts)
             if step.step >= 0:
                 if self.tier.packed:
                     self._untrimmed.append(step.step)
                 else:
                     self.tier.wrote(step.step)
-        return gone
 
-    def put_packed(self, packed: Iterable[tuple[int, torch.Tensor]]) -> list[tuple[str, int]]:
-        """Add what steps are in few bits; from then on answers can read them here."""
-        gone = []
+    def _put_packed(self, packed: Iterable[tuple[int, torch.Tensor]]) -> Iterator[tuple[str, int]]:
         for step, blob in packed:
-            gone += self._store.amend(self._camera, step, {PACKED: True}, {PACKED: blob})
+            yield from self._store.amend(self._camera, step, {PACKED: True}, {PACKED: blob})
             self.tier.wrote(step)
             self._packed_to = max(self._packed_to, step)
-        return gone
 
-    def trim(self, needed: int) -> list[tuple[str, int]]:
-        """Leave out of some steps all that answers do not read, if they are older than `needed`, from where on they lead to the
-        carried context."""
-        gone = []
+    def _trim(self, needed: int) -> Iterator[tuple[str, int]]:
         for step in self._untrimmed[:_TRIMMED_AT_ONCE]:
             if step >= needed or step > self._packed_to:
                 break
-            self._untrimmed.remove(step)
+            self._untrimmed = [other for other in self._untrimmed if other != step]     # it may have left meanwhile
             if self.tier.holds(step):   # else it could not be put into few bits, and stays as it is
-                gone += self._store.amend(self._camera, step, {'raw': False}, {}, keep=PACKED_PARTS)
-        return gone
+                yield from self._store.amend(self._camera, step, {'raw': False}, {}, keep=PACKED_PARTS)
 
     def left(self, step: int) -> None:
         """A step had to leave."""

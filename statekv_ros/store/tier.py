@@ -31,15 +31,15 @@ class DiskTier:
         self._steps: set[int] = set()
         self._gone: deque[int] = deque()
 
-    def attach(self, store: StoreReader, camera: str) -> None:
+    def attach(self, store: StoreReader, camera: str, headers: Iterable[tuple[int, dict]]) -> None:
         """Read from this store; before, nothing is held.
 
-        Raises:
-            StoreError: a record is damaged.
+        Args:
+            headers: of the steps that it has of the camera.
         """
         self._store, self._camera = store, camera
-        self._steps = {step for step, header in store.steps(camera)
-                       if step >= 0 and (header.get(PACKED, False) if self.packed else header.get('raw', True))}
+        self._steps = {step for step, header in headers
+                       if (header.get(PACKED, False) if self.packed else header.get('raw', True))}
 
     def detach(self) -> None:
         """Hold nothing any more."""

@@ -80,7 +80,7 @@ class DetailedCache:
         self.far: FarSteps | None = None
         if host_cache_bytes or below:
             staging_bytes = max_bytes // _STAGING_SHARE or _STAGING_BYTES
-            max_bytes = max_bytes and max_bytes - staging_bytes
+            max_bytes = rows_bound(max_bytes, True)
             self.far = FarSteps(backbone, form, below, host_cache_bytes, staging_bytes)
         self._on_packed = on_packed
         self._backbone, self._positions, self._page_tokens, self._max_bytes = backbone, positions, page_tokens, max_bytes
@@ -406,3 +406,8 @@ class DetailedCache:
         self.tokens -= record.tokens
         self.forgotten_frames += record.frames
         self.forgotten_first_ns = min(self.forgotten_first_ns or record.first_stamp_ns, record.first_stamp_ns)
+
+
+def rows_bound(max_bytes: int, below: bool) -> int:
+    """Bytes that steps on the device may take of its bound, 0 for none: where tiers lie `below`, some are for staging."""
+    return max_bytes - max_bytes // _STAGING_SHARE if below else max_bytes

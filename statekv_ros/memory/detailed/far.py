@@ -190,16 +190,15 @@ class FarSteps:
         rows, turn = slice(begin, begin + step.lengths[number]), 0
         if self._form.rotated:
             shape = layout.layers, layout.kv_heads, record.tokens, layout.head_dim
-            given = []
-            for part in ('key', 'value'):
-                found = self._read(step, part, layout.dtype, shape, (layer, slice(None), rows))
-                if found is None:
-                    return None
-                given.append(found[0])
-                turn = step.turn if found[1] else 0
+            key, value = (self._read(step, part, layout.dtype, shape, (layer, slice(None), rows)) for part in ('key', 'value'))
+            if key is None or value is None:
+                return None
+            # Each may come from a tier of its own; it is keys that are turned.
+            given, turn = [key[0], value[0]], step.turn if key[1] else 0
         else:
             cuts = page_cuts(layout, self._form.bits, step.lengths)
-            found = self._read(step, 'packed', torch.uint8, (layout.layers, cuts[-1]), (layer, slice(cuts[number], cuts[number + 1])))
+            found = self._read(step, 'packed', torch.uint8, (layout.layers, cuts[-1]),
+                               (layer, slice(cuts[number], cuts[number + 1])))
             if found is None:
                 return None
             given = [found[0]]

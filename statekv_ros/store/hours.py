@@ -1,0 +1,53 @@
+"""How long the tiers of a memory last, and what the disk is written, known from a plan."""
+from dataclasses import dataclass
+
+from statekv_ros.memory.capacity import Plan, gigabytes, layout_of
+from statekv_ros.memory.detailed.cache import PAGE_TOKENS, rows_bound
+from statekv_ros.memory.detailed.formats import find_format
+from statekv_ros.store.sizes import disk_step
+
+
+@dataclass(frozen=True)
+class TierHours:
+    """Hours of watching until each tier is full, from the beginning; all cameras are watched alike.
+
+    Attributes:
+        device, host, disk: hours; None: no bound.
+        disk_bytes_per_hour: that the file grows by.
+        disk_written_bytes_per_s: that are handed to the disk.
+    """
+    device: float | None
+    host: float | None
+    disk: float | None
+    disk_bytes_per_hour: int
+    disk_written_bytes_per_s: int
+
+    def __str__(self) -> str:
+        tiers = {'on the device': self.device, 'in main memory': self.host, 'on disk': self.disk}
+        return ', '.join(f'{hours:.1f} h {where}' if hours is not None else f'all {where}' for where, hours in tiers.items()
+                         if hours != 0)
+
+
+def tier_hours(plan: Plan, device_bytes: int, host_bytes: int, disk_bytes: int) -> TierHours:
+    """Of a plan's cameras together.
+
+    Args:
+        device_bytes: bound of each camera, 0 for none; host_bytes: of each camera; 0: no such tier.
+        disk_bytes: of the folder; 0: no such tier.
+    """
+    size, policy = plan.size, plan.policy
+    step = disk_step(layout_of(size), find_format(plan.detailed_format), size.position_axes, size.step_tokens,
+                     policy.budget if policy.kind == 'statekv' else 0, PAGE_TOKENS)
+    per_hour = plan.detailed_bytes_per_hour / plan.cameras
+    rows = rows_bound(device_bytes, bool(host_bytes or disk_bytes))
+    return TierHours(rows / per_hour if device_bytes else None, host_bytes / per_hour,
+                     disk_bytes / (plan.steps_per_hour * step.kept), round(plan.steps_per_hour * step.kept),
+                     round(plan.steps_per_hour * step.written / 3600))
+
+
+def describe(plan: Plan, device_bytes: int, host_bytes: int, disk_bytes: int) -> str:
+    """What watching will hold, for a log."""
+    hours = tier_hours(plan, device_bytes, host_bytes, disk_bytes)
+    disk = f'; the disk grows by {gigabytes(hours.disk_bytes_per_hour)} per hour' if disk_bytes else ''
+    return (f'detailed cache {gigabytes(plan.detailed_bytes_per_hour)} per hour ({plan.detailed_format}), its index '
+            f'{gigabytes(plan.index_bytes_per_hour)}, of each camera {gigabytes(device_bytes)} on the device: the newest {hours}{disk}')
