@@ -23,7 +23,7 @@ def test_qwen3_vl_2b_by_hand():
     plan = make_plan(size, STATEKV, rate_hz=2.0, hours=8)
     assert plan.detailed_bytes_per_hour == 3600 * 205 * (114_688 + 1)   # one step a second; is a token visual?
     assert plan.detailed_bytes == 8 * plan.detailed_bytes_per_hour
-    assert plan.index_bytes_per_hour == 3600 * 4 * (28 * 8 * (2 * 128 * 2 + 4 + 512 // 16) + 12)  # and the table, and leaves
+    assert plan.index_bytes_per_hour == 3600 * 4 * (28 * 8 * (2 * 128 * 2 + 4 + 512 // 16) + 20)  # and the table, and leaves
     four = make_plan(size, STATEKV, rate_hz=2.0, detailed_format='int4')
     # Half a byte a number, a visual mark and three positions a token; for each of 4 pages, scale and zero of K and V in fp16.
     assert four.detailed_bytes_per_hour == 3600 * (205 * (28_672 + 1 + 3 * 4) + 4 * 28 * 8 * 128 * 4 * 2)
@@ -73,7 +73,7 @@ def test_a_step_in_the_detailed_cache_takes_the_bytes_of_the_plan(form, backbone
     assert taken == sum(planned(record.tokens) for record in list(stream.detailed.records())[:steps])
     pages = stream.detailed.pages
     assert (pages.stop - pages.first) * pages.page_bytes == plan.index_bytes_per_hour * stream.steps // 3600
-    assert sum(tensor.nbytes for tensor in (pages._entries, pages._starts, pages._lengths, pages._slots)) == pages.bytes
+    assert sum(tensor.nbytes for tensor in (pages._entries, *pages._numbers())) == pages.bytes
 
 
 def test_a_format_that_is_unknown_is_refused_by_the_plan(capsys):

@@ -10,7 +10,7 @@ from statekv_ros.memory import VideoStream
 from statekv_ros.memory.answering.candidates import OPEN_LEAVES, Candidates, Group
 from statekv_ros.memory.answering.choosing import PageChooser
 from statekv_ros.memory.answering.snapshot import take_snapshot
-from statekv_ros.memory.detailed.index import INDEXES, MeanIndex
+from statekv_ros.memory.detailed.index import INDEXES, scores
 from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES
 from statekv_ros.memory.detailed.table import PageTable
 from statekv_ros.memory.policies import parse_answer_policy
@@ -76,14 +76,14 @@ def test_rows_have_their_true_say_though_most_of_what_they_want_is_not_scored():
     pages, found = chooser_of(table, 64).votes(0, rows, 0)
     assert votes.sum(dim=-1) == pytest.approx(7, rel=1e-4)
     of_open = votes.gather(1, pages).sum(dim=-1)
-    assert (of_open < 5).all() and found.sum(dim=-1) == pytest.approx(of_open, rel=.15)
+    assert (of_open < 5).all() and found.sum(dim=-1) == pytest.approx(of_open, rel=.2)
 
 
 def test_entries_scored_in_a_pass_are_bounded_and_hardly_grow_with_the_pages_held(monkeypatch):
     """Counted: the entries, not the time."""
-    scored, scores = [], MeanIndex.scores
-    monkeypatch.setattr(MeanIndex, 'scores', lambda self, rows, entries: scored.append(entries.shape[1]) or scores(
-        self, rows, entries))
+    scored = []
+    monkeypatch.setattr('statekv_ros.memory.answering.candidates.scores', lambda queries, entries: scored.append(
+        entries.shape[1]) or scores(queries, entries))
     counts = {}
     for pages in (1000, 4000, 20_000):
         table = filled(pages, step=50)
@@ -132,7 +132,7 @@ def test_leaves_are_told_in_the_bytes_of_the_table_and_a_page_bears_its_share():
     leaves = table.leaves
     assert few.leaves.bytes == 0 and leaves.bytes == leaves._pages.nbytes + leaves._entries.nbytes > 0
     assert table.bytes == sum(tensor.nbytes for tensor in (
-        table._entries, table._starts, table._lengths, table._slots, leaves._pages, leaves._entries))
+        table._entries, *table._numbers(), leaves._pages, leaves._entries))
     full = leaves._pages.shape[2] // LEAVES * CHAPTER
     assert leaves.bytes == full * leaves.page_bytes
 

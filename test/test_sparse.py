@@ -88,7 +88,8 @@ def test_pages_are_chosen_by_their_definition(family, count, positions, backbone
                 # Before a turn of the page's own, for the variance is told in the stretch's positions.
                 page = backbone.rotate(page, step.stretch.shift - step.stretch.position)
                 own = backbone.rotate(turned, step.stretch.shift - step.stretch.position)
-                mean, spread = page.mean(dim=1), page.var(dim=1, correction=0)
+                # The index has halves.
+                mean, spread = page.mean(dim=1).half().float(), page.var(dim=1, correction=0).half().float()
                 scores.append((own * mean[:, None]).sum(-1) + (own ** 2 * spread[:, None]).sum(-1) / 2
                               + torch.tensor(float(length)).log())
         votes = torch.softmax(torch.stack(scores, dim=-1), dim=-1).sum(dim=1)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from store_writer import IDENTITY, QUOTA_BYTES, SHAPE, parts_of
 
 from statekv_ros.errors import ParameterError, StoreError, StoreFull, StoreMismatch
+from statekv_ros.memory.detailed.tiers import Run
 from statekv_ros.store import MemoryStore, StoreReader
 from statekv_ros.store.cli import main as statekv_memory
 from statekv_ros.store.folder import file_system
@@ -53,18 +54,19 @@ def other_writer(tmp_path):
 def test_every_tensor_comes_back_bit_equal_whatever_its_dtype_and_strides(store, value):
     store.put('front', 0, {}, {'value': value})
     assert same(store.load_step('front', 0)[1]['value'], value)
-    assert same(store.read('front', 0, 'value', value.dtype, tuple(value.shape)), value)
 
 
-@pytest.mark.parametrize('index', [0, (2, 1), (1, 0, slice(7, 40)), (slice(None), 1), slice(1, 3), (..., 3), (2, 1, 5, 31)])
-def test_a_slice_equals_that_of_the_whole_and_owns_its_memory(tmp_path, index):
+def test_runs_equal_the_bytes_of_the_whole_and_own_their_memory(tmp_path):
+    wholes = {step: parts_of(step)['key'].view(torch.uint8).flatten().numpy().tobytes() for step in (4, 5, 6)}
+    size = len(wholes[4])
+    wanted = [Run(step, size, begin, end) for step, begin, end in (
+        (5, 0, size), (4, 7, 40), (6, size - 1, size), (4, 8, 8), (5, size // 2, size // 2 + 99))]
     with opened(tmp_path) as store:
-        whole = parts_of(4)['key']
-        store.put('front', 4, {}, parts_of(4))
-        read = store.read('front', 4, 'key', torch.bfloat16, SHAPE, index)
+        for step in wholes:
+            store.put('front', step, {}, parts_of(step))
+        found = store.runs('front', 'key', wanted)
         store.clear('front')
-    assert same(read, whole[index])
-    read.zero_()
+    assert found == [wholes[run.step][run.begin:run.end] for run in wanted]
 
 
 def test_headers_states_and_bytes_survive_the_next_start(tmp_path):
@@ -137,13 +139,11 @@ def test_a_step_larger_than_the_quota_is_refused_and_nothing_leaves_for_it(store
     assert [step for step, _ in store.steps('front')] == [0, 1]
 
 
-def test_reading_what_is_not_there_or_has_another_size_says_so(store):
+def test_what_is_not_there_or_has_another_size_is_not_read_and_names_that_cannot_be_are_refused(store):
     store.put('front', 0, {}, {'value': torch.zeros(4)})
-    for arguments, words in ((('front', 1, 'value', torch.float32, (4,)), "no part 'value' of step 1 of 'front'"),
-                             (('front', 0, 'key', torch.float32, (4,)), "no part 'key' of step 0"),
-                             (('front', 0, 'value', torch.float32, (5,)), r'16 bytes .* has 20')):
-        with pytest.raises(StoreError, match=words):
-            store.read(*arguments)
+    there = Run(0, 16, 0, 4)
+    assert store.runs('front', 'value', [there, Run(1, 16, 0, 4), Run(0, 20, 0, 4), there]) == [b'\0' * 4, None, None, b'\0' * 4]
+    assert store.runs('front', 'key', [there]) == store.runs('back', 'value', [there]) == [None]
     for camera in ('', 'a\0b', 'x' * 300):
         with pytest.raises(StoreError, match='camera must have 1 to 255 bytes'):
             store.put(camera, 0, {}, {})

@@ -213,5 +213,5 @@ def test_a_flipped_bit_in_a_value_is_found_by_check_and_the_rest_is_exported(wri
     assert statekv_memory(['export', str(folder), str(tmp_path / 'out'), '--steps-per-file', '1']) == 1
     assert len(list((tmp_path / 'out').iterdir())) == 19
     with opened(folder) as store, pytest.raises(StoreError, match='damaged'):
-        assert store.read('front', 8, 'key', torch.bfloat16, SHAPE).shape == SHAPE
+        assert store.load_step('front', 8)[1]['key'].shape == SHAPE
         store.load_step('front', 7)

@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,13 @@ import lmdb
 
 from statekv_ros.errors import StoreError
 from statekv_ros.store.folder import DATA, told, torn
-from statekv_ros.store.records import (STATE, STEP, Record, camera_and_step, part_key, state_key, step_key, step_prefix, tensor)
+from statekv_ros.store.records import (STATE, STEP, Record, camera_and_step, part_key, part_keys, state_key, step_key, step_prefix,
+                                       tensor)
 
 if TYPE_CHECKING:
     import torch
+
+    from statekv_ros.memory.detailed.tiers import Run
 
 FORMAT_VERSION = 1
 ABOUT, RECORDS, VALUES = b'about', b'records', b'values'      # in LMDB's main table: what made it, and two tables
@@ -89,27 +92,19 @@ class StoreReader:
                 more = cursor.next()
         return found
 
-    def read(self, camera: str, step: int, part: str, dtype: torch.dtype, shape: tuple[int, ...],
-             index: Any = ()) -> torch.Tensor:
-        """`value[index]` of one part of a step, in memory of its own; without a copy of what is not asked for.
-
-        Args:
-            dtype, shape: of the whole part, as it was put.
-            index: integers, slices or a tuple of them. Leading axes lie together, so [layer, head] is one stretch.
+    def runs(self, camera: str, part: str, wanted: Sequence[Run]) -> list[bytes | None]:
+        """Bytes of one part of several steps, in one transaction; None where there is no such step or part, or it has another
+        size. Pages that are not asked for are not touched.
 
         Raises:
-            StoreError: there is no such step or part, or it has another size.
+            StoreError: the file cannot be read.
         """
+        found, values = [], self._values
         with self._reading(buffers=True) as transaction:
-            value = transaction.get(part_key(step_key(camera, step), part), db=self._values)
-            size = dtype.itemsize
-            for length in shape:
-                size *= length
-            if value is None or len(value) != size:
-                raise StoreError(f'{self.folder} has ' + (
-                    f'no part {part!r} of step {step} of {camera!r}' if value is None else
-                    f'{len(value)} bytes of part {part!r} of step {step} of {camera!r}, where {dtype} {shape} has {size}'))
-            return tensor(value, dtype, shape, index)
+            for run, key in zip(wanted, part_keys(camera, part, [run.step for run in wanted])):
+                value = transaction.get(key, db=values)
+                found.append(None if value is None or len(value) != run.size else bytes(value[run.begin:run.end]))
+        return found
 
     def load_state(self, camera: str) -> tuple[dict[str, Any], dict[str, torch.Tensor | bytes]] | None:
         """Header and parts of a camera's newest state; None where it has none.

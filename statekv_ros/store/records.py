@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +89,12 @@ def part_key(record_key: bytes, part: str) -> bytes:
     return record_key + _name('part', part, _LONGEST_PART)
 
 
+def part_keys(camera: str, part: str, steps: Sequence[int]) -> list[bytes]:
+    """Keys of one part of several steps."""
+    prefix, name = step_prefix(camera), _name('part', part, _LONGEST_PART)
+    return [prefix + _STEP_NUMBER.pack(step - _LEAST_STEP) + name for step in steps]
+
+
 def raw(value: torch.Tensor | bytes) -> tuple[str, tuple[int, ...], memoryview]:
     """dtype, shape and bytes of a part; a tensor may lie on any device and in any strides."""
     if isinstance(value, bytes):
@@ -98,10 +104,10 @@ def raw(value: torch.Tensor | bytes) -> tuple[str, tuple[int, ...], memoryview]:
     return str(value.dtype).removeprefix('torch.'), tuple(value.shape), memoryview(flat)
 
 
-def tensor(buffer: memoryview, dtype: torch.dtype, shape: tuple[int, ...], index: Any = ()) -> torch.Tensor:
-    """`value[index]` of a part that lies in `buffer`, in memory of its own. Only what is indexed is touched."""
+def tensor(buffer: memoryview, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    """A part that lies in `buffer`, in memory of its own."""
     import torch
-    elements = np.frombuffer(buffer, _CARRIERS[dtype.itemsize]).reshape(shape)[index]
+    elements = np.frombuffer(buffer, _CARRIERS[dtype.itemsize]).reshape(shape)
     return torch.from_numpy(np.array(elements, order='C')).view(dtype)
 
 

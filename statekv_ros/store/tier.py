@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from statekv_ros.errors import StoreError
 from statekv_ros.store.reader import StoreReader
 
-if TYPE_CHECKING:
-    import torch
+if TYPE_CHECKING:       # `statekv-memory` looks into a memory without loading torch
+    from statekv_ros.memory.detailed.tiers import Run
 
 PACKED, INDEX, KEY_POSITIONS = 'packed', 'index', 'key_positions'
 PACKED_PARTS = PACKED, INDEX, KEY_POSITIONS     # all that is read of a step in few bits
@@ -59,11 +59,11 @@ class DiskTier:
     def holds(self, step: int) -> bool:
         return step in self._steps
 
-    def read(self, step: int, part: str, dtype: torch.dtype, shape: tuple[int, ...], index: Any = ()) -> torch.Tensor:
+    def runs(self, part: str, wanted: Sequence[Run]) -> Sequence[bytes | None]:
         try:
-            return self._store.read(self._camera, step, part, dtype, shape, index)
-        except StoreError as error:     # it has left just now, or cannot be read
-            raise LookupError(f'step {step}: {error}') from error
+            return self._store.runs(self._camera, part, wanted)
+        except StoreError:      # the file cannot be read
+            return [None] * len(wanted)
 
     def gone(self) -> Iterable[int]:
         gone = []

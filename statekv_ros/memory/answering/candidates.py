@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from statekv_ros.memory.detailed.index import scores
 from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES
 from statekv_ros.memory.detailed.table import PageTable
 
@@ -47,39 +48,37 @@ class Candidates:
         Returns:
             Pages by number, [kv_heads, pages] int64, None for all from `first` on; their votes [kv_heads, pages] fp32.
         """
-        scored, through, offset = [], [], self._table.first
+        scored, through = [], []
         for group in self._groups:
             span = slice(max(group.first, first), group.stop)
             if span.start >= span.stop:
                 continue
-            turned = self._rotate(rows, group.turn) if group.turn else rows
-            whole = self._whole(layer, span)
+            queries = self._table.index.queries(self._rotate(rows, group.turn) if group.turn else rows)
+            whole, parts = self._whole(layer, span), [span]
             if whole is not None:
-                through.append((turned, whole))
-                ends = [slice(span.start, whole.start * CHAPTER), slice(whole.stop * CHAPTER, span.stop)]
-            for part in [span] if whole is None else ends:
-                scores = self._scores(turned, self._table.entries(layer, part))
-                scored.append((part, scores.add_(self._table.lengths(part).log())))
+                through.append((queries, whole, self._leaf_scores(layer, queries, whole)))
+                parts = [slice(span.start, whole.start * CHAPTER), slice(whole.stop * CHAPTER, span.stop)]
+            scored += [(part, scores(queries, self._table.entries(layer, part)).add_(self._table.lengths(part).log()))
+                       for part in parts if part.start < part.stop]
         if not through:
-            scores = torch.cat([scores for _, scores in scored], dim=-1)
+            of_pages = torch.cat([of_part for _, of_part in scored], dim=-1)
             if unwanted is not None:
-                scores.masked_fill_(unwanted, float('-inf'))
-            return None, torch.softmax(scores, dim=-1).sum(dim=1)
-        leaves = [self._leaf_scores(layer, turned, whole) for turned, whole in through]
-        mass = torch.cat([scores for _, scores in scored] + leaves, dim=-1).logsumexp(dim=-1, keepdim=True)
-        lengths = self._table.lengths(slice(offset, self._table.stop))
+                of_pages.masked_fill_(unwanted, float('-inf'))
+            return None, torch.softmax(of_pages, dim=-1).sum(dim=1)
+        mass = torch.cat([*(of_part for _, of_part in scored), *(of_leaves for *_, of_leaves in through)], dim=-1).logsumexp(
+            dim=-1, keepdim=True)
         pages = [torch.arange(part.start, part.stop, device=rows.device).expand(len(rows), -1) for part, _ in scored]
-        scores = [scores for _, scores in scored]
-        for (turned, whole), of_leaves in zip(through, leaves):
-            # In logarithms: most rows have no vote left for most leaves.
-            best = (of_leaves - mass).logsumexp(dim=1).topk(self._leaves, dim=-1).indices
+        of_pages, closed = [of_part for _, of_part in scored], torch.zeros_like(mass)
+        for queries, whole, of_leaves in through:
+            shares = of_leaves.sub_(mass).exp_()
+            best = shares.sum(dim=1).topk(self._leaves, dim=-1).indices
+            # Leaves that stay closed get their votes too: else a row that wants a bit of everything had more say in what is open.
+            closed += shares.scatter_(2, best[:, None].expand(-1, rows.shape[1], -1), 0).sum(dim=-1, keepdim=True)
             found = self._table.leaves.pages(layer, whole, best)
             pages.append(found)
-            scores.append(self._scores(turned, self._table.entries_of(layer, found)) + lengths[found - offset].log()[:, None])
-            of_leaves.scatter_(2, best[:, None].expand(-1, rows.shape[1], -1), float('-inf'))
-        # Leaves that stay closed get their votes too: else a row that wants a bit of everything had more say in what is open.
-        closed = torch.cat(leaves, dim=-1).logsumexp(dim=-1, keepdim=True)
-        return torch.cat(pages, dim=-1), torch.softmax(torch.cat([*scores, closed], dim=-1), dim=-1).sum(dim=1)[:, :-1]
+            of_pages.append(scores(queries, self._table.entries_of(layer, found)).add_(self._table.lengths_of(found).log()[:, None]))
+        votes = torch.softmax(torch.cat([*of_pages, closed.log().add_(mass)], dim=-1), dim=-1)
+        return torch.cat(pages, dim=-1), votes.sum(dim=1)[:, :-1]
 
     def _whole(self, layer: int, span: slice) -> slice | None:
         """The chapters of a span that are worth going through by leaves."""
@@ -88,10 +87,7 @@ class Candidates:
         worth = self._leaves is not None and (chapters.stop - chapters.start) * LEAVES > self._leaves
         return chapters if worth else None
 
-    def _leaf_scores(self, layer: int, rows: torch.Tensor, chapters: slice) -> torch.Tensor:
+    def _leaf_scores(self, layer: int, queries: torch.Tensor, chapters: slice) -> torch.Tensor:
         """How much each row wants each leaf, [kv_heads, rows, leaves] fp32."""
         length = self._table.lengths(slice(chapters.start * CHAPTER, chapters.stop * CHAPTER)).float().mean().log()
-        return self._scores(rows, self._table.leaves.entries(layer, chapters)).add_(length + math.log(LEAF))
-
-    def _scores(self, rows: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
-        return self._table.index.scores(rows.to(entries.dtype), entries).float()
+        return scores(queries, self._table.leaves.entries(layer, chapters)).add_(length + math.log(LEAF))

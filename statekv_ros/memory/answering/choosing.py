@@ -5,16 +5,17 @@ pages by the index (all, or its candidates where very many are held) and spreads
 pages with the most votes over all rows of the KV head are read by all of them. Nothing is kept from pass to pass: each slice of
 the question and each token of the answer chooses anew.
 """
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.memory.answering.candidates import OPEN_LEAVES, Candidates, Group
 from statekv_ros.memory.answering.snapshot import Snapshot
-from statekv_ros.memory.detailed.pages import HeldStep
+from statekv_ros.memory.detailed.pages import HeldStep, by_stretch
 from statekv_ros.memory.detailed.table import PageTable
 
 
@@ -49,29 +50,25 @@ class PageChooser:
         self._table = snapshot.seen.detailed.pages
         steps, device = snapshot.steps, snapshot.seen.backbone.device
         self._first, self._stop = steps[0].page, steps[-1].page + len(steps[-1].lengths)
-        self._groups: list[Group] = []
-        begin, pages, moves = 0, [], []
-        while begin < len(steps):
-            # Over hours steps are many, stretches are few: not every step is looked at.
-            stretch, first = steps[begin].stretch, steps[begin]
-            begin = bisect_right(steps, stretch.position, begin, key=lambda step: step.stretch.position)
-            last = steps[begin - 1]
-            # Its first step that can be read decides where all of it stands.
-            turn = snapshot.turn(first.record.position, stretch.shift)
-            pages.append(first.page)
-            moves.append(-turn)
-            self._add(first.page, last.page + len(last.lengths), turn + stretch.shift - stretch.position)
-        self._unwanted, lengths = None, self._table.lengths(slice(self._first, self._stop))
+        pages = slice(self._first, self._stop)
+        self._unwanted, lengths = None, self._table.lengths(pages)
+        positions, shifts = self._table.stretches(pages)
+        seen_from = positions.clone()       # of a stretch, the first step that can be read decides where all of it stands
         if len(steps) <= steps[-1].record.step - steps[0].record.step:
             unwanted = torch.ones(self._stop - self._first, dtype=torch.bool)
             for step in steps:
                 unwanted[step.page - self._first:step.page - self._first + len(step.lengths)] = False
             unwanted = unwanted.to(device) & (lengths > 0)      # what was lost in between is not there to be wanted
             self._unwanted = unwanted if unwanted.any() else None
-        self._moves = None
-        if any(moves):
-            counts = [stop - page for page, stop in zip(pages, [*pages[1:], self._stop])]
-            self._moves = torch.tensor(moves, dtype=torch.int32).repeat_interleave(torch.tensor(counts)).to(device)
+            firsts = [steps[begin] for begin, _ in by_stretch(steps)]
+        else:
+            firsts = steps[:1]              # only the oldest stretch can have lost steps
+        for step in firsts:
+            if step.record.position != step.stretch.position:
+                seen_from[(positions == step.stretch.position) & (shifts == step.stretch.shift)] = step.record.position
+        turns = snapshot.turns(seen_from, shifts)
+        self._moves = -turns if turns.any() else None
+        self._groups = self._grouped(turns + shifts - positions)
         shortest = int(torch.where(lengths > 0, lengths, lengths.max()).min())      # 0: lost
         self._count = max(1, self.tokens // max(1, shortest))
         # Where pages that nobody wants lie between, leaves would be full of them.
@@ -119,12 +116,11 @@ class PageChooser:
                 Choice(exact, starts[boundary - first:].expand(len(best), -1), chosen,
                        None if moves is None else moves[boundary - first:].expand(len(best), -1))]
 
-    def _add(self, first: int, stop: int, turn: int) -> None:
-        last = self._groups[-1] if self._groups else None
-        if last is not None and last.turn == turn:
-            self._groups[-1] = Group(last.first, stop, turn)   # what lies between is not wanted, and masked
-        else:
-            self._groups.append(Group(last.stop if last else first, stop, turn))
+    def _grouped(self, turns: torch.Tensor) -> list[Group]:
+        """Pages side by side that stand alike; what lies between is not wanted, and masked."""
+        different, counts = (part.tolist() for part in torch.unique_consecutive(turns, return_counts=True))
+        stops = accumulate(counts, initial=self._first)
+        return [Group(first, stop, turn) for (first, stop), turn in zip(pairwise(stops), different)]
 
 
 class FixedPages:
@@ -168,10 +164,7 @@ class FixedPages:
 
 def turns_of(snapshot: Snapshot, steps: Sequence[HeldStep]) -> list[int]:
     """By how many positions a query has to be turned for each of these steps, oldest first."""
-    turns, stretch = [], None
-    for step in steps:
-        if step.stretch is not stretch:     # its first step that can be read decides where all of it stands
-            stretch = step.stretch
-            turn = snapshot.turn(step.record.position, stretch.shift)
-        turns.append(turn)
+    turns = []
+    for begin, end in by_stretch(steps):    # its first step that can be read decides where all of a stretch stands
+        turns += [snapshot.turn(steps[begin].record.position, steps[begin].stretch.shift)] * (end - begin)
     return turns

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import attrgetter
 
+import torch
+
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.errors import QuestionError
 from statekv_ros.memory.carried.positions import PositionPolicy
@@ -125,6 +127,11 @@ class Snapshot:
         if shift is None:
             return 0
         return self.seen.shift - shift - max(0, self.seen.position - position - self.seen.positions.limit)
+
+    def turns(self, positions: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+        """`turn` of several, int32."""
+        beyond = (self.seen.position - self.seen.positions.limit) - positions.long()    # the limit may be no limit at all
+        return (self.seen.shift - shifts - beyond.clamp_min(0)).int()
 
 
 def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int | None]) -> Snapshot:

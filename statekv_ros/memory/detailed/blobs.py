@@ -12,7 +12,7 @@ import torch
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.memory.detailed.formats import Stored
 
-_SCALES = 4     # of keys and values, scale and zero
+SCALES = 4     # of keys and values, scale and zero
 
 
 class Encoded(NamedTuple):
@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
 
 def page_bytes(layout: KVLayout, bits: int, tokens: int) -> int:
     """Bytes of a page of `tokens` tokens in one layer."""
-    return layout.kv_heads * layout.head_dim * (2 * tokens * bits // 8 + _SCALES * torch.float16.itemsize)
+    return layout.kv_heads * layout.head_dim * (2 * tokens * bits // 8 + SCALES * torch.float16.itemsize)
 
 
 def page_cuts(layout: KVLayout, bits: int, lengths: Sequence[int]) -> list[int]:
@@ -56,9 +56,15 @@ def from_blobs(layout: KVLayout, bits: int, tokens: int, blobs: torch.Tensor) ->
     Returns:
         codes [..., kv_heads, tokens, head_dim * bits / 8], scale and zero [..., kv_heads, head_dim], of keys and of values.
     """
-    heads, width = layout.kv_heads, layout.head_dim * bits // 8
-    codes, scales = heads * tokens * width, heads * layout.head_dim * torch.float16.itemsize
-    *runs, = blobs.split([codes, codes, *[scales] * _SCALES], dim=-1)
-    key, value = (run.unflatten(-1, (heads, tokens, width)) for run in runs[:2])
-    numbers = [run.contiguous().view(torch.float16).unflatten(-1, (heads, layout.head_dim)) for run in runs[2:]]
+    codes, scales = of_blobs(layout, bits, tokens, blobs)
+    (key, value), numbers = codes.unbind(-4), scales.unbind(-3)
     return Stored(key, *numbers[:2]), Stored(value, *numbers[2:])
+
+
+def of_blobs(layout: KVLayout, bits: int, tokens: int, blobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `from_blobs`, side by side: codes [..., 2, kv_heads, tokens, head_dim * bits / 8], of keys and of values; scale and zero
+    of keys and of values, [..., 4, kv_heads, head_dim] fp16."""
+    heads, width = layout.kv_heads, layout.head_dim * bits // 8
+    codes, scales = blobs.split([2 * heads * tokens * width, SCALES * heads * layout.head_dim * torch.float16.itemsize], dim=-1)
+    return (codes.unflatten(-1, (2, heads, tokens, width)),
+            scales.contiguous().view(torch.float16).unflatten(-1, (SCALES, heads, layout.head_dim)))

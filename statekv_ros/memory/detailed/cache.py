@@ -197,7 +197,7 @@ class DetailedCache:
         self.tokens += record.tokens
         # The index knows keys as if their stretch began at position 0: a query then stands alike before all that is far.
         keys = self._backbone.rotate(self._exact.rows.key[:, :, rows].float(), stretch.shift - stretch.position)
-        self.pages.append(self.pages.index.entries(keys, len(lengths)), step.row, record.tokens)
+        self.pages.append(self.pages.index.entries(keys, len(lengths)), step.row, record.tokens, stretch)
 
     def newest_parts(self) -> dict[str, torch.Tensor]:
         """What tiers have of the step that was committed last besides its keys and values: `key_positions`, and its pages' entries
@@ -218,7 +218,7 @@ class DetailedCache:
         device, lengths = self.layout.device, page_lengths(record.tokens, self._page_tokens)
         positions = parts['key_positions'].to(device)
         step = HeldStep(record, 0, self._same(stretch), self.pages.stop, lengths, positions)
-        self.pages.append(parts['index'].to(device), 0, record.tokens)
+        self.pages.append(parts['index'].to(device), 0, record.tokens, step.stretch)
         self.tokens += record.tokens
         while not self._packed.has_room(step):
             if not self._packed.steps:
@@ -238,7 +238,7 @@ class DetailedCache:
         """
         lengths = page_lengths(record.tokens, self._page_tokens)
         step = HeldStep(record, -1, self._same(stretch), self.pages.stop, lengths, None, turn=turn)
-        self.pages.append(index.to(self.layout.device), 0, record.tokens)
+        self.pages.append(index.to(self.layout.device), 0, record.tokens, step.stretch)
         self.pages.leave(len(lengths))
         self.tokens += record.tokens
         self.far.adopt(step)

@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -13,13 +11,13 @@ import torch
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.memory.detailed.blobs import from_blobs, page_cuts
+from statekv_ros.memory.detailed.fetching import PageFetcher
 from statekv_ros.memory.detailed.formats import Format
 from statekv_ros.memory.detailed.pages import HeldStep
 from statekv_ros.memory.detailed.staging import Staging
 from statekv_ros.memory.detailed.tiers import HostTier, Tier
 
 _MOST_WAITING = 8       # steps in main memory beyond its bound, until the tier below has them
-_POSITIONS_KEPT = 1024  # steps whose tokens' positions stay on the host
 
 
 class Round(NamedTuple):
@@ -50,8 +48,9 @@ class FarSteps:
         self.host = HostTier(host_cache_bytes, backbone.device.type == 'cuda')
         self.staging: Staging | None = None
         self._backbone, self._form, self._staging_bytes = backbone, form, staging_bytes
-        self._below, self._tiers = tuple(below), (self.host, *below)
-        self._positions: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self._below = tuple(below)
+        self._fetcher = PageFetcher(backbone, form, (self.host, *below))
+        self._first_pages: list[int] = []       # of each step
         self._longest = 0
 
     @property
@@ -70,6 +69,7 @@ class FarSteps:
     def adopt(self, step: HeldStep) -> None:
         """Hold a step, newer than all that are here, that a tier below has."""
         self.steps.append(step)
+        self._first_pages.append(step.page)
         self._longest = max(self._longest, *step.lengths)
 
     def pop_lost(self) -> list[HeldStep]:
@@ -83,7 +83,8 @@ class FarSteps:
             here = at < len(self.steps) and _number(self.steps[at]) == number
             if here and not self._is_held(number):
                 lost.append(self.steps.pop(at))
-                self._positions.pop(number, None)
+                del self._first_pages[at]
+                self._fetcher.forget(number)
         return lost
 
     def rounds(self, layer: int, pages: torch.Tensor, lengths: torch.Tensor) -> Iterator[Round]:
@@ -98,8 +99,9 @@ class FarSteps:
             return
         staging = self._staging_for(int(tokens.max()))
         held = staging.slot_of(layer)
-        # Those that are there first: later rounds may take their places.
-        ordered = sorted(wanted.tolist(), key=lambda page: page not in held)
+        ordered = wanted.tolist()
+        if len(ordered) > staging.slots:
+            ordered.sort(key=lambda page: page not in held)     # first what is there: later rounds may take its place
         for first in range(0, len(ordered), staging.slots):
             part = ordered[first:first + staging.slots]
             self._bring_up(layer, part)
@@ -114,18 +116,18 @@ class FarSteps:
         layout, record = self._backbone.layout, step.record
         if self._form.rotated:
             shape = layout.layers, layout.kv_heads, record.tokens, layout.head_dim
-            found = self._read(step, 'key', layout.dtype, shape, ())
+            found = self._fetcher.read(step, 'key', layout.dtype, shape)
             if found is None:
                 return None
             key = self._backbone.rotate(found[0].to(layout.device).float(), step.turn if found[1] else 0)
-            positions = self._positions_of(step)
+            positions = self._fetcher.positions_of(step)
             if positions is None:
                 return None
             # As `TokenInputs` has them: of several axes, a batch stands between.
             positions = (positions if len(positions) == 1 else positions[:, None]).to(layout.device)
             return self._backbone.unrotated(key, positions).mean(dim=2)
         cuts = page_cuts(layout, self._form.bits, step.lengths)
-        found = self._read(step, 'packed', torch.uint8, (layout.layers, cuts[-1]), ())
+        found = self._fetcher.read(step, 'packed', torch.uint8, (layout.layers, cuts[-1]))
         if found is None:
             return None
         total = torch.zeros(layout.layers, layout.kv_heads, layout.head_dim)
@@ -168,74 +170,13 @@ class FarSteps:
             columns, slots * self.staging.page_tokens, lengths, slots)))
 
     def _bring_up(self, layer: int, pages: Sequence[int]) -> None:
-        alike = defaultdict(list)      # by length, and by how far keys have to be turned
-        for page in self.staging.missing(layer, pages):
-            step = self.steps[bisect_right(self.steps, page, key=attrgetter('page')) - 1]
-            found = self._page(layer, step, page - step.page)
-            if found is not None:
-                turn, *numbers = found
-                alike[step.lengths[page - step.page], turn].append((page, *numbers))
-        for (length, turn), found in alike.items():
-            numbers, *given, positions, visual = zip(*found)
-            given = [to_device(torch.stack(each), self._backbone.device) for each in given]
-            if turn:
-                given[0] = self._backbone.rotate(given[0], turn)
-            self.staging.fill(layer, self.staging.place(layer, numbers), length, given, torch.stack(positions),
-                              torch.stack(visual))
-
-    def _page(self, layer: int, step: HeldStep, number: int) -> tuple | None:
-        """By how much its keys have to be turned, its bytes or its keys and values, positions, and which are visual tokens."""
-        layout, record = self._backbone.layout, step.record
-        begin = sum(step.lengths[:number])
-        rows, turn = slice(begin, begin + step.lengths[number]), 0
-        if self._form.rotated:
-            shape = layout.layers, layout.kv_heads, record.tokens, layout.head_dim
-            key, value = (self._read(step, part, layout.dtype, shape, (layer, slice(None), rows)) for part in ('key', 'value'))
-            if key is None or value is None:
-                return None
-            # Each may come from a tier of its own; it is keys that are turned.
-            given, turn = [key[0], value[0]], step.turn if key[1] else 0
-        else:
-            cuts = page_cuts(layout, self._form.bits, step.lengths)
-            found = self._read(step, 'packed', torch.uint8, (layout.layers, cuts[-1]),
-                               (layer, slice(cuts[number], cuts[number + 1])))
-            if found is None:
-                return None
-            given = [found[0]]
-        positions = self._positions_of(step)
-        if positions is None:
-            return None
-        token = torch.arange(rows.start, rows.stop) - record.visual_start
-        return turn, *given, positions[:, rows], (token >= 0) & (token < record.visual_tokens)
-
-    def _positions_of(self, step: HeldStep) -> torch.Tensor | None:
-        """Of its tokens, [axes, tokens] int32 on the host."""
-        number = step.record.step
-        if number not in self._positions:
-            if step.positions is not None:
-                positions = step.positions.reshape(-1, step.record.tokens).cpu()
-            else:
-                shape = self._backbone.position_axes, step.record.tokens
-                found = self._read(step, 'key_positions', torch.int32, shape, ())
-                if found is None:
-                    return None
-                positions = found[0]
-            self._positions[number] = positions
-            if len(self._positions) > _POSITIONS_KEPT:
-                self._positions.popitem(last=False)
-        self._positions.move_to_end(number)
-        return self._positions[number]
-
-    def _read(self, step: HeldStep, part: str, dtype: torch.dtype, shape: tuple[int, ...],
-              index) -> tuple[torch.Tensor, bool] | None:
-        """What the nearest tier has, and whether keys are as the model computed them; None when none can read it."""
-        for tier in self._tiers:
-            if tier.holds(step.record.step):
-                try:
-                    return tier.read(step.record.step, part, dtype, shape, index), tier.as_computed
-                except LookupError:
-                    continue
-        return None
+        missing = self.staging.missing(layer, pages)
+        steps = [self.steps[bisect_right(self._first_pages, page) - 1] for page in missing]
+        for found in self._fetcher.fetch(layer, list(zip(missing, steps))):
+            given = found.given
+            if found.turn:
+                given = [self._backbone.rotate(to_device(given[0], self._backbone.device), found.turn), given[1]]
+            self.staging.fill(layer, self.staging.place(layer, found.pages), found.length, given, found.positions, found.visual)
 
 
 def _number(step: HeldStep) -> int:

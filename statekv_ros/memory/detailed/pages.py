@@ -1,5 +1,5 @@
 """What lies where in the detailed cache: steps, the stretches of positions they stand in, and views of them for answers."""
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -92,6 +92,19 @@ class MemoryView:
 def page_lengths(tokens: int, page_tokens: int) -> list[int]:
     """Tokens of a step's pages: as few pages as are no longer than `page_tokens`, as even as can be."""
     return even_lengths(tokens, -(-tokens // page_tokens))
+
+
+def by_stretch(steps: Sequence[HeldStep]) -> Iterator[tuple[int, int]]:
+    """Where the steps of each stretch begin and end. Over hours steps are many, stretches are few: not every step is looked at."""
+    begin, length = 0, 1
+    while begin < len(steps):
+        stretch, end = steps[begin].stretch, min(begin + length, len(steps))    # mostly about as many as the one before
+        while steps[end - 1].stretch is not stretch:
+            end -= 1
+        while end < len(steps) and steps[end].stretch is stretch:
+            end += 1
+        yield begin, end
+        begin, length = end, end - begin
 
 
 def runs(steps: Sequence[HeldStep], seamless: bool = False, anywhere: bool = False,

@@ -7,9 +7,8 @@ import torch
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.kernels.paged_attention import PackedPool
-from statekv_ros.memory.detailed.blobs import from_blobs
+from statekv_ros.memory.detailed.blobs import SCALES, of_blobs
 from statekv_ros.memory.detailed.formats import Format
-from statekv_ros.memory.detailed.packed import ScaleRows
 
 
 class Staging:
@@ -29,12 +28,11 @@ class Staging:
         self.slots = max(1, max_bytes // size)
         self.bytes = self.slots * size
         rows = self.slots * page_tokens
-        if form.rotated:
-            self._key, self._value, self._scales = layout.empty(rows), layout.empty(rows), None
-        else:
-            codes = layout.layers, layout.kv_heads, rows, layout.head_dim * form.bits // 8
-            self._key, self._value = (torch.empty(codes, dtype=torch.uint8, device=layout.device) for _ in range(2))
-            self._scales = ScaleRows.empty(layout, self.slots)
+        # Keys and values, and below them scale and zero of each, in one tensor: a page is then written at once.
+        width, dtype = (layout.head_dim, layout.dtype) if form.rotated else (layout.head_dim * form.bits // 8, torch.uint8)
+        self._numbers = torch.zeros(layout.layers, 2, layout.kv_heads, rows, width, dtype=dtype, device=layout.device)
+        self._scales = None if form.rotated else torch.zeros(
+            layout.layers, SCALES, layout.kv_heads, self.slots, layout.head_dim, dtype=torch.float16, device=layout.device)
         self.positions = torch.zeros(layout.layers, axes, rows, dtype=torch.int32, device=layout.device)
         self.visual = torch.zeros(layout.layers, rows, dtype=torch.bool, device=layout.device)
         self._slot_of: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(layout.layers)]     # the last read is last
@@ -73,26 +71,21 @@ class Staging:
         at = torch.tensor(slots, dtype=torch.int64)
         rows = to_device((at[:, None] * self.page_tokens + torch.arange(tokens)).reshape(-1), device)
         if self._scales is None:
-            key, value = given
+            numbers = torch.stack(given, dim=1)
         else:
-            stored = from_blobs(self._layout, self._form.bits, tokens, given[0])
-            key, value = (numbers.codes for numbers in stored)
-            at = to_device(at, device)
-            for scales, numbers in zip(self._scales, (*stored[0][1:], *stored[1][1:])):
-                scales[layer].index_copy_(1, at, numbers.transpose(0, 1))
-        for target, numbers in ((self._key, key), (self._value, value)):
-            target[layer].index_copy_(1, rows, numbers.transpose(0, 1).flatten(1, 2))
+            numbers, scales = of_blobs(self._layout, self._form.bits, tokens, given[0])
+            self._scales[layer].index_copy_(2, to_device(at, device), scales.permute(1, 2, 0, 3))
+        self._numbers[layer].index_copy_(2, rows, numbers.permute(1, 2, 0, 3, 4).flatten(2, 3))
         self.positions[layer].index_copy_(1, rows, to_device(positions.transpose(0, 1).flatten(1), device))
         self.visual[layer].index_copy_(0, rows, to_device(visual.flatten(), device))
 
     def raw(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer [kv_heads, rows, head_dim], where the format is not of few bits."""
-        return self._key[layer], self._value[layer]
+        return self._numbers[layer].unbind(0)
 
     def packed(self, layer: int) -> PackedPool:
         """One layer where the format is of few bits."""
-        return PackedPool(self._key[layer], self._value[layer], *(scale[layer] for scale in self._scales),
-                          self._form.bits)
+        return PackedPool(*self._numbers[layer].unbind(0), *self._scales[layer].unbind(0), self._form.bits)
 
 
 def _slot_bytes(layout: KVLayout, form: Format, axes: int, tokens: int) -> int:
@@ -100,5 +93,5 @@ def _slot_bytes(layout: KVLayout, form: Format, axes: int, tokens: int) -> int:
     place = layout.layers * tokens * (axes * torch.int32.itemsize + torch.bool.itemsize)
     if form.rotated:
         return tokens * layout.bytes_per_token + place
-    numbers = 2 * layout.layers * layout.kv_heads * layout.head_dim
-    return numbers * tokens * form.bits // 8 + numbers * 2 * torch.float16.itemsize + place
+    numbers = layout.layers * layout.kv_heads * layout.head_dim
+    return numbers * (2 * tokens * form.bits // 8 + SCALES * torch.float16.itemsize) + place

@@ -1,11 +1,12 @@
 """The pages that are held, oldest first: where each lies, how long it is, and its entry in the index."""
-
 import torch
 
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.memory.detailed.index import PageIndex
 from statekv_ros.memory.detailed.leaves import Leaves
+from statekv_ros.memory.detailed.pages import Stretch
 
+ENTRY_DTYPE = torch.float16     # of a model in fp32 too: an entry only says what to read, and there are many
 _FIRST_PAGES = 64
 
 
@@ -27,8 +28,7 @@ class PageTable:
         self.first = self.near = self.boundary = self.stop = 0
         self._layout = layout
         self._front = 0
-        self._dtype = torch.float32 if layout.dtype == torch.float32 else torch.float16
-        self.leaves = Leaves(layout, index, self._dtype)
+        self.leaves = Leaves(layout, index, ENTRY_DTYPE)
         self._allocate(0)
 
     @property
@@ -44,24 +44,26 @@ class PageTable:
     @property
     def _entry_bytes(self) -> int:
         layout = self._layout
-        entry = layout.layers * layout.kv_heads * self.index.entry_width(layout.head_dim) * self._dtype.itemsize
-        return entry + 3 * torch.int32.itemsize     # start, length, slot
+        entry = layout.layers * layout.kv_heads * self.index.entry_width(layout.head_dim) * ENTRY_DTYPE.itemsize
+        return entry + 5 * torch.int32.itemsize     # start, length, slot, and where the stretch stands
 
-    def append(self, entries: torch.Tensor, row: int, tokens: int) -> None:
+    def append(self, entries: torch.Tensor, row: int, tokens: int, stretch: Stretch = Stretch(0, 0)) -> None:
         """Add a step's pages, as `page_lengths` cuts them.
 
         Args:
             entries: [layers, kv_heads, pages, entry_width].
             row, tokens: first row and rows of the step.
+            stretch: the one that it stands in.
         """
         count, live = entries.shape[2], self.stop - self.first
         if self._front + live + count > self._starts.shape[0]:
             self._slide(max(_FIRST_PAGES, 2 * (live + count)))
         at = slice(self._front + live, self._front + live + count)
-        self._entries[:, :, at] = entries.clamp(torch.finfo(self._dtype).min, torch.finfo(self._dtype).max)
+        self._entries[:, :, at] = entries.clamp(torch.finfo(ENTRY_DTYPE).min, torch.finfo(ENTRY_DTYPE).max)
         # Computed where it is wanted: the host has nothing to send.
         cuts = torch.arange(count + 1, dtype=torch.int32, device=self._layout.device) * tokens // count
         self._starts[at], self._lengths[at] = cuts[:-1] + row, cuts[1:] - cuts[:-1]
+        self._positions[at], self._shifts[at] = stretch.position, stretch.shift
         self.stop += count
         self.leaves.grow(self._entries[:, :, self._at(slice(self.first, self.stop))], self.first, count)
 
@@ -112,6 +114,15 @@ class PageTable:
         """Rows of pages by number, [pages] int32."""
         return self._lengths[self._at(pages)]
 
+    def stretches(self, pages: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Position and shift of the stretches that pages by number stand in, [pages] int32 each."""
+        at = self._at(pages)
+        return self._positions[at], self._shifts[at]
+
+    def lengths_of(self, pages: torch.Tensor) -> torch.Tensor:
+        """Rows of pages by number, shaped as they are, int32."""
+        return self._lengths[pages + (self._front - self.first)]
+
     def entries(self, layer: int, pages: slice) -> torch.Tensor:
         """Index entries of pages by number, [kv_heads, pages, entry_width]."""
         return self._entries[layer, :, self._at(pages)]
@@ -134,6 +145,7 @@ class PageTable:
         part._front = self._front
         part._entries, part.leaves = self._entries[:, heads], self.leaves.of_heads(layout, heads)
         part._starts, part._lengths, part._slots = self._starts, self._lengths, self._slots
+        part._positions, part._shifts = self._positions, self._shifts
         return part
 
     def _at(self, pages: slice) -> slice:
@@ -142,15 +154,18 @@ class PageTable:
     def _allocate(self, capacity: int) -> None:
         layout = self._layout
         width = self.index.entry_width(layout.head_dim)
-        self._entries = torch.zeros(layout.layers, layout.kv_heads, capacity, width, dtype=self._dtype, device=layout.device)
-        self._starts, self._lengths, self._slots = (
-            torch.zeros(capacity, dtype=torch.int32, device=layout.device) for _ in range(3))
+        self._entries = torch.zeros(layout.layers, layout.kv_heads, capacity, width, dtype=ENTRY_DTYPE, device=layout.device)
+        self._starts, self._lengths, self._slots, self._positions, self._shifts = (
+            torch.zeros(capacity, dtype=torch.int32, device=layout.device) for _ in range(5))
+
+    def _numbers(self) -> tuple[torch.Tensor, ...]:
+        return self._starts, self._lengths, self._slots, self._positions, self._shifts
 
     def _slide(self, capacity: int) -> None:
         live = slice(self._front, self._front + self.stop - self.first)
-        old = self._entries[:, :, live], self._starts[live], self._lengths[live], self._slots[live]
+        entries, *old = (self._entries[:, :, live], *(numbers[live] for numbers in self._numbers()))
         self._allocate(capacity)
-        self._entries[:, :, :live.stop - live.start] = old[0]
-        for new, was in zip((self._starts, self._lengths, self._slots), old[1:]):
+        self._entries[:, :, :live.stop - live.start] = entries
+        for new, was in zip(self._numbers(), old):
             new[:len(was)] = was
         self._front = 0

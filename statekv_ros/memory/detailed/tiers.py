@@ -4,10 +4,18 @@ A step's parts are `packed` (see `blobs`) and `key_positions` [axes, tokens] int
 `key` and `value` [layers, kv_heads, tokens, head_dim].
 """
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
+
+
+class Run(NamedTuple):
+    """Bytes `begin` to before `end` of a part of a step, by its number; the whole part has `size` bytes."""
+    step: int
+    size: int
+    begin: int
+    end: int
 
 
 class Tier(Protocol):
@@ -21,8 +29,8 @@ class Tier(Protocol):
     def holds(self, step: int) -> bool:
         """Whether a step can be read here, by its number."""
 
-    def read(self, step: int, part: str, dtype: torch.dtype, shape: tuple[int, ...], index: Any = ()) -> torch.Tensor:
-        """`value[index]` of one part of a step, on the host. Raises LookupError when it cannot be had."""
+    def runs(self, part: str, wanted: Sequence[Run]) -> Sequence[bytes | memoryview | None]:
+        """Runs of one part of steps that are held, on the host; None for one that cannot be had."""
 
     def gone(self) -> Iterable[int]:
         """Steps that were here and no longer are, since the last call."""
@@ -78,9 +86,13 @@ class HostTier:
     def holds(self, step: int) -> bool:
         return step in self._steps
 
-    def read(self, step: int, part: str, dtype: torch.dtype, shape: tuple[int, ...], index: Any = ()) -> torch.Tensor:
-        self._wait_for(step)
-        return self._steps[step][part][index]
+    def runs(self, part: str, wanted: Sequence[Run]) -> list[memoryview]:
+        found = []
+        for run in wanted:
+            self._wait_for(run.step)
+            data = self._steps[run.step][part].reshape(-1).view(torch.uint8).numpy()
+            found.append(memoryview(data)[run.begin:run.end])
+        return found
 
     def _wait_for(self, step: int) -> None:
         event = self._arriving.pop(step, None)
