@@ -1,6 +1,7 @@
 """Restarts of a real node: what it goes on from, and what it says where it cannot. Kills at random moments are the class
 `restarts` of the campaign."""
 import signal
+import subprocess
 
 import pytest
 
@@ -144,6 +145,24 @@ def test_on_a_full_disk_it_says_so_watches_on_and_writes_again_once_there_is_roo
     with running(tmp_path, tiny_model_dir, disk / 'memory') as (_, graph):
         graph.wait_for_state('active')
         assert number - 3 <= seen(graph) <= number
+
+
+def test_in_a_read_only_folder_it_says_so_watches_and_answers_and_leaves_what_is_there(tiny_model_dir, tmp_path, mounted):
+    with running(tmp_path, tiny_model_dir, tmp_path / 'memory') as (_, graph):
+        graph.wait_for_state('active')
+        watch(graph, 0, 3)
+    before = (tmp_path / 'memory' / 'data.mdb').read_bytes()
+    folder = mounted('--bind', str(tmp_path / 'memory'))
+    subprocess.run(['mount', '-o', 'remount,ro,bind', str(folder)], check=True)
+    with running(tmp_path, tiny_model_dir, folder) as (node, graph):
+        graph.wait_for_state('active')
+        level, message, _ = engine_status(graph)
+        assert level == 1 and 'nothing is kept for a restart' in message and 'read-only file system' in message, message
+        watch(graph, 0, 3)
+        assert graph.ask(QUESTION).success
+    assert (tmp_path / 'memory' / 'data.mdb').read_bytes() == before
+    with running(tmp_path, tiny_model_dir, folder, restore='require') as (_, graph):
+        graph.wait(lambda: 'read-only file system' in graph.health.get('engine', (0, ''))[1], 'a refusal')
 
 
 @pytest.mark.parametrize('form', ['bf16', 'int4'])

@@ -96,7 +96,7 @@ class Backbone(ABC):
 
     Attributes:
         name: where the checkpoint was loaded from.
-        layout: shape of one token's keys and values.
+        layout: shape of one token's keys and values; q_heads: query heads of a layer.
         frames_per_step: camera frames that one frame step consumes.
         max_position: positions the model was trained for.
         position_axes: numbers in a token's position.
@@ -106,6 +106,7 @@ class Backbone(ABC):
     name: str
     demonstration: str = ''
     layout: KVLayout
+    q_heads: int
     frames_per_step: int
     max_position: int
     position_axes: int

@@ -66,6 +66,7 @@ class Family(Backbone):
         head_dim = getattr(config, 'head_dim', None) or config.hidden_size // config.num_attention_heads
         self.layout = KVLayout(config.num_hidden_layers, config.num_key_value_heads, head_dim,
                                self._model.dtype, self._model.device)
+        self.q_heads = config.num_attention_heads
         self.frames_per_step = 1
         self._frequencies = language.rotary_emb.inv_freq.float()
         self._axes = self._frequency_axes().to(self._frequencies.device)
@@ -146,7 +147,7 @@ class Family(Backbone):
         config, layout = self._language.config, self.layout
         return ModelSize(
             self.name, sum(weight.nbytes for weight in self._model.parameters()), layout.layers, layout.kv_heads,
-            config.num_attention_heads, layout.head_dim, config.hidden_size, config.intermediate_size, config.vocab_size,
+            self.q_heads, layout.head_dim, config.hidden_size, config.intermediate_size, config.vocab_size,
             layout.dtype.itemsize, self.step_tokens(height, width), self.frames_per_step, self.position_axes)
 
     def tokenize_question(self, question: str) -> list[int]:

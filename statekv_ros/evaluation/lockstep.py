@@ -33,6 +33,7 @@ class Lockstep(Backbone):
         self.position_axes = inner.position_axes
         self.stop_token_ids, self.demonstration = inner.stop_token_ids, inner.demonstration
         self.layout = replace(inner.layout, kv_heads=videos * inner.layout.kv_heads)
+        self.q_heads = videos * inner.q_heads
         self._seen: dict[tuple[int, int], TokenInputs] = {}
 
     def prepare(self, frame: np.ndarray) -> np.ndarray:

@@ -36,6 +36,14 @@ class Candidates:
         # What is sorted later changes nothing in an answer that has begun.
         self._stops = table.leaves.stops
 
+    @property
+    def most(self) -> int:
+        """Pages and leaves that a row scores at most."""
+        pages = self._groups[-1].stop - self._groups[0].first
+        if self._leaves is None:
+            return pages
+        return min(pages, pages // LEAF + len(self._groups) * (self._leaves * LEAF + 3 * CHAPTER))
+
     def votes(self, layer: int, rows: torch.Tensor, first: int,
               unwanted: torch.Tensor | None = None) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Each row spreads one vote over all pages; those of pages that are not scored are lost.

@@ -43,6 +43,7 @@ class PageChooser:
 
     Attributes:
         tokens: that a pass reads at most, per layer and KV head.
+        scored: pages and leaves that each row of a pass scores at most.
     """
 
     def __init__(self, snapshot: Snapshot):
@@ -74,6 +75,7 @@ class PageChooser:
         # Where pages that nobody wants lie between, leaves would be full of them.
         leaves = max(OPEN_LEAVES, self._count) if self._unwanted is None else None
         self._candidates = Candidates(self._table, snapshot.seen.backbone.rotate, self._groups, leaves)
+        self.scored = self._candidates.most
 
     def choose(self, layer: int, rows: torch.Tensor) -> list[Choice]:
         """The pages that these rows read together, those that are in one pool in one choice.

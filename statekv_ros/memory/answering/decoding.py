@@ -51,7 +51,8 @@ class Answering:
 
     @torch.inference_mode()
     def advance(self, tokens: int = 8) -> bool:
-        """One slice: read at most `tokens` of the question's or decode as many of the answer's; True when finished.
+        """One slice: read at most `tokens` of the question's or decode as many of the answer's, fewer where what they score would
+        be too large; True when finished.
 
         A frame that waits for its partner is read first, in a slice of its own. With `retrieve` the question is one slice
         whatever its length: all of it has a say in what is read.
@@ -72,6 +73,7 @@ class Answering:
             self._prefill_ms += (time.perf_counter() - begun) * 1e3
             return False
         # The question's last token decodes the first of the answer's, so it belongs to them.
+        tokens = min(tokens, self._reading.most_tokens)
         piece = self._prompt[:-1] if self._retrieval else self._prompt[:min(tokens, len(self._prompt) - 1)]
         if piece:
             inputs = self._backbone.embed(piece, self._position)

@@ -15,6 +15,7 @@ from statekv_ros.memory.detailed.pages import HeldStep, MemoryView
 from statekv_ros.memory.records import Evidence, StepRecord
 
 _FIRST_CAPACITY = 64
+MOST_SCORES = 2**25     # of one tensor of scores, in fp32: a long question is read in parts, whatever the memory holds
 
 
 class Part:
@@ -51,8 +52,8 @@ class Reading:
     """What an answer's tokens attend to: parts of the memory, pages found anew in each pass, and, behind them, a private tail of
     the answer's own tokens.
 
-    Each is read by itself and put together by the log-sum-exp of its scores, as in flash decoding; the largest temporary is
-    one part's [kv_heads, group x queries, tokens] in fp32.
+    Each is read by itself and put together by the log-sum-exp of its scores, as in flash decoding. No tensor of scores has more
+    than `MOST_SCORES` elements, unless a single row has.
 
     Attributes:
         scoring: while true, the attention that single tokens pay is noted for `evidence`.
@@ -89,6 +90,12 @@ class Reading:
         """Tokens of the memory that a pass reads in a layer and KV head, at most."""
         return max(sum(part.tokens for part in parts) + (pages.tokens if pages else 0)
                    for parts, pages in zip(self._parts.values(), self._pages))
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that may be read in one pass, so that what pages are scored by is no larger than `MOST_SCORES`."""
+        widest = max((pages.scored for pages in self._pages if isinstance(pages, PageChooser)), default=0)
+        return max(1, MOST_SCORES // max(1, widest * self._backbone.q_heads))
 
     def choose(self, chooser: Chooser, question: slice, positions: torch.Tensor) -> None:
         """Let the next forward pass choose what is read from then on, by its tokens `question` at `positions`."""
@@ -142,7 +149,10 @@ class Reading:
         turned = [rows] * len(memory) if turns is None else self._backbone.rotate(rows[None], turns[:, None, None])
         dense = []
         for part_rows, part in zip(turned, memory):
-            dense.append(whole.add_scores(part_rows @ part.view.key[layer].float().transpose(1, 2), part.view.value[layer]))
+            part_key, part_value = part.view.key[layer].float().transpose(1, 2), part.view.value[layer]
+            for some in _portions(rows, part.tokens):
+                scored = whole.add_scores(part_rows[:, some] @ part_key, part_value, some)
+            dense.append(scored)    # of one row, where it is noted
         pages = []
         for choice in self._pages[layer].choose(layer, rows) if self._pages[layer] else ():
             arguments = layer, query[0].reshape(rows.shape), choice, scale, noting
@@ -150,11 +160,13 @@ class Reading:
             for numbers, output, lse, page_lse in read:
                 whole.add(output, lse)
                 pages.append((numbers, page_lse))
-        scores = rows @ self._tail_key[layer, :, :end].float().transpose(1, 2)
-        if tokens > 1:
-            future = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).triu_(1)
-            scores[..., held:].masked_fill_(future.repeat(rows.shape[1] // tokens, 1), float('-inf'))
-        tail = whole.add_scores(scores, self._tail_value[layer, :, :end])
+        tail_key, tail_value = self._tail_key[layer, :, :end].float().transpose(1, 2), self._tail_value[layer, :, :end]
+        for some in _portions(rows, end):
+            scores = rows[:, some] @ tail_key
+            if tokens > 1:
+                row, column = torch.arange(some.start, some.stop, device=query.device), torch.arange(tokens, device=query.device)
+                scores[..., held:].masked_fill_(column > row[:, None] % tokens, float('-inf'))
+            tail = whole.add_scores(scores, tail_value, some)
         if noting:
             lse = whole.lse
             for part, (mass, top) in zip(memory, dense):
@@ -212,6 +224,12 @@ def read_snapshot(snapshot: Snapshot) -> Reading:
                    steps if pages or seen.detailed.by_pages else ())
 
 
+def _portions(rows: torch.Tensor, width: int) -> Iterator[slice]:
+    """Rows [kv_heads, rows, ...] in turn, as many as `MOST_SCORES` allow of scores with `width` tokens each."""
+    count = max(1, MOST_SCORES // (rows.shape[0] * max(1, width)))
+    return (slice(begin, min(begin + count, rows.shape[1])) for begin in range(0, rows.shape[1], count))
+
+
 class _Whole:
     """Softmax attention put together from parts by a running maximum and sum.
 
@@ -222,14 +240,15 @@ class _Whole:
         self._top = rows.new_full((*rows.shape[:2], 1), float('-inf'))
         self._total, self._sum = torch.zeros_like(self._top), torch.zeros_like(rows)
 
-    def add_scores(self, scores: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read values [kv_heads, tokens, head_dim] by scores [kv_heads, rows, tokens]; their exponentials, and what was taken off
-        the scores before."""
-        top = torch.maximum(self._top, scores.amax(dim=-1, keepdim=True))
-        mass, shrink = torch.exp(scores - top), torch.exp(self._top - top)
-        self._total = self._total * shrink + mass.sum(dim=-1, keepdim=True)
-        self._sum = self._sum * shrink + mass @ value.float()
-        self._top = top
+    def add_scores(self, scores: torch.Tensor, value: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read values [kv_heads, tokens, head_dim] by scores [kv_heads, rows, tokens] of some rows; their exponentials, and what
+        was taken off the scores before."""
+        before, total, read = self._top[:, rows], self._total[:, rows], self._sum[:, rows]
+        top = torch.maximum(before, scores.amax(dim=-1, keepdim=True))
+        mass, shrink = torch.exp(scores - top), torch.exp(before - top)
+        total.mul_(shrink).add_(mass.sum(dim=-1, keepdim=True))
+        read.mul_(shrink).add_(mass @ value.float())
+        before.copy_(top)
         return mass, top
 
     def add(self, output: torch.Tensor, lse: torch.Tensor) -> None:
