@@ -57,7 +57,7 @@ def test_steps_keep_their_rows_to_themselves_until_they_are_given_back(most, siz
 @pytest.mark.parametrize('tokens,most,expected', [(9, 64, [9]), (64, 64, [64]), (65, 64, [32, 33]), (259, 64, [51, 52, 52, 52, 52]),
                                                   (3, 1, [1, 1, 1])])
 def test_a_step_is_cut_into_even_pages(tokens, most, expected):
-    assert page_lengths(tokens, most) == expected
+    assert list(page_lengths(tokens, most)) == expected
 
 
 @settings(max_examples=100, deadline=None)

@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)      # over hours there are many
 class StepRecord:
     """One frame step as the detailed cache knows it.
 

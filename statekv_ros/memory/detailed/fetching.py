@@ -80,7 +80,7 @@ class PageFetcher:
         if not self._form.rotated:
             runs = []
             for page, step in pages:
-                cuts, number = _cuts(layout, self._form.bits, tuple(step.lengths)), page - step.page
+                cuts, number = _cuts(layout, self._form.bits, step.lengths), page - step.page
                 begin = layer * cuts[-1]
                 runs.append(Run(step.record.step, layout.layers * cuts[-1], begin + cuts[number], begin + cuts[number + 1]))
             return [(0, None if data is None else [data]) for data, _ in self._runs('packed', runs)]

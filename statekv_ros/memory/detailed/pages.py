@@ -1,6 +1,7 @@
 """What lies where in the detailed cache: steps, the stretches of positions they stand in, and views of them for answers."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -8,7 +9,7 @@ from statekv_ros.memory.detailed.index import even_lengths
 from statekv_ros.memory.records import StepRecord
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stretch:
     """Consecutive steps whose keys stand at their true distances from each other, whatever was re-indexed meanwhile.
 
@@ -22,7 +23,7 @@ class Stretch:
     shift: int
 
 
-@dataclass
+@dataclass(slots=True)      # over hours there are many
 class HeldStep:
     """One step of the cache.
 
@@ -40,7 +41,7 @@ class HeldStep:
     row: int
     stretch: Stretch
     page: int
-    lengths: list[int]
+    lengths: tuple[int, ...]
     positions: torch.Tensor | None
     slot: int | None = None
     turn: int = 0
@@ -89,9 +90,10 @@ class MemoryView:
                        first_ordinal=ordinal)
 
 
-def page_lengths(tokens: int, page_tokens: int) -> list[int]:
-    """Tokens of a step's pages: as few pages as are no longer than `page_tokens`, as even as can be."""
-    return even_lengths(tokens, -(-tokens // page_tokens))
+@lru_cache(maxsize=1024)
+def page_lengths(tokens: int, page_tokens: int) -> tuple[int, ...]:
+    """Tokens of a step's pages: as few pages as are no longer than `page_tokens`, as even as can be. Steps alike share it."""
+    return tuple(even_lengths(tokens, -(-tokens // page_tokens)))
 
 
 def by_stretch(steps: Sequence[HeldStep]) -> Iterator[tuple[int, int]]:
