@@ -15,6 +15,8 @@ if TYPE_CHECKING:   # torch and Transformers take seconds to import: --help come
     from statekv_ros.memory.capacity import Plan
 
 WIDTH = 100     # characters, where no terminal says
+# GB/s of device memory, by their makers.
+BANDWIDTHS = {'H100': 3350, 'H200': 4800, 'A100': 2039, 'RTX-4090': 1008, 'L4': 300, 'AGX-Thor': 273, 'AGX-Orin': 205, 'Orin-NX': 102}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--disk-cache-gb', type=float, default=20.0, help='as the node\'s parameter')
     parser.add_argument('--read-tokens', type=int, default=8192, metavar='N', help='that answers read, n of sparse(n)')
     parser.add_argument('--detailed-format', default='bf16', metavar='FORMAT', help='as the node\'s parameter')
+    parser.add_argument('--device', choices=BANDWIDTHS, default='AGX-Orin', help='whose memory bandwidth tells what a token of '
+                        'an answer takes at least')
     parser.add_argument('--json', action='store_true', help='print one JSON object as the last line of output')
     args = parser.parse_args(argv)
     try:
@@ -91,7 +95,8 @@ def _tiers(plan: 'Plan', args: argparse.Namespace) -> dict:
     return {
         'disk_bytes_per_hour': hours.disk_bytes_per_hour, 'disk_written_bytes_per_s': hours.disk_written_bytes_per_s,
         'hours_on_device': hours.device, 'hours_in_main_memory': hours.host, 'hours_on_disk': hours.disk,
-        'bytes_read_per_pass': round(args.read_tokens * plan.detailed_bytes_per_token + _scored(plan))}
+        'bytes_read_per_pass': (read := round(args.read_tokens * plan.detailed_bytes_per_token + _scored(plan))),
+        'ms_per_token_at_least': (plan.size.decoder_bytes + read) / BANDWIDTHS[args.device] / 1e6}
 
 
 def _scored(plan: 'Plan') -> float:
@@ -126,17 +131,18 @@ def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
                         plan.detailed_bytes_per_hour + plan.index_bytes_per_hour, plan.detailed_bytes + plan.index_bytes,
                         plan.total_bytes)))
     console.print(table)
-    console.print(f'tiers: hours that {args.disk_cache_gb:g} GB of disk hold, what it is written, what it takes an hour; and what a '
-                  f'pass of an answer over {args.hours:g} h reads with sparse({args.read_tokens})')
+    console.print(f'tiers: hours that {args.disk_cache_gb:g} GB of disk hold, what it is written, what it takes an hour; what a '
+                  f'pass of an answer over {args.hours:g} h reads with sparse({args.read_tokens}), and what a token then takes at '
+                  f'least on {args.device} ({BANDWIDTHS[args.device]} GB/s), with all it reads on the device')
     table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, collapse_padding=True)
     table.add_column('model', overflow='fold')
-    for column in ('index\n/ hour', 'hours\non disk', 'written\n/ s', 'disk\n/ hour', 'read\n/ pass'):
+    for column in ('index\n/ hour', 'hours\non disk', 'written\n/ s', 'disk\n/ hour', 'read\n/ pass', 'ms\n/ token'):
         table.add_column(column, justify='right', overflow='fold')
     for plan in plans:
         tiers = _tiers(plan, args)
         sizes = (tiers[key] for key in ('disk_written_bytes_per_s', 'disk_bytes_per_hour', 'bytes_read_per_pass'))
         table.add_row(short.get(plan.size.name, plan.size.name), gigabytes(plan.index_bytes_per_hour),
-                      f'{tiers["hours_on_disk"]:.1f}', *map(gigabytes, sizes))
+                      f'{tiers["hours_on_disk"]:.1f}', *map(gigabytes, sizes), f'{tiers["ms_per_token_at_least"]:.1f}')
     console.print(table)
 
 

@@ -28,6 +28,13 @@ class ModelSize:
     position_axes: int
 
     @property
+    def decoder_bytes(self) -> int:
+        """Bytes of the text model's weights that a token goes through: without the table of input tokens, of which it reads a row."""
+        attention = self.hidden * self.head_dim * 2 * (self.q_heads + self.kv_heads)
+        layers = self.layers * (attention + 3 * self.hidden * self.mlp)
+        return (layers + self.vocabulary * self.hidden) * self.value_bytes
+
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes of one token's keys and values over all layers."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.value_bytes
