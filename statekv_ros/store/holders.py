@@ -19,6 +19,6 @@ def holders(environment: lmdb.Environment, state: int) -> list[Holder]:
     found = []
     for line in environment.readers().splitlines():
         process, thread, reads = (line.split() + [''] * 3)[:3]
-        if process.isdecimal() and reads.isdecimal() and int(reads) < state:       # the rest: head line, or reads nothing just now
+        if process.isdecimal() and reads.isdecimal() and int(reads) < state:   # the rest: its head, or reads nothing now
             found.append(Holder(int(process), thread, int(reads)))
     return sorted(found, key=lambda holder: holder.state)

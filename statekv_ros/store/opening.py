@@ -37,5 +37,5 @@ def require_identity(folder: Path, there: Mapping[str, str | int], here: Mapping
     differing = [f'{name} ({there.get(name, "nothing")} there, {here.get(name, "nothing")} here)'
                  for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
     if differing:
-        raise StoreMismatch(f'the memory in {folder} was made with another {", ".join(differing)}; it was left as it is. Run what '
-                            'made it, or choose another folder (parameter "memory_dir")')
+        raise StoreMismatch(f'the memory in {folder} was made with another {", ".join(differing)}; it was left as it is. Run '
+                            'what made it, or choose another folder (parameter "memory_dir")')

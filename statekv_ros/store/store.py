@@ -19,6 +19,7 @@ from statekv_ros.store.opening import begin, extend, require_identity
 from statekv_ros.store.reader import ABOUT, StoreReader
 from statekv_ros.store.records import describe, part_key, raw, state_key, step_key
 from statekv_ros.store.retention import Held, Name, Retention, cost_of
+from statekv_ros.store.walk import require_walkable
 
 if TYPE_CHECKING:
     import torch
@@ -87,6 +88,8 @@ class MemoryStore(StoreReader):
                     raise torn(folder, f'{DATA} is {"empty" if (folder / DATA).exists() else "gone"}')
                 put_back(folder)
                 make_reader_table(folder)
+                if size and not lock.clean:
+                    require_walkable(folder)
                 environment = lmdb.open(str(folder), map_size=int(quota_bytes), max_dbs=2, sync=False, metasync=False)
                 undo.callback(environment.close)
                 environment.reader_check()      # readers that were killed would keep pages from being used again
@@ -173,12 +176,14 @@ class MemoryStore(StoreReader):
         self._stop.set()
         if self._period_s:
             self._thread.join()
+        clean = False
         try:
             self.sync()
+            clean = True
         finally:
             self._anchor.close()
             super().close()
-            self._writer.release()
+            self._writer.release(clean)
 
     def _commit(self, name: Name, header: Mapping[str, Any], parts: Parts, amend: bool = False,
                 keep: Collection[str] | None = None) -> list[Name]:
@@ -237,8 +242,8 @@ class MemoryStore(StoreReader):
         where none is left."""
         oldest = [other for other in self._retention.oldest(room) if other != name]
         if room and not oldest:
-            raise StoreFull(f'{self.folder} has no room for {cost} bytes within its quota of {self._retention.quota_bytes}: raise '
-                            'it (parameter "disk_cache_gb")')
+            raise StoreFull(f'{self.folder} has no room for {cost} bytes within its quota of {self._retention.quota_bytes}: '
+                            'raise it (parameter "disk_cache_gb")')
         if oldest:
             with self._lock:
                 self._drop(oldest)
@@ -258,8 +263,8 @@ class MemoryStore(StoreReader):
         return reading
 
     def _held_by(self, reading: list[Holder]) -> StoreFull:
-        return StoreFull(f'{self.folder} is full, and what leaves makes no room while process {reading[0].process} reads what was '
-                         'there before: end that process, or let it go on')
+        return StoreFull(f'{self.folder} is full, and what leaves makes no room while process {reading[0].process} reads what '
+                         'was there before: end that process, or let it go on')
 
     def _write(self, name: Name, record: bytes, raws: Mapping[str, tuple], held: Held,
                staying: Collection[str]) -> list[Name]:
