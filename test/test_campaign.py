@@ -7,9 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image
 
+from campaign import subject
 from campaign.cli import CLASSES, run_class
 from campaign.record import Record
+from domains import new_domain
+from live import Graph, image
 
 pytestmark = pytest.mark.timeout(300)
 # A small share of a full run's trials; few enough that together they take about a minute. The seed is one whose few bags hold
@@ -50,6 +55,36 @@ def test_a_trial_is_the_same_whatever_came_before_it(tmp_path):
     first, second = (Record('bags', 7, 10, 60.0, tmp_path) for _ in range(2))
     first.random(3).random()
     assert first.random(4).random() == second.random(4).random() != first.random(5).random()
+
+
+def test_an_image_that_nobody_heard_is_followed_by_another_until_one_is_heard():
+    graph, heard, sent = Graph(new_domain()), [], []
+    publisher = graph.node.create_publisher(Image, '/front/image_raw', qos_profile_sensor_data)
+
+    def send():
+        publisher.publish(image(len(sent) + 1))
+        sent.append(graph.node.create_subscription(Image, '/front/image_raw', heard.append, qos_profile_sensor_data)
+                    if not sent else None)      # of the first image it never hears
+
+    try:
+        count = subject.send_until(graph.wait, send, lambda: heard, 'an image')
+    finally:
+        graph.close()
+    assert count == len(sent) > 1 and heard[0].header.stamp.nanosec > 1
+
+
+def test_a_node_that_does_not_start_is_told_and_does_not_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(subject, '_START_S', 0.5)
+    with pytest.raises(subject.Broken, match='no state active'):
+        subject.Subject(Record('soak', 1, 1, 60.0, tmp_path), memory_dir=tmp_path / 'memory')
+    assert not [file for file in Path('/proc').glob('[0-9]*/cmdline') if str(tmp_path).encode() in _content(file)]
+
+
+def _content(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError:     # gone meanwhile
+        return b''
 
 
 def test_the_command_ends_with_one_json_object():

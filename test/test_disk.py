@@ -102,20 +102,20 @@ def test_a_reset_is_over_when_the_disk_has_forgotten_too(tiny, frames, tmp_path)
 
 @pytest.mark.parametrize('policy', ['statekv(40)', 'window(4)'])
 def test_a_quiet_cameras_context_outlives_its_steps_when_another_fills_the_quota(policy, tiny, frames, tmp_path):
-    with Node(tiny, tmp_path / 'memory', ('front', 'rear'), 3 * 10**6, policy=policy) as node:
+    with Node(tiny, tmp_path / 'memory', ('front', 'rear'), 2 * 10**6, policy=policy) as node:
         node.watch(frames, 0, 40, 'rear')
         node.watch(frames, 0, 200, 'front')
         assert [step for step, _ in node.disk._store.steps('rear') if step >= 0] == []
         before = {name: stream.carried.copy() for name, stream in node.streams.items()}
         assert not node.logged
-    with Node(tiny, tmp_path / 'memory', ('front', 'rear'), 3 * 10**6, policy=policy) as node:
+    with Node(tiny, tmp_path / 'memory', ('front', 'rear'), 2 * 10**6, policy=policy) as node:
         assert not node.problem and not node.logged
         assert node.streams['rear'].frames == 0 and node.streams['rear'].forgotten_frames == 40
         for name, stream in node.streams.items():
             for one, other in zip(before[name], stream.carried.copy(), strict=True):
                 assert torch.equal(one, other)
         node.watch(frames, 40, 44, 'rear')
-    with Node(tiny, tmp_path / 'memory', ('front', 'rear'), 3 * 10**6, policy=policy) as node:
+    with Node(tiny, tmp_path / 'memory', ('front', 'rear'), 2 * 10**6, policy=policy) as node:
         assert node.streams['rear'].frames == 4
 
 

@@ -3,7 +3,9 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -215,3 +217,44 @@ def test_a_flipped_bit_in_a_value_is_found_by_check_and_the_rest_is_exported(wri
     with opened(folder) as store, pytest.raises(StoreError, match='damaged'):
         assert store.load_step('front', 8)[1]['key'].shape == SHAPE
         store.load_step('front', 7)
+
+
+def spoil_tree(data: bytearray) -> None:
+    """Leave one child to each branch page; LMDB asserts that there are more."""
+    for start in range(0, len(data), PAGE_BYTES):
+        number, _, flags, _, _ = struct.unpack_from('<QHHHH', data, start)
+        if number == start // PAGE_BYTES and flags == 1:
+            struct.pack_into('<H', data, start + 12, 16 + 2)
+
+
+def open_in_a_child(folder: Path) -> tuple[int, str]:
+    """Exit code of a process that opens the memory and writes a step, and what it was refused with."""
+    done = subprocess.run([sys.executable, '-c', OPENS, folder], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return done.returncode, done.stdout
+
+
+OPENS = """
+import sys
+from store_writer import IDENTITY, QUOTA_BYTES
+from statekv_ros.errors import StoreError
+from statekv_ros.store import MemoryStore
+try:
+    with MemoryStore.open(sys.argv[1], IDENTITY, QUOTA_BYTES) as store:
+        store.put('front', 20, {}, {'value': bytes(1000)})
+except StoreError as error:
+    print(error)
+"""
+
+
+def test_a_tree_that_ends_the_process_does_so_once_and_is_said_to_be_damaged_from_then_on(written, tmp_path):
+    folder = shutil.copytree(written, tmp_path / 'memory')
+    data = bytearray((folder / 'data.mdb').read_bytes())
+    spoil_tree(data)
+    (folder / 'data.mdb').write_bytes(data)
+    assert open_in_a_child(folder)[0] < 0, 'after a clean end nothing is looked for'
+    for _ in range(2):
+        code, said = open_in_a_child(folder)
+        assert code == 0 and 'is damaged (a process that went through its trees was ended by SIG' in said
+    with pytest.raises(StoreError, match='is damaged .*statekv-memory export'):
+        opened(folder)
+    assert (folder / 'data.mdb').read_bytes() == data

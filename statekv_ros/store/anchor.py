@@ -55,7 +55,11 @@ def was_flushed(folder: Path) -> bool:
 
 
 class Anchor:
-    """Holds on to the state that was flushed last, and moves on at every flush."""
+    """Holds on to the state that was flushed last, and moves on at every flush.
+
+    Attributes:
+        state: number of the commit that made it.
+    """
 
     def __init__(self, environment: lmdb.Environment, folder: Path):
         """
@@ -74,6 +78,7 @@ class Anchor:
             if missing > 0:
                 os.pwrite(self._file, bytes(missing), 2 * _SLOT - missing)
         self._reader: lmdb.Transaction | None = None
+        self.state = 0
 
     def begin(self) -> tuple[bytes, lmdb.Transaction]:
         """The state to flush; while nothing is being committed."""
@@ -98,7 +103,7 @@ class Anchor:
             raise
         if self._reader is not None:
             self._reader.abort()
-        self._reader = reader
+        self._reader, self.state = reader, reader.id()
 
     def close(self) -> None:
         """Let go; what was flushed stays."""

@@ -114,6 +114,9 @@ class WriterLock:
     """The right to write a folder, held by one store of one process; the system takes it back when the process ends.
 
     LMDB itself lets the writers of two processes wait for each other.
+
+    Attributes:
+        clean: the last one who held it closed the store, or there was none.
     """
 
     def __init__(self, folder: Path, owner: str):
@@ -134,15 +137,19 @@ class WriterLock:
             os.close(self._file)
             raise StoreBusy(f'{folder} is being written by {holder}: stop that one first, or choose another folder (parameter '
                              '"memory_dir")') from error
+        self.clean = os.fstat(self._file).st_size == 0
         with contextlib.suppress(OSError):      # a full disk: the lock holds without the name
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, f'process {os.getpid()} on {socket.gethostname()}{owner and f" ({owner})"}\n'.encode(), 0)
+            os.fsync(self._file)
         _held.add(self)
 
-    def release(self) -> None:
-        """Give it back."""
+    def release(self, clean: bool = False) -> None:
+        """Give it back; `clean`: the store is closed."""
         _held.discard(self)
         if self._file >= 0:
+            if clean:
+                os.ftruncate(self._file, 0)
             os.close(self._file)
             self._file = -1
 

@@ -2,27 +2,30 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import threading
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lmdb
 
-from statekv_ros.errors import ParameterError, StoreError, StoreFull, StoreMismatch
+from statekv_ros.errors import ParameterError, StoreError, StoreFull
 from statekv_ros.store.anchor import Anchor, put_back, was_flushed
 from statekv_ros.store.folder import DATA, WriterLock, make_folder, make_reader_table, told, torn
-from statekv_ros.store.reader import ABOUT, FORMAT_VERSION, RECORDS, VALUES, StoreReader, missing_bytes
+from statekv_ros.store.holders import Holder, holders
+from statekv_ros.store.opening import begin, extend, require_identity
+from statekv_ros.store.reader import ABOUT, StoreReader
 from statekv_ros.store.records import describe, part_key, raw, state_key, step_key
 from statekv_ros.store.retention import Held, Name, Retention, cost_of
+from statekv_ros.store.walk import require_walkable
 
 if TYPE_CHECKING:
     import torch
 
 LEAST_QUOTA_BYTES = 2**20
-_RETRIES = 6
+_HOLDERS_S, _HOLDERS_TURN_S = 1.0, 0.005    # patience with those who read an old state: they read one step at a time
 _TREE_BYTES = 16 * 4096     # pages of its trees that a commit writes anew
 
 Parts = Mapping[str, 'torch.Tensor | bytes']
@@ -46,6 +49,8 @@ class MemoryStore(StoreReader):
         self._changing = threading.Lock()       # and this one before both: one caller at a time
         self._left, self._dirty = 0, True       # since the last flush: bytes that left, and whether anything changed
         self._failure: StoreError | None = None
+        self._gone: list[Name] = []             # left, and not said so far: the commit that they left for was refused after all
+        self._given_up: list[Holder] = []       # who was waited for in vain
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._flush_periodically, name='memory store', daemon=True)
         self._closed = False
@@ -83,16 +88,18 @@ class MemoryStore(StoreReader):
                     raise torn(folder, f'{DATA} is {"empty" if (folder / DATA).exists() else "gone"}')
                 put_back(folder)
                 make_reader_table(folder)
+                if size and not lock.clean:
+                    require_walkable(folder)
                 environment = lmdb.open(str(folder), map_size=int(quota_bytes), max_dbs=2, sync=False, metasync=False)
                 undo.callback(environment.close)
                 environment.reader_check()      # readers that were killed would keep pages from being used again
                 lost = extend(environment, folder)
                 if lost:
                     undo.callback(os.truncate, folder / DATA, size)
-                _begin(environment, identity)
+                begin(environment, identity)
             store = cls(folder, environment, lock, int(quota_bytes), float(sync_period_s))
             undo.callback(store._anchor.close)
-            store._require(identity)
+            require_identity(folder, store.identity, identity)
             if lost and (damaged := store.check()):
                 raise torn(folder, f'{DATA} has lost its last {lost} bytes, and with them {len(damaged)} steps')
             store.sync()
@@ -109,10 +116,11 @@ class MemoryStore(StoreReader):
             parts: its tensors (any device, any strides) and bytes by name.
 
         Returns:
-            Camera and step of each that had to leave for it.
+            Camera and step of each that had to leave for it, or for an earlier one that was refused after all.
 
         Raises:
-            StoreFull: it is larger than the quota allows, or the disk is full; everything that was there still is.
+            StoreFull: it is larger than the quota allows, nothing else but the prefix and states being there; the disk is full;
+                or another process reads an old state all the time, so that nothing that leaves makes room.
             StoreError: it cannot be written.
         """
         with self._changing:
@@ -158,19 +166,7 @@ class MemoryStore(StoreReader):
             StoreError: the disk reports an error.
         """
         self._require_own_process()
-        with self._flushing:
-            with self._lock:
-                # The pages that a commit freed are kept for those who still read the state before it: move past it. On a full
-                # disk this waits for the next flush.
-                with contextlib.suppress(StoreFull):
-                    self._touch()
-                state = self._anchor.begin()
-                self._left, self._dirty = 0, False
-            try:
-                self._anchor.flush(state)
-            except StoreError:
-                self._dirty = True
-                raise
+        self._flush()
 
     def close(self) -> None:
         """Flush and close; what was read stays valid. Does nothing in a child process, whose parent has it open."""
@@ -180,12 +176,14 @@ class MemoryStore(StoreReader):
         self._stop.set()
         if self._period_s:
             self._thread.join()
+        clean = False
         try:
             self.sync()
+            clean = True
         finally:
             self._anchor.close()
             super().close()
-            self._writer.release()
+            self._writer.release(clean)
 
     def _commit(self, name: Name, header: Mapping[str, Any], parts: Parts, amend: bool = False,
                 keep: Collection[str] | None = None) -> list[Name]:
@@ -194,7 +192,7 @@ class MemoryStore(StoreReader):
             # Said once: the next commit tries again.
             failure, self._failure = self._failure, None
             raise failure
-        raws, staying, gone = {part: raw(value) for part, value in parts.items()}, {}, []
+        raws, staying = {part: raw(value) for part, value in parts.items()}, {}
         if amend:
             before = self.record(*name)
             if before is None:
@@ -204,24 +202,69 @@ class MemoryStore(StoreReader):
         sizes = [*(len(value) for _, _, value in raws.values()), *(part.bytes for part in staying.values())]
         held = Held(self._retention.age(name), cost_of(sizes))
         record = describe(header, raws, held.age, staying)
-        for retry in range(_RETRIES):
+        reading: list[Holder] = []
+        for room in _rooms(held.cost):
             try:
                 with self._lock:
-                    gone += self._write(name, record, raws, held, staying)
+                    self._gone += self._write(name, record, raws, held, staying)
                 break
             except lmdb.MapFullError:
-                # What is free is held for the state that was flushed last, or does not lie together.
-                self.sync()
-                with self._lock:
-                    oldest = [other for other in self._retention.oldest(retry * held.cost) if other != name]
-                    self._drop(oldest)
-                gone += oldest
-        else:
-            raise StoreFull(f'{self.folder} has no room for {held.cost} bytes within its quota of '
-                            f'{self._retention.quota_bytes}: raise it (parameter "disk_cache_gb")')
+                if reading:
+                    raise self._held_by(reading) from None
+                self._let_oldest_leave(name, held.cost, room)
+                reading = self._release()
         if not self._period_s or self._left > self._retention.spare() // 2:
             self.sync()
+        gone, self._gone = self._gone, []
         return gone
+
+    def _flush(self) -> bool:
+        """`sync`; whether the pages that the newest commit freed can be used again, too."""
+        with self._flushing:
+            with self._lock:
+                # The pages that a commit freed are kept for those who still read the state before it: move past it. On a full
+                # disk this waits for the next flush.
+                moved = False
+                with contextlib.suppress(StoreFull):
+                    self._touch()
+                    moved = True
+                state = self._anchor.begin()
+                self._left, self._dirty = 0, False
+            try:
+                self._anchor.flush(state)
+            except StoreError:
+                self._dirty = True
+                raise
+        return moved
+
+    def _let_oldest_leave(self, name: Name, cost: int, room: int) -> None:
+        """Drop the oldest steps but `name`, as many as take `room` bytes: what is free does not lie together. Raises StoreFull
+        where none is left."""
+        oldest = [other for other in self._retention.oldest(room) if other != name]
+        if room and not oldest:
+            raise StoreFull(f'{self.folder} has no room for {cost} bytes within its quota of {self._retention.quota_bytes}: '
+                            'raise it (parameter "disk_cache_gb")')
+        if oldest:
+            with self._lock:
+                self._drop(oldest)
+            self._gone += oldest
+
+    def _release(self) -> list[Holder]:
+        """Let all that has left make room: let go of the state that was flushed before, and wait for who else reads an old one.
+        Returns those who still do."""
+        if not self._flush():
+            self._flush()       # the pages that moving on takes were held until the flush before
+        end = time.monotonic() + _HOLDERS_S
+        while (reading := holders(self._environment, self._anchor.state)) and time.monotonic() < end:
+            if set(reading) <= set(self._given_up):
+                break
+            time.sleep(_HOLDERS_TURN_S)
+        self._given_up = reading
+        return reading
+
+    def _held_by(self, reading: list[Holder]) -> StoreFull:
+        return StoreFull(f'{self.folder} is full, and what leaves makes no room while process {reading[0].process} reads what '
+                         'was there before: end that process, or let it go on')
 
     def _write(self, name: Name, record: bytes, raws: Mapping[str, tuple], held: Held,
                staying: Collection[str]) -> list[Name]:
@@ -288,33 +331,13 @@ class MemoryStore(StoreReader):
             retention.add(name, held)
         return retention
 
-    def _require(self, identity: Mapping[str, str | int]) -> None:
-        differing = [f'{name} ({self.identity.get(name, "nothing")} there, {identity.get(name, "nothing")} here)'
-                     for name in sorted({*self.identity, *identity}) if self.identity.get(name) != identity.get(name)]
-        if differing:
-            raise StoreMismatch(f'the memory in {self.folder} was made with another {", ".join(differing)}; it was left as it '
-                                'is. Run what made it, or choose another folder (parameter "memory_dir")')
 
-
-def extend(environment: lmdb.Environment, folder: Path) -> int:
-    """Make the file as long as its head pages say; returns the bytes that were missing.
-
-    LMDB leaves out a last page that it allocated and did not need. Where the file was cut off, zeros are found out to be
-    none of its pages, but reading what is not there at all would end the process.
-    """
-    missing = missing_bytes(environment, folder)
-    if missing > 0:
-        os.truncate(folder / DATA, (folder / DATA).stat().st_size + missing)
-    return max(missing, 0)
-
-
-def _begin(environment: lmdb.Environment, identity: Mapping[str, str | int]) -> None:
-    """In an empty file: who made it, and the tables. In any other: nothing."""
-    with environment.begin(write=True) as transaction:
-        if environment.stat()['entries'] == 0:
-            transaction.put(ABOUT, json.dumps({'version': FORMAT_VERSION, 'identity': dict(identity)}).encode())
-            for table in (RECORDS, VALUES):
-                environment.open_db(table, txn=transaction)
+def _rooms(cost: int) -> Iterator[int]:
+    """Bytes that leave before each further try of a commit: first none."""
+    room = 0
+    while True:
+        yield room
+        room = 2 * room or cost
 
 
 def _key(name: Name) -> bytes:

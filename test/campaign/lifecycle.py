@@ -11,7 +11,7 @@ from pathlib import Path
 from lifecycle_msgs.msg import Transition
 
 from campaign.record import Record
-from campaign.subject import PARAMETERS, Broken, Subject
+from campaign.subject import PARAMETERS, Broken, Subject, send_until
 from live import PATIENCE_S, Graph, NodeProcess, image, new_domain
 
 WANTED = 100
@@ -73,10 +73,9 @@ def _round(record: Record, subject: Subject, rng: random.Random) -> None:
     subject.wait_for_engine('inactive')
     _change(subject, _ACTIVATE, 'activate')
     subject.wait_for_engine('active')
-    for watched in ('1', '2'):
-        subject.graph.publish(image(time.time_ns()))
-        subject.wait(lambda watched=watched: subject.graph.health['front'][2].get('frames_processed') == watched,
-                     f'image {watched} to be watched')
+    for watched in (1, 2):
+        send_until(subject.wait, lambda: subject.graph.publish(image(time.time_ns())),
+                   lambda: subject.count('front', 'frames_processed') >= watched, f'image {watched} to be watched')
     if not (response := subject.ask()).success:
         raise Broken('question refused', f'after a round: {response.error}')
     record.note('round')
@@ -127,8 +126,8 @@ def _signal(record: Record, number: int, rng: random.Random, graph: Graph) -> No
     try:
         if ready:
             graph.wait_for_state('active')
-            graph.publish(image(time.time_ns()))
-            graph.wait_for_camera('front', frames_processed=1)
+            send_until(graph.wait, lambda: graph.publish(image(time.time_ns())),
+                       lambda: int(graph.health['front'][2]['frames_processed']) > 0, 'an image to be watched')
             futures = [graph.ask_later(_LONG_QUESTION, max_tokens=200, temperature=50.0) for _ in range(_QUESTIONS)]
             graph.wait(lambda: graph.health['engine'][2].get('active_questions', '0') != '0' or futures[0].done(), 'questions')
         else:

@@ -11,7 +11,7 @@ from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import QoSProfile
 
 from campaign.record import Record
-from campaign.subject import REPLY_S, Broken, Subject, transition_request
+from campaign.subject import REPLY_S, Broken, Subject, send_until, transition_request
 from live import image
 from statekv_ros.node.messages import to_stamp
 from statekv_ros.srv import Query, Reset
@@ -67,6 +67,7 @@ def run(record: Record) -> None:
     with Subject(record, cameras='[front,rear]') as subject:
         storm = _Storm(record, subject)
         with subject.judged(0, 'good questions'):
+            storm.show()
             storm.watch(120)
             for _ in range(20):
                 subject.ask(camera='front')
@@ -112,6 +113,14 @@ class _Storm:
                 if publisher is None or publisher.get_subscription_count():     # it has none while the node is not active
                     self.of.publish(image(next(self._stamps) * 10**8), topic)
             self.of.executor.spin_once(0.01)
+
+    def show(self) -> None:
+        """Images until each camera has watched one."""
+        self.of.fresh_health()
+        before = {camera: self.subject.count(camera, 'frames_processed') for camera in ('front', 'rear')}
+        send_until(self.subject.wait, lambda: self.watch(1),
+                   lambda: all(self.subject.count(camera, 'frames_processed') > seen for camera, seen in before.items()),
+                   'an image of each camera to be watched')
 
     def trial(self, number: int) -> None:
         """Perhaps something that disturbs, then a question; some are awaited before the next, most are not."""
@@ -162,6 +171,7 @@ class _Storm:
             if not result.successful:
                 raise Broken('parameter refused', f'{name} = {value}: {result.reason}')
         self.subject.activate()
+        self.show()
         self.watch(100)     # the memory is at its bound again, as it was before
         response = self.subject.ask(camera='front')
         if not response.success:

@@ -15,6 +15,8 @@ from live import Graph, NodeProcess, new_domain
 from statekv_ros.srv import Query
 
 REPLY_S = 60.0          # longer than any time limit that a question has here: what is not there by then is lost
+_START_S = 180.0        # until a node that imports and loads beside everything else on a busy machine is active
+_RESEND_S = 1.0
 _SETTLE_S = 30.0        # Fast DDS forgets a killed peer after 20 s
 # A small bound on the memory that a warm-up reaches, so that growth after it is a leak.
 PARAMETERS = {'model': 'patrol', 'reliability': 'reliable', 'rate_hz': '1000.0', 'budget': 144,
@@ -32,6 +34,29 @@ class Broken(Exception):
     """The node did not do what it promises; the first argument is the kind of failure, the second what happened."""
 
 
+def send_until(wait: Callable, send: Callable[[], None], done: Callable[[], bool], what: str) -> int:
+    """Send an image, and another one each second until `done()`; returns how many were sent.
+
+    One that is sent before both sides know each other is lost for good, and so is one for a subscription that is gone, which
+    its publisher still counts.
+
+    Args:
+        wait: as `Subject.wait` or `Graph.wait`.
+        send: publishes an image with a new stamp.
+    """
+    sent, due = 0, 0.0
+
+    def sent_and_done() -> bool:
+        nonlocal sent, due
+        if (now := time.monotonic()) >= due:
+            send()
+            sent, due = sent + 1, now + _RESEND_S
+        return done()
+
+    wait(sent_and_done, what)
+    return sent
+
+
 class Subject:
     """A node process and a graph beside it.
 
@@ -44,7 +69,11 @@ class Subject:
         os.environ['PYTHONFAULTHANDLER'] = '1'      # SIGABRT then writes where every thread of a hung node stands
         self.record, self.begun_again = record, 0
         self._parameters = PARAMETERS | parameters
-        self._begin()
+        try:
+            self._begin()
+        except BaseException:
+            self.__exit__(None)     # there is no `with` yet that would
+            raise
 
     def __enter__(self) -> 'Subject':
         return self
@@ -115,9 +144,13 @@ class Subject:
             self.change(Transition.TRANSITION_ACTIVATE)
         self.wait_for_engine('active')
 
-    def wait_for_engine(self, state: str) -> None:
+    def count(self, camera: str, counter: str) -> int:
+        """A camera's counter on the newest /diagnostics; 0 before the first."""
+        return int(self.graph.health.get(camera, (0, '', {}))[2].get(counter, 0))
+
+    def wait_for_engine(self, state: str, seconds: float = REPLY_S) -> None:
         """Until /diagnostics shows this lifecycle state and no loading model."""
-        self.wait(lambda: self.engine[2].get('state') == state and 'loading' not in str(self.engine), f'state {state}')
+        self.wait(lambda: self.engine[2].get('state') == state and 'loading' not in str(self.engine), f'state {state}', seconds)
 
     def usage(self, then: Usage | None = None) -> Usage:
         """What the node holds; with `then`, once it has settled to that or has had time to."""
@@ -149,7 +182,7 @@ class Subject:
         self.change_client = self.graph.node.create_client(ChangeState, '/statekv/change_state')
         self._get_state = self.graph.node.create_client(GetState, '/statekv/get_state')
         if self._parameters.get('autostart') != 'false':
-            self.wait_for_engine('active')
+            self.wait_for_engine('active', _START_S)
 
     def _restart(self) -> None:
         self.begun_again += 1
