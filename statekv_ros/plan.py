@@ -16,7 +16,8 @@ if TYPE_CHECKING:   # torch and Transformers take seconds to import: --help come
 
 WIDTH = 100     # characters, where no terminal says
 # GB/s of device memory, by their makers.
-BANDWIDTHS = {'H100': 3350, 'H200': 4800, 'A100': 2039, 'RTX-4090': 1008, 'L4': 300, 'AGX-Thor': 273, 'AGX-Orin': 205, 'Orin-NX': 102}
+BANDWIDTHS = {'H100': 3350, 'H200': 4800, 'A100': 2039, 'RTX-4090': 1008, 'L4': 300, 'AGX-Thor': 273, 'AGX-Orin': 205,
+              'Orin-NX': 102}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -132,8 +133,8 @@ def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
                         plan.total_bytes)))
     console.print(table)
     console.print(f'tiers: hours that {args.disk_cache_gb:g} GB of disk hold, what it is written, what it takes an hour; what a '
-                  f'pass of an answer over {args.hours:g} h reads with sparse({args.read_tokens}), and what a token then takes at '
-                  f'least on {args.device} ({BANDWIDTHS[args.device]} GB/s), with all it reads on the device')
+                  f'pass of an answer over {args.hours:g} h reads with sparse({args.read_tokens}), and what a token then takes '
+                  f'at least on {args.device} ({BANDWIDTHS[args.device]} GB/s), with all it reads on the device')
     table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, collapse_padding=True)
     table.add_column('model', overflow='fold')
     for column in ('index\n/ hour', 'hours\non disk', 'written\n/ s', 'disk\n/ hour', 'read\n/ pass', 'ms\n/ token'):

@@ -50,4 +50,5 @@ def describe(plan: Plan, device_bytes: int, host_bytes: int, disk_bytes: int) ->
     hours = tier_hours(plan, device_bytes, host_bytes, disk_bytes)
     disk = f'; the disk grows by {gigabytes(hours.disk_bytes_per_hour)} per hour' if disk_bytes else ''
     return (f'detailed cache {gigabytes(plan.detailed_bytes_per_hour)} per hour ({plan.detailed_format}), its index '
-            f'{gigabytes(plan.index_bytes_per_hour)}, of each camera {gigabytes(device_bytes)} on the device: the newest {hours}{disk}')
+            f'{gigabytes(plan.index_bytes_per_hour)}, of each camera {gigabytes(device_bytes)} on the device: the newest '
+            f'{hours}{disk}')

@@ -84,7 +84,8 @@ class Candidates:
             closed += shares.scatter_(2, best[:, None].expand(-1, rows.shape[1], -1), 0).sum(dim=-1, keepdim=True)
             found = self._table.leaves.pages(layer, whole, best)
             pages.append(found)
-            of_pages.append(scores(queries, self._table.entries_of(layer, found)).add_(self._table.lengths_of(found).log()[:, None]))
+            lengths = self._table.lengths_of(found).log()[:, None]
+            of_pages.append(scores(queries, self._table.entries_of(layer, found)).add_(lengths))
         votes = torch.softmax(torch.cat([*of_pages, closed.log().add_(mass)], dim=-1), dim=-1)
         return torch.cat(pages, dim=-1), votes.sum(dim=1)[:, :-1]
 

@@ -72,7 +72,9 @@ class PageFetcher:
         """All of a part, and whether keys are as the model computed them; None when no tier can read it."""
         size = dtype.itemsize * int(np.prod(shape))
         [(data, as_computed)] = self._runs(part, [Run(step.record.step, size, 0, size)])
-        return None if data is None else (torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype).view(shape), as_computed)
+        if data is None:
+            return None
+        return torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype).view(shape), as_computed
 
     def _numbers(self, layer: int, pages: Sequence[tuple[int, HeldStep]]) -> list[tuple[int, list | None]]:
         """Of each page, by how much its keys have to be turned, and the runs of bytes that make it; None: it cannot be read."""

@@ -97,7 +97,8 @@ def page_lengths(tokens: int, page_tokens: int) -> tuple[int, ...]:
 
 
 def by_stretch(steps: Sequence[HeldStep]) -> Iterator[tuple[int, int]]:
-    """Where the steps of each stretch begin and end. Over hours steps are many, stretches are few: not every step is looked at."""
+    """Where the steps of each stretch begin and end. Over hours steps are many, stretches are few: not every step is
+    looked at."""
     begin, length = 0, 1
     while begin < len(steps):
         stretch, end = steps[begin].stretch, min(begin + length, len(steps))    # mostly about as many as the one before
