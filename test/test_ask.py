@@ -23,7 +23,8 @@ SUCCEEDED, CANCELED, ABORTED = GoalStatus.STATUS_SUCCEEDED, GoalStatus.STATUS_CA
 @pytest.fixture(scope='module')
 def running(tmp_path_factory, tiny_model_dir):
     """A node that saw some frames of its front camera and none of its rear one."""
-    with memory_node(tmp_path_factory.mktemp('ask'), tiny_model_dir, cameras='[front,rear]', max_queued_questions=8) as (node, graph):
+    folder = tmp_path_factory.mktemp('ask')
+    with memory_node(folder, tiny_model_dir, cameras='[front,rear]', max_queued_questions=8) as (node, graph):
         graph.wait_for_state('active')
         for second in range(1, FRAMES + 1):
             graph.publish(image(second * SECOND))

@@ -1,4 +1,4 @@
-"""The client inside other nodes: the programs of docs/client.md as they stand there, and what must not happen to a node that has one."""
+"""The client inside other nodes: the programs of docs/client.md, and what must not happen to a node that has one."""
 import re
 import subprocess
 import sys
@@ -41,7 +41,7 @@ def running(tmp_path_factory, tiny_model_dir):
 
 @pytest.fixture
 def spun(running):
-    """spun(executor, *callbacks) -> (node, client): a node that the executor spins in a thread, made before its timers call back."""
+    """spun(executor, *callbacks) -> (node, client): a node that the executor spins in a thread."""
     executors, clients = [], []
 
     def spin(executor, *callbacks, group=None):
@@ -237,9 +237,11 @@ def test_client_that_is_closed_ends_what_is_under_way(running):
 
 
 @pytest.mark.parametrize('arguments, words', [
-    ({'max_tokens': -1}, 'max_tokens must be a whole number from 0'), ({'max_tokens': 2.5}, 'got 2.5'), ({'max_tokens': True}, 'True'),
+    ({'max_tokens': -1}, 'max_tokens must be a whole number from 0'), ({'max_tokens': 2.5}, 'got 2.5'),
+    ({'max_tokens': True}, 'True'),
     ({'max_tokens': 2**32}, 'max_tokens'), ({'seed': -1}, 'seed must be'), ({'seed': 2**64}, 'seed must be'),
-    ({'temperature': 'hot'}, "temperature must be 0 (greedy) or a positive number, got 'hot'"), ({'temperature': 1e39}, 'temperature'),
+    ({'temperature': 'hot'}, "temperature must be 0 (greedy) or a positive number, got 'hot'"),
+    ({'temperature': 1e39}, 'temperature'),
     ({'timeout_s': '5'}, "timeout_s must be a positive number of seconds, got '5'"), ({'timeout_s': None}, 'timeout_s'),
     ({'question': b'what?'}, "question must be a string, got b'what?'"), ({'question': 'what \ud800?'}, 'UTF-8'),
     ({'question': ' \n'}, 'empty'), ({'camera': None}, 'camera must be a string'), ({'answer_policy': 8192}, 'answer_policy'),

@@ -1,7 +1,7 @@
 """The client's ends of ~/ask, in a callback group of their own.
 
-Plain service clients and a subscription, which is what an action is made of. rclpy's `ActionClient` (Kilted) replaces the future of
-a goal after it was sent: a response that another thread has taken by then is lost, and the first future is kept for good.
+Plain service clients and a subscription, which is what an action is made of. rclpy's `ActionClient` (Kilted) replaces the future
+of a goal after it was sent: a response that another thread has taken by then is lost, and the first future is kept for good.
 """
 from collections.abc import Callable
 
@@ -20,7 +20,8 @@ _FEEDBACK = QoSProfile(depth=100)
 class AskEnds:
     """Sends goals and hears of them. From any thread."""
 
-    def __init__(self, node: Node, memory: str, group: ReentrantCallbackGroup, on_feedback: Callable[[bytes, Ask.Feedback], None]):
+    def __init__(self, node: Node, memory: str, group: ReentrantCallbackGroup,
+                 on_feedback: Callable[[bytes, Ask.Feedback], None]):
         """on_feedback: takes what came for any goal, those of other clients too, by the goal's id."""
         self._node = node
         parts = Ask.Impl

@@ -25,7 +25,8 @@ def make_goal(question: str, camera: str, timeout_s: float, max_tokens: int, tem
     if not question.strip():
         raise ValueError('question is empty: ask something')
     _require(_is_number(timeout_s) and 0 < timeout_s < _LARGEST, 'timeout_s', 'a positive number of seconds', timeout_s)
-    _require(_is_number(temperature) and 0 <= temperature < _LARGEST, 'temperature', '0 (greedy) or a positive number', temperature)
+    _require(_is_number(temperature) and 0 <= temperature < _LARGEST, 'temperature', '0 (greedy) or a positive number',
+             temperature)
     _require(_is_whole(max_tokens) and 0 <= max_tokens <= _MAX_TOKENS, 'max_tokens',
              f"a whole number from 0 (the node's default) to {_MAX_TOKENS}", max_tokens)
     _require(_is_whole(seed) and 0 <= seed < 2**64, 'seed', 'a whole number from 0 to 2**64 - 1', seed)

@@ -111,12 +111,13 @@ class Asking(Future):
             if ready:
                 self._send(now)
             elif now > self._deadline:
-                self.finish(without_answer(Result.UNAVAILABLE, f'no memory node {self._memory!r}: is it running, in this namespace '
-                                                               'and ROS_DOMAIN_ID?'))
+                self.finish(without_answer(Result.UNAVAILABLE, f'no memory node {self._memory!r}: is it running, in this '
+                                                               'namespace and ROS_DOMAIN_ID?'))
         elif now > self._deadline:
             if self._accepted:
                 self._sent.append(self._ends.cancel(self.key))
-            self.finish(without_answer(Result.TIMEOUT, f'no reply from {self._memory!r} within {self._timeout_s:g} s', Code.TIMEOUT))
+            self.finish(without_answer(Result.TIMEOUT, f'no reply from {self._memory!r} within {self._timeout_s:g} s',
+                                       Code.TIMEOUT))
         elif now - self._seen > _GONE_S:
             self.finish(without_answer(Result.UNAVAILABLE, f'memory node {self._memory!r} left while it was answering'))
 
@@ -132,7 +133,7 @@ class Asking(Future):
             self.finish(without_answer(Result.FAILED, f'{self._memory!r} has too many goals to take another: ask again later',
                                        Code.QUEUE_FULL))
             return
-        self._expect(self._ends.result(self.key), lambda response: self.finish(reply_of(response.result)))
+        self._expect(self._ends.result(self.key), lambda response: self.finish(reply_of(response.status, response.result)))
         with self._once:
             self._accepted, canceled = True, self._canceled
         if canceled:

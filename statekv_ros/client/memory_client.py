@@ -21,7 +21,7 @@ _READY_EVERY_S = 0.05
 
 
 class StateKVClient:
-    """Asks one memory node. From any thread; docs/client.md shows it in a program, in each kind of callback and in a lifecycle node.
+    """Asks one memory node. From any thread; docs/client.md shows it in programs, in each kind of callback and in a lifecycle node.
 
     Calls that wait (`ask`, `reset`, `wait_until_ready`, `spin_for`) are for programs and threads. In a callback they raise
     `WouldBlock` where no other thread could go on; `ask_async` is for callbacks. A node that no executor has is spun by those who
@@ -93,8 +93,8 @@ class StateKVClient:
             WouldBlock: see the class.
         """
         with self._spinning.blocking('ask'):
-            asking = self.ask_async(question, camera, timeout_s, max_tokens, temperature, seed, answer_policy, from_stamp, to_stamp,
-                                    on_text)
+            asking = self.ask_async(question, camera, timeout_s, max_tokens, temperature, seed, answer_policy, from_stamp,
+                                    to_stamp, on_text)
             try:
                 return asking.wait_here()
             except BaseException:   # Ctrl-C: nobody wants the answer any more

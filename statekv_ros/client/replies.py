@@ -2,6 +2,8 @@
 import enum
 from dataclasses import dataclass
 
+from action_msgs.msg import GoalStatus
+
 from statekv_ros.action import Ask
 from statekv_ros.errors import Code
 from statekv_ros.msg import Answer
@@ -36,8 +38,11 @@ class Reply:
 _RESULTS = {Code.TIMEOUT: Result.TIMEOUT, Code.CANCELED: Result.CANCELED}
 
 
-def reply_of(result: Ask.Result) -> Reply:
-    """Of what the node said."""
+def reply_of(status: int, result: Ask.Result) -> Reply:
+    """Of what the node said of a goal in this state (action_msgs/GoalStatus)."""
+    if status == GoalStatus.STATUS_UNKNOWN:
+        return without_answer(Result.FAILED, 'the node does not know this goal: its result was kept for a minute and is gone, or '
+                                             'the node began anew meanwhile; ask again')
     kind = Result.SUCCEEDED if result.success else _RESULTS.get(result.error_code, Result.FAILED)
     return Reply(kind, result.answer, tuple(result.answers), result.error_msg, result.error_code)
 

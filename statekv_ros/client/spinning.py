@@ -11,6 +11,10 @@ from rclpy.node import Node
 from rclpy.task import Task
 
 _LOOK_S = 0.1       # how often it is looked whether an executor has taken the node
+_ONLY_THREAD = ('waits, and was called from a callback of an executor with a single thread: no timer, no subscription and no answer '
+                'would be served meanwhile. In an async callback use "await memory.ask_async(...)"; in any other, '
+                '"memory.ask_async(...).add_done_callback(...)"; or spin the node with a MultiThreadedExecutor, or call it from a '
+                'thread of your own')
 
 _blocked: Counter[int] = Counter()      # callbacks that wait, by the executor that runs them
 _blocked_lock = threading.Lock()
@@ -81,14 +85,11 @@ class Spinning:
         with _blocked_lock:
             threads = _threads(executor)
             if threads == 1:
-                raise WouldBlock(f'{call} waits, and was called from a callback of an executor with a single thread: no timer, no '
-                                 'subscription and no answer would be served meanwhile. In an async callback use "await '
-                                 'memory.ask_async(...)"; in any other, "memory.ask_async(...).add_done_callback(...)"; or spin the '
-                                 'node with a MultiThreadedExecutor, or call it from a thread of your own')
+                raise WouldBlock(f'{call} {_ONLY_THREAD}')
             if _blocked[id(executor)] + 1 >= threads and self._node.executor is executor:
-                raise WouldBlock(f'{call} waits, and {threads - 1} callbacks wait already in the {threads} threads of this executor: '
-                                 'none would be left to receive an answer. Use "await memory.ask_async(...)" in async callbacks, '
-                                 'or give the MultiThreadedExecutor more threads')
+                raise WouldBlock(f'{call} waits, and {threads - 1} callbacks wait already in the {threads} threads of this '
+                                 'executor: none would be left to receive an answer. Use "await memory.ask_async(...)" in async '
+                                 'callbacks, or give the MultiThreadedExecutor more threads')
             _blocked[id(executor)] += 1
         try:
             yield

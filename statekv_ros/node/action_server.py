@@ -9,7 +9,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
-RESULTS_KEPT_S = 10     # for a client to fetch
+RESULTS_KEPT_S = 60     # for a client to fetch: where discovery is slow, its request was seen to take 20 s
 GOALS_KEPT = 1000       # under way, or with a result that is kept
 
 

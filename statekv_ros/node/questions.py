@@ -147,8 +147,8 @@ class Question:
 
     def _time_out(self, steps: int) -> None:
         tokens = sum(len(answering.token_ids) for _, answering in self._open)
-        self._stop(Code.TIMEOUT, f'no full answer within timeout_s = {self.timeout_s:g} s ({tokens} tokens so far): ask for fewer '
-                                 'max_tokens or allow more time', 'timeout', steps)
+        self._stop(Code.TIMEOUT, f'no full answer within timeout_s = {self.timeout_s:g} s ({tokens} tokens so far): ask for '
+                                 'fewer max_tokens or allow more time', 'timeout', steps)
 
     def _stop(self, code: Code, reason: str, finish_reason: str, steps: int) -> None:
         while self._open:

@@ -73,7 +73,8 @@ class Notes:
         Only visual tokens count: the prefix, timestamps and delimiters draw attention whatever they stand beside.
         """
         pages = self._pages.nonzero().squeeze(1)
-        tokens = [*((part.view.ordinal, part.mass) for part in parts), (self._tail_ordinals(tail_tokens), self.tail[:tail_tokens])]
+        tail = self._tail_ordinals(tail_tokens), self.tail[:tail_tokens]
+        tokens = [*((part.view.ordinal, part.mass) for part in parts), tail]
         return self._most_attended(records, limit, pages, self._pages[pages], tokens)
 
     def newest_evidence(self, records: Sequence[StepRecord], limit: int) -> tuple[Evidence, ...]:
