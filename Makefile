@@ -93,7 +93,7 @@ check-machine:
 	  sys.exit(None if os.path.isfile(h) else \
 	  f"error: {h} is missing, and the messages are compiled against it: apt install python{v[0]}.{v[1]}-dev")'
 	@for compiler in $${CXX:-c++ g++ clang++}; do command -v $$compiler >/dev/null && exit 0; done; \
-	  echo "error: no C++ compiler ($${CXX:-c++, g++, clang++}) found, and the messages of msg/ and srv/ are compiled:" \
+	  echo "error: no C++ compiler ($${CXX:-c++, g++, clang++}) found, and the messages of msg/, srv/ and action/ are compiled:" \
 	  'apt install g++' >&2; exit 1
 
 $(bin)/python: | check-machine

@@ -39,8 +39,8 @@ def require_build_tools() -> None:
     """Raise RuntimeError, naming the package to install, without a C++ compiler or Python's own headers."""
     compilers = os.environ.get('CXX', 'c++ g++ clang++').split()
     if not any(map(shutil.which, compilers)):
-        raise RuntimeError(f'no C++ compiler ({", ".join(compilers)}) found, and the messages of msg/ and srv/ are '
-                           'compiled: install one (Debian, Ubuntu: "apt install g++")')
+        raise RuntimeError(f'no C++ compiler ({", ".join(compilers)}) found, and the messages of msg/, srv/ and '
+                           'action/ are compiled: install one (Debian, Ubuntu: "apt install g++")')
     header = Path(sysconfig.get_paths()['include'], 'Python.h')
     if not header.is_file():
         version = f'{sys.version_info.major}.{sys.version_info.minor}'

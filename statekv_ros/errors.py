@@ -1,8 +1,30 @@
 """Errors that a user can act on: each message names the bad value, what was expected, and what to change."""
+import enum
+
+
+class Code(enum.IntEnum):
+    """Why a question has no full answer; the constants of action/Ask.action, which says what each means."""
+    NONE = 0
+    UNKNOWN = 10000
+    NOT_CONFIGURED = 10001
+    NOT_ACTIVE = 10002
+    SHUTTING_DOWN = 10003
+    INVALID_ARGUMENT = 10004
+    UNKNOWN_CAMERA = 10005
+    NOTHING_SEEN = 10006
+    QUEUE_FULL = 10007
+    TIMEOUT = 10008
+    CANCELED = 10009
+    MEMORY_RESET = 10010
 
 
 class StateKVError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base of all errors raised on purpose by this package.
+
+    Attributes:
+        code: what a question that failed for it is told.
+    """
+    code = Code.UNKNOWN
 
 
 class ModelError(StateKVError):
@@ -16,9 +38,14 @@ class FrameError(StateKVError):
 class QuestionError(StateKVError):
     """A question cannot be answered: empty, too long, nothing seen yet, an empty time span."""
 
+    def __init__(self, sentence: str, code: Code = Code.INVALID_ARGUMENT):
+        super().__init__(sentence)
+        self.code = code
+
 
 class PolicyError(StateKVError, ValueError):
     """A prefill or answer policy is unknown or has a bad argument."""
+    code = Code.INVALID_ARGUMENT
 
 
 class BagError(StateKVError):

@@ -12,11 +12,13 @@ import numpy as np
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState, GetState
+from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 
 from domains import new_domain
+from statekv_ros.action import Ask
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node.messages import to_ns, to_stamp
 from statekv_ros.srv import Query, Reset
@@ -67,6 +69,32 @@ class NodeProcess:
             return None, time.monotonic() - begun
 
 
+class Goal:
+    """A goal of ~/ask through rclpy's own client.
+
+    Attributes:
+        feedback: what came so far.
+        handle: rclpy's, once the goal is accepted; result: a future of the result's response.
+    """
+
+    def __init__(self, client: ActionClient, **fields):
+        self.feedback: list[Ask.Feedback] = []
+        self.handle = self.result = None
+        self.rejected = False
+        sent = client.send_goal_async(Ask.Goal(**fields), lambda message: self.feedback.append(message.feedback))
+        sent.add_done_callback(self._accept)
+
+    @property
+    def done(self) -> bool:
+        return self.rejected or self.result is not None and self.result.done()
+
+    def _accept(self, future) -> None:
+        self.handle = future.result()
+        self.rejected = not self.handle.accepted
+        if not self.rejected:
+            self.result = self.handle.get_result_async()
+
+
 class Graph:
     """A test's own node in a domain: publishes images, asks, and collects what the memory node publishes."""
 
@@ -88,9 +116,12 @@ class Graph:
         self.node.create_subscription(DiagnosticArray, '/diagnostics', self._note, QoSProfile(depth=10))
         self.query = self.node.create_client(Query, '/statekv/query', qos_profile=QoSProfile(depth=100))
         self.reset = self.node.create_client(Reset, '/statekv/reset')
+        self._asking: ActionClient | None = None
 
     def close(self) -> None:
         self.executor.shutdown(timeout_sec=0)
+        if self._asking is not None:
+            self._asking.destroy()
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
 
@@ -128,6 +159,20 @@ class Graph:
 
     def ask(self, question: str = 'is the door open?', **fields) -> Query.Response:
         return self.response(self.ask_later(question, **fields))
+
+    def goal(self, question: str = 'is the door open?', **fields) -> Goal:
+        """A goal that has been sent."""
+        if self._asking is None:
+            deep = {f'{name}_service_qos_profile': QoSProfile(depth=100) for name in ('goal', 'result', 'cancel')}
+            self._asking = ActionClient(self.node, Ask, '/statekv/ask', feedback_sub_qos_profile=QoSProfile(depth=1000), **deep)
+        self.wait(self._asking.server_is_ready, 'the action')
+        return Goal(self._asking, question=question, **fields)
+
+    def result(self, goal: Goal) -> tuple[int, Ask.Result]:
+        """A goal's status (action_msgs/GoalStatus) and result, once they are there."""
+        self.wait(lambda: goal.done, 'the result')
+        response = goal.result.result()
+        return response.status, response.result
 
     def camera(self, name: str) -> dict[str, str]:
         """A camera's values on the next /diagnostics."""

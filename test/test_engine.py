@@ -1,11 +1,12 @@
 """The engine's promises on order and counts, with the real model and no clock: each test takes the turns itself."""
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 
 from conftest import SECOND
-from statekv_ros.errors import FrameError, QuestionError
+from statekv_ros.errors import Code, FrameError, QuestionError
 from statekv_ros.memory import VideoStream
 from statekv_ros.node import engine as engine_module
 from statekv_ros.node.diagnostics import OK, WARN, Diagnosis
@@ -433,3 +434,63 @@ def test_the_engines_status_warns_while_steps_fail_and_no_longer(backbone, frame
     failed = diagnosis.engine('active', '')
     assert failed.level == WARN and '1 failed just now' in failed.message
     assert diagnosis.engine('active', '').level == OK
+
+
+def test_a_question_that_somebody_ends_is_closed_before_the_next_slice_whoever_has_it(backbone, frames, monkeypatch):
+    monkeypatch.setattr(backbone, 'stop_token_ids', frozenset())
+    bench = Bench(backbone, frames)
+    bench.frame()
+    questions = [bench.ask(max_tokens=500) for _ in range(5)]
+    bench.rounds(lambda: all(question._open and question._open[0][1].token_ids for question in questions))
+    slices = sum(event[0] == 'slice' for event in bench.events)
+    for number, question in enumerate((questions[3], questions[0])):
+        question.end(Code.CANCELED, 'enough')
+        bench.engine.run_round()
+        outcome = bench.outcomes[number]
+        assert (outcome.code, outcome.error, len(bench.engine.active)) == (Code.CANCELED, 'enough', 4 - number)
+        assert outcome.answers[0].result.finish_reason == 'canceled' and outcome.answers[0].result.text
+    assert sum(event[0] == 'slice' for event in bench.events) == slices + 2, 'the others went on'
+    waiting = bench.ask(max_tokens=500)
+    waiting.end(Code.NOT_ACTIVE, 'deactivated')
+    waiting.end(Code.CANCELED, 'too late')
+    bench.engine.run_round()
+    assert (bench.outcomes[2].code, bench.outcomes[2].answers, len(bench.outcomes)) == (Code.NOT_ACTIVE, (), 3)
+
+
+def test_a_question_that_is_begun_counts_as_waiting_at_every_moment(backbone, frames, monkeypatch):
+    bench = Bench(backbone, frames, max_queued=1)
+    bench.frame()
+    bench.engine.run_round()
+    question, begin = bench.ask(), Question.begin
+
+    def begin_while_another_comes(self, *arguments):
+        begin(self, *arguments)
+        with pytest.raises(QuestionError, match='1 questions are waiting') as refused:
+            bench.ask()
+        assert refused.value.code is Code.QUEUE_FULL
+
+    monkeypatch.setattr(Question, 'begin', begin_while_another_comes)
+    bench.rounds(lambda: bench.outcomes)
+    assert bench.outcomes[0].error == '' and question not in bench.engine.active
+
+
+def test_progress_is_told_when_it_is_admitted_and_after_slices_but_takes_a_tenth_of_the_time_at_most(backbone, frames, monkeypatch):
+    monkeypatch.setattr(backbone, 'stop_token_ids', frozenset())
+    bench, told = Bench(backbone, frames), []
+    bench.frame()
+    bench.ask(max_tokens=400)
+    watched = Question(QUESTION, ['front'], {'max_tokens': 40}, 600.0, bench.outcomes.append, told.append)
+    bench.engine.ask(watched)
+    bench.rounds(lambda: bench.outcomes)
+    assert (told[0].place, told[0].text, told[0].camera) == (1, '', '')
+    tokens = [progress.tokens for progress in told[1:]]
+    assert tokens == sorted(tokens) and max(tokens) > 4 and told[-1].camera == 'front' and told[-1].looked_at
+    assert bench.outcomes[0].answers[0].result.text.startswith(told[-1].text[:-1])
+
+    slow = []
+    dear = Question(QUESTION, ['front'], {'max_tokens': 40}, 600.0, bench.outcomes.append,
+                    lambda progress: (slow.append(progress), time.sleep(0.05)))
+    bench.engine.ask(dear)
+    begun = time.perf_counter()
+    bench.rounds(lambda: len(bench.outcomes) > 1)
+    assert len(slow) <= 1 + (time.perf_counter() - begun) / 0.5

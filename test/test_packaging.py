@@ -28,9 +28,11 @@ SOURCE_FOLDERS = ('statekv_ros', 'kernels', 'msg', 'srv', 'action', 'launch', 'c
 GENERATED = tuple(ROOT / 'statekv_ros' / name for name in ('msg', 'srv', 'action'))
 BUILD_TIMEOUT_S = 300
 ROS_PREFIXES = os.environ.get('AMENT_PREFIX_PATH') or sys.prefix
-# Asks a service of the package's own types, from the interpreter that runs it, and says where everything came from.
-ASK_A_SERVICE = '''
+# Asks a service and an action of the package's own types, from the interpreter that runs it, and says where everything came from.
+ASK_BOTH = '''
 import rclpy, statekv_ros, statekv_ros.kernels, statekv_ros.msg
+from rclpy.action import ActionClient, ActionServer
+from statekv_ros.action import Ask
 from statekv_ros.msg import Answer, Evidence
 from statekv_ros.srv import Query
 
@@ -47,6 +49,19 @@ assert client.wait_for_service(30.0)
 future = client.call_async(Query.Request(question='seen?'))
 rclpy.spin_until_future_complete(node, future, timeout_sec=30.0)
 print(future.result().answers[0].text, future.result().answers[0].evidence[0].share)
+
+def execute(goal):
+    goal.publish_feedback(Ask.Feedback(text=goal.request.question))
+    goal.abort()
+    return Ask.Result(error_code=Ask.Result.CANCELED)
+
+server, asker = ActionServer(node, Ask, '~/ask', execute), ActionClient(node, Ask, '~/ask')
+assert asker.wait_for_server(30.0)
+accepted = asker.send_goal_async(Ask.Goal(question='seen?'))
+rclpy.spin_until_future_complete(node, accepted, timeout_sec=30.0)
+result = accepted.result().get_result_async()
+rclpy.spin_until_future_complete(node, result, timeout_sec=30.0)
+print(result.result().result.error_code)
 for module in (statekv_ros, statekv_ros.kernels, statekv_ros.msg):
     print(module.__file__)
 '''
@@ -89,7 +104,7 @@ def python_modules() -> set[str]:
 
 def share_files() -> set[str]:
     """What must lie in share/statekv_ros."""
-    files = [path.relative_to(ROOT) for name in ('msg', 'srv', 'launch', 'config', 'models')
+    files = [path.relative_to(ROOT) for name in ('msg', 'srv', 'action', 'launch', 'config', 'models')
              for path in (ROOT / name).rglob('*') if path.is_file() and '__pycache__' not in path.parts]
     return {'package.xml', *map(str, files)}
 
@@ -99,8 +114,8 @@ def executables() -> set[str]:
 
 
 def interfaces() -> set[str]:
-    """Names of the types in msg/ and srv/."""
-    return {path.stem for folder in ('msg', 'srv') for path in (ROOT / folder).iterdir()}
+    """Names of the types in msg/, srv/ and action/."""
+    return {path.stem for folder in ('msg', 'srv', 'action') for path in (ROOT / folder).iterdir()}
 
 
 @pytest.fixture(scope='module')
@@ -147,10 +162,10 @@ def test_colcon_installs_an_executable_for_every_console_script(colcon_prefix):
 
 def test_types_and_kernels_work_from_a_sourced_workspace(colcon_prefix):
     setup = colcon_prefix.parent / 'local_setup.bash'
-    output = run('bash', '-c', f'source {setup} && exec {sys.executable} -c "$0"', ASK_A_SERVICE, cwd=colcon_prefix,
+    output = run('bash', '-c', f'source {setup} && exec {sys.executable} -c "$0"', ASK_BOTH, cwd=colcon_prefix,
                  AMENT_PREFIX_PATH=ROS_PREFIXES, ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST')
-    reply, *files = output.split('\n')[-5:-1]
-    assert reply == 'SEEN? 0.5'
+    reply, code, *files = output.split('\n')[-6:-1]
+    assert (reply, code) == ('SEEN? 0.5', '10009')
     assert all(file.startswith(str(colcon_prefix)) for file in files), files
 
 
@@ -174,11 +189,11 @@ def test_wheel_works_where_it_is_installed(wheel, tmp_path):
     # All else comes from the tests' environment; PYTHONPATH reads no .pth files, so not its editable statekv_ros.
     dependencies = next(path for path in sys.path if path.startswith(sys.prefix) and path.endswith('-packages'))
     libraries = [str(tmp_path / 'venv/lib'), os.environ.get('LD_LIBRARY_PATH', '')]
-    output = run(str(python), '-c', ASK_A_SERVICE, cwd=tmp_path, PYTHONPATH=dependencies,
+    output = run(str(python), '-c', ASK_BOTH, cwd=tmp_path, PYTHONPATH=dependencies,
                  LD_LIBRARY_PATH=os.pathsep.join(libraries), ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST',
                  AMENT_PREFIX_PATH=os.pathsep.join([str(tmp_path / 'venv'), ROS_PREFIXES]))
-    reply, *files = output.split('\n')[-5:-1]
-    assert reply == 'SEEN? 0.5'
+    reply, code, *files = output.split('\n')[-6:-1]
+    assert (reply, code) == ('SEEN? 0.5', '10009')
     assert all(file.startswith(str(tmp_path)) for file in files), files
 
 
@@ -200,9 +215,9 @@ def test_unsuitable_python_is_an_error_that_names_it(tmp_path):
     assert '/no/such/python' in done.stderr and '3.11' in done.stderr
 
 
-def test_interfaces_are_the_ones_in_msg_and_srv():
-    from statekv_ros import msg, srv
-    assert {name for module in (msg, srv) for name in dir(module)} >= interfaces()
+def test_interfaces_are_the_ones_in_msg_srv_and_action():
+    from statekv_ros import action, msg, srv
+    assert {name for module in (msg, srv, action) for name in dir(module)} >= interfaces()
 
 
 @pytest.mark.parametrize('script', PYPROJECT['project']['scripts'].values())

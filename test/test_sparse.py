@@ -256,8 +256,10 @@ def test_asking_takes_no_operation_per_step_held(backbones, frames):
         stream = stream_of(backbones['internvl'], frames, frames_seen, positions='native')
         with Count() as count:
             answering = stream.begin_answer(QUESTION, 'sparse(40)', max_tokens=1)
-        answering.finish('stop')
+        while not answering.advance(4):
+            pass
         with count:
+            answering.newest_evidence(3)
             answering.result()
         counts.append(count.calls)
     assert counts[0] == counts[1]

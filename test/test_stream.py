@@ -113,6 +113,20 @@ def test_evidence_is_shares_of_distinct_steps_greatest_first(backbone, frames):
         assert len({e.first_stamp_ns for e in evidence}) == len(evidence) > 1
 
 
+@pytest.mark.parametrize('policy', ['all', 'sparse(20)', 'retrieve(3)', 'state', 'last(5)'])
+def test_what_the_newest_token_looked_at_is_what_an_answer_of_that_token_alone_does(policy, backbone, frames):
+    answering = stream_of(backbone, frames[:21]).begin_answer(QUESTION, policy, max_tokens=2, evidence=99)
+    assert answering.newest_evidence(99) == ()
+    while not answering.token_ids:
+        answering.advance(1)
+    first = answering.newest_evidence(99)
+    assert [(e.first_stamp_ns, pytest.approx(e.share)) for e in first] == \
+        [(e.first_stamp_ns, e.share) for e in answering.result().evidence]
+    assert len(first) > 1 and answering.newest_evidence(1) == first[:1]
+    answering.advance(1)
+    assert len(answering.token_ids) == 2 and answering.newest_evidence(99) != first
+
+
 def test_a_time_span_reads_only_its_frames(backbone, frames):
     stream = stream_of(backbone, frames[:20])
     answer = stream.answer(QUESTION, span=(stamp(4), stamp(9)), max_tokens=3)

@@ -70,7 +70,8 @@ class AnswerResult:
     """An answer with what it was allowed to read and what it cost.
 
     Attributes:
-        finish_reason: 'stop' (the model ended it), 'length' (max_tokens) or 'timeout' (ended early, text is what it had).
+        finish_reason: 'stop' (the model ended it), 'length' (max_tokens), 'timeout' or 'canceled' (ended early, text is what it
+            had).
         first_stamp_ns, last_stamp_ns: oldest and newest frame that it could read.
         frames_covered: camera frames between them that it could read.
         evidence: most attended steps, greatest share first.

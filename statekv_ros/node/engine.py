@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from statekv_ros.errors import FrameError, Interrupted, QuestionError, StateKVError
+from statekv_ros.errors import Code, FrameError, Interrupted, QuestionError, StateKVError
 from statekv_ros.memory import StepReport, VideoStream
 from statekv_ros.node.disk import Disk
 from statekv_ros.node.mailbox import Mailbox
@@ -59,14 +59,14 @@ class _Reset:
         try:
             frames = sum(camera.stream.reset() for camera in self.cameras)
         except Exception as error:  # whoever asked must hear of it
-            self.fail(_reason(error))
+            self.fail(_reason(error), Code.UNKNOWN)
         else:
             if self.disk is None:
                 self.done(frames, '')
             else:
                 self.disk.clear([camera.name for camera in self.cameras], lambda error: self.done(frames, error))
 
-    def fail(self, reason: str) -> None:
+    def fail(self, reason: str, code: Code) -> None:
         self.done(0, reason)
 
 
@@ -141,7 +141,7 @@ class Engine:
             waiting = len(self.active) + len(self._inbox)
             if waiting >= self._max_queued:
                 raise QuestionError(f'{waiting} questions are waiting already: ask again later, or raise the parameter '
-                                    '"max_queued_questions"')
+                                    '"max_queued_questions"', Code.QUEUE_FULL)
             self._put(question)
 
     def reset(self, names: list[str], done: Callable[[int, str], None]) -> None:
@@ -157,18 +157,19 @@ class Engine:
     def run_round(self) -> bool:
         """One turn: one image of each camera, new questions, one slice of one question. False when there was nothing.
 
-        Images come first, so that a question sees those that were there before it.
+        Images come first, so that a question sees those that were there before it. Questions that somebody wants to end are
+        closed between any of these: within one frame step or slice.
         """
         if self._disk is not None:
             self._disk.save_snapshots()
         # Always in the same order: an image then waits for one step of each other camera, never for two of one.
-        worked = [self._watch(camera) for camera in self.cameras.values()]
-        return any([*worked, self._admit(), self._decode_slice()])
+        worked = [work for camera in self.cameras.values() for work in (self._close_ending(), self._watch(camera))]
+        return any([*worked, self._admit(), self._close_ending(), self._decode_slice()])
 
     def _put(self, entry: Question | _Reset) -> None:
         # Under the lock that `_fail_all` takes after `stopping` was set: whatever comes in is failed there or refused here.
         if self.stopping:
-            raise QuestionError(STOPPING)
+            raise QuestionError(STOPPING, Code.SHUTTING_DOWN)
         self._inbox.append(entry)
         self._wake.notify()
 
@@ -192,18 +193,49 @@ class Engine:
         return self.stopping
 
     def _admit(self) -> bool:
-        admitted = False
+        admitted = bool(self._inbox)
         while self._inbox:
-            entry, admitted = self._inbox.popleft(), True
-            if isinstance(entry, _Reset):
-                entry.run()
+            entry, begun = self._inbox[0], False    # it stays there meanwhile, so that it counts as waiting
+            try:
+                begun = self._begin(entry)
+            finally:
+                with self._wake:
+                    if self._inbox:     # `stop` may have given up waiting for this thread and have taken it
+                        self._inbox.popleft()
+                    if begun:
+                        self.active.append(entry)
+        return admitted
+
+    def _begin(self, entry: Question | _Reset) -> bool:
+        """Do what can be done at once; whether slices are to follow."""
+        if isinstance(entry, _Reset):
+            entry.run()
+            return False
+        if entry.is_ending:
+            entry.close(self.steps)
+            return False
+        try:
+            entry.begin({name: self.cameras[name].stream for name in entry.cameras}, self.steps)
+            entry.tell_progress(len(self.active))
+        except Exception as error:  # a question's trouble is its own
+            entry.fail(_reason(error), _code(error))
+            return False
+        return True
+
+    def _close_ending(self) -> bool:
+        """Close the questions that somebody wants to end, whoever's turn it is."""
+        ending = [question for question in tuple(self.active) if question.is_ending]
+        for question in ending:
+            try:
+                self.active.remove(question)
+            except ValueError:  # `stop` gave up waiting for this thread and has taken it
                 continue
             try:
-                entry.begin({name: self.cameras[name].stream for name in entry.cameras}, self.steps)
-                self.active.append(entry)
+                question.close(self.steps)
             except Exception as error:  # a question's trouble is its own
-                entry.fail(_reason(error))
-        return admitted
+                question.fail(_reason(error), _code(error))
+                raise
+        return bool(ending)
 
     def _watch(self, camera: Camera) -> bool:
         # A step is waited for before the next image is taken. To decode ahead while the GPU works would hide some milliseconds,
@@ -254,13 +286,16 @@ class Engine:
         question, finished = self.active[0], True  # it stays there meanwhile, so that it counts as active
         try:
             finished = question.advance(self._slice_tokens(), self.steps)
+            if not finished:
+                question.tell_progress(len(self.active) - 1)
         except Interrupted:
             finished = False    # it is failed with all the others
             raise
         except Exception as error:  # a question's trouble is its own
             if not isinstance(error, StateKVError):
                 self._log(f'answering {question.text[:80]!r} failed: {traceback.format_exc()}')
-            question.fail(_reason(error))
+            finished = True
+            question.fail(_reason(error), _code(error))
         finally:    # also when the callback that takes the outcome raises: one that stayed would be told without end
             if not finished:
                 self.active.rotate(-1)
@@ -275,7 +310,7 @@ class Engine:
             self._inbox.clear()
         for entry in entries:
             try:
-                entry.fail(reason)
+                entry.fail(reason, Code.SHUTTING_DOWN)
             except Exception:  # of its callback: the others are told all the same
                 self._log(f'a callback failed: {traceback.format_exc()}')
 
@@ -284,3 +319,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return 'GPU memory is full: lower the parameter "budget" or "max_frame_pixels", or bound "device_cache_mb"'
     return str(error) if isinstance(error, StateKVError) else f'{type(error).__name__}: {error}'
+
+
+def _code(error: Exception) -> Code:
+    return error.code if isinstance(error, StateKVError) else Code.UNKNOWN

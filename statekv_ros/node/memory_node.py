@@ -12,10 +12,9 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import QoSProfile
-from rclpy.task import Future
 
 from statekv_ros.backbones import Backbone, load_backbone
-from statekv_ros.errors import QuestionError, StateKVError
+from statekv_ros.errors import Code, QuestionError, StateKVError
 from statekv_ros.memory import PrefillPolicy, StepReport, VideoStream
 from statekv_ros.memory.capacity import available_memory, detailed_bound, gigabytes, host_bound, make_plan, require_fit
 from statekv_ros.memory.detailed.formats import find_format
@@ -25,11 +24,11 @@ from statekv_ros.node import diagnostics, messages
 from statekv_ros.node.camera_input import CameraInput, decoder, message_type
 from statekv_ros.node.disk import Disk
 from statekv_ros.node.engine import STOPPING, Camera, Engine
+from statekv_ros.node.goals import NOT_ACTIVE, Goals
 from statekv_ros.node.memory_folder import identity_of, open_memory
-from statekv_ros.node.parameters import MAX_TOKENS, Parameters
-from statekv_ros.node.questions import Outcome, Question
+from statekv_ros.node.parameters import Parameters
+from statekv_ros.node.services import Services
 from statekv_ros.node.transitions import Transitions
-from statekv_ros.srv import Query, Reset
 from statekv_ros.store.hours import describe
 from statekv_ros.store.tier import DiskTier
 from statekv_ros.transport import TransportProfile
@@ -37,14 +36,12 @@ from statekv_ros.transport import TransportProfile
 # Images come after the memory is planned; this size, height x width, stands for them.
 _ASSUMED_FRAME = (480, 640)
 SUCCESS, FAILURE, ERROR = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE, TransitionCallbackReturn.ERROR
-# ROS's default keeps 10 requests and 10 responses: of more questions at once, some would never get a reply.
-_SERVICES = QoSProfile(depth=1000)
 
 
 class MemoryNode(LifecycleNode):
-    """A robot's visual memory: watches cameras, publishes ~/timing and ~/answer, serves ~/query and ~/reset.
+    """A robot's visual memory: watches cameras, publishes ~/timing and ~/answer, serves ~/ask, ~/query and ~/reset.
 
-    The services exist from the start and say why they cannot answer; so does /diagnostics. Transitions run in a thread of their
+    The action and the services exist from the start and say why they cannot answer; so does /diagnostics. Transitions run in a thread of their
     own (see `Transitions`), all else in the executor's and the engine's.
     """
 
@@ -70,9 +67,9 @@ class MemoryNode(LifecycleNode):
         self._answers = self.create_lifecycle_publisher(Answer, '~/answer', QoSProfile(depth=10))
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
         # A group of their own: while one waits for its answer, the others and all subscriptions go on.
-        services = ReentrantCallbackGroup()
-        self.create_service(Query, '~/query', self._query, qos_profile=_SERVICES, callback_group=services)
-        self.create_service(Reset, '~/reset', self._reset, qos_profile=_SERVICES, callback_group=services)
+        group = ReentrantCallbackGroup()
+        services = Services(self, group, self._settings, self._require_engine, self._answers.publish)
+        self._goals = Goals(self, group, services)
         # Health must be told and the node must start also while a simulated clock stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(self._settings['diagnostics_period_s'], self._diagnose, clock=steady)
@@ -112,11 +109,14 @@ class MemoryNode(LifecycleNode):
                     opened.close()
                 return FAILURE
         self._reason = ''
+        self._goals.open()
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """No image is taken any more; the memory is kept and questions are still answered, by the service only."""
+        """No image is taken any more and goals end with what they have; the memory is kept and questions are still answered, by the
+        service only."""
         try:
+            self._goals.close(*((Code.SHUTTING_DOWN, STOPPING) if self._stopped else NOT_ACTIVE))
             with self._life:
                 for source in self._inputs:
                     source.close()
@@ -281,71 +281,21 @@ class MemoryNode(LifecycleNode):
         diagnosis.note_step(report.total_ms)
         self._timing.publish(messages.frame_timing(camera.name, camera.frame_id, report, wait_ms, source.counts()))
 
-    async def _query(self, request: Query.Request, response: Query.Response) -> Query.Response:
-        asked = self.get_clock().now().to_msg()
-        answered = Future()
-        try:
-            engine = self._require_engine()
-            engine.ask(self._question(engine, request, lambda outcome: self._complete(answered, outcome)))
-        except StateKVError as error:
-            response.error = str(error)
-            return response
-        outcome: Outcome = await answered
-        response.success, response.error = not outcome.error, outcome.error
-        response.answers = [messages.answer(a, asked, engine.cameras[a.camera].frame_id) for a in outcome.answers]
-        if response.answers:
-            response.answer = messages.joined(response.answers)
-        for answer in response.answers:
-            self._answers.publish(answer)
-        return response
-
-    async def _reset(self, request: Reset.Request, response: Reset.Response) -> Reset.Response:
-        forgotten = Future()
-        try:
-            engine = self._require_engine()
-            engine.reset(_named(engine, request.camera), lambda *told: self._complete(forgotten, told))
-        except StateKVError as error:
-            response.error = str(error)
-            return response
-        response.frames_forgotten, response.error = await forgotten
-        response.success = not response.error
-        return response
-
-    def _question(self, engine: Engine, request: Query.Request, done) -> Question:
-        """The engine's question from a request. Raises StateKVError when it cannot be asked."""
-        limit = self._settings['max_question_chars']
-        if len(request.question) > limit:
-            raise QuestionError(f'question has {len(request.question)} characters, {limit} are allowed: shorten it, or raise '
-                                'the parameter "max_question_chars"')
-        if request.max_tokens > MAX_TOKENS:
-            raise QuestionError(f'max_tokens must be at most {MAX_TOKENS}, got {request.max_tokens}: ask for fewer')
-        if not 0 <= request.timeout_s < float('inf'):
-            raise QuestionError(f'timeout_s must be 0 (the default) or a positive number of seconds, got {request.timeout_s}')
-        span = tuple(messages.to_ns(stamp) or None for stamp in (request.from_stamp, request.to_stamp))
-        options = {'answer_policy': request.answer_policy or self._settings['answer_policy'], 'span': span,
-                   'max_tokens': request.max_tokens or self._settings['max_tokens'], 'temperature': request.temperature,
-                   'seed': request.seed, 'evidence': self._settings['evidence_frames']}
-        return Question(request.question, _named(engine, request.camera), options,
-                        request.timeout_s or self._settings['answer_timeout_s'], done)
-
     def _require_engine(self) -> Engine:
         engine, since = self._engine, self._loading_since
         if engine is not None:
             return engine
         if since is not None:
             raise QuestionError(f'the node is loading model {self._settings["model"]!r}, for {time.monotonic() - since:.0f} s '
-                                'so far: ask again when /diagnostics says that it is active')
+                                'so far: ask again when /diagnostics says that it is active', Code.NOT_CONFIGURED)
         raise QuestionError(f'the node is not configured: {self._reason or "wait until it is, or call its lifecycle "}'
-                            + ('' if self._reason else 'service change_state'))
-
-    def _complete(self, future: Future, value) -> None:
-        future.set_result(value)
-        if self.executor is not None:
-            self.executor.wake()
+                            + ('' if self._reason else 'service change_state'),
+                            Code.SHUTTING_DOWN if self._stopped else Code.NOT_CONFIGURED)
 
     def destroy_node(self) -> None:
         """Take the node off the graph. rclpy's lifecycle state machine holds on to the DDS participant, whose 70 MB of shared memory
         would then outlive the process; there is no public way to let go of it."""
+        self._goals.destroy()
         super().destroy_node()
         self._state_machine.destroy_when_not_in_use()
 
@@ -388,12 +338,3 @@ class MemoryNode(LifecycleNode):
             for source in self._inputs:
                 if parameter.name == f'{source.camera.name}.rate_hz':
                     source.sampler.set_rate(float(parameter.value))
-
-
-def _named(engine: Engine, camera: str) -> list[str]:
-    names = list(engine.cameras)
-    if camera in ('', 'all'):
-        return names
-    if camera not in names:
-        raise QuestionError(f'unknown camera {camera!r}: the cameras are {", ".join(names)}, or "all"')
-    return [camera]

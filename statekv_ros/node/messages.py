@@ -1,9 +1,11 @@
 """From the memory's plain values to the package's messages, and back for stamps."""
 from builtin_interfaces.msg import Time
 
+from statekv_ros.action import Ask
+from statekv_ros.memory import Evidence as Looked
 from statekv_ros.memory import StepReport
 from statekv_ros.msg import Answer, AnswerTiming, Evidence, FrameTiming
-from statekv_ros.node.questions import CameraAnswer
+from statekv_ros.node.questions import CameraAnswer, Progress
 
 _NS = 10**9
 
@@ -38,8 +40,7 @@ def answer(camera_answer: CameraAnswer, asked: Time, frame_id: str) -> Answer:
         last_stamp=to_stamp(result.last_stamp_ns), frames_covered=result.frames_covered,
         finish_reason=result.finish_reason, prefill_policy=result.prefill_policy, answer_policy=result.answer_policy,
         demonstration_model=result.demonstration_model,
-        evidence=[Evidence(camera=camera, first_stamp=to_stamp(e.first_stamp_ns), last_stamp=to_stamp(e.last_stamp_ns),
-                           share=e.share) for e in result.evidence],
+        evidence=_evidence(camera, result.evidence),
         timing=AnswerTiming(
             queue_ms=camera_answer.queue_ms, prefill_ms=result.prefill_ms, first_token_ms=camera_answer.first_token_ms,
             decode_ms=result.decode_ms, total_ms=camera_answer.total_ms, question_tokens=result.question_tokens,
@@ -48,6 +49,12 @@ def answer(camera_answer: CameraAnswer, asked: Time, frame_id: str) -> Answer:
     message.header.stamp = asked
     message.header.frame_id = frame_id
     return message
+
+
+def feedback(progress: Progress) -> Ask.Feedback:
+    """What a goal's client hears while its answer is in the making."""
+    return Ask.Feedback(queue_place=progress.place, camera=progress.camera, text=progress.text, answer_tokens=progress.tokens,
+                        evidence=_evidence(progress.camera, progress.looked_at))
 
 
 def joined(answers: list[Answer]) -> Answer:
@@ -72,3 +79,8 @@ def joined(answers: list[Answer]) -> Answer:
             total_ms=last.timing.total_ms, question_tokens=sum(t.question_tokens for t in timings),
             answer_tokens=sum(t.answer_tokens for t in timings), context_tokens=sum(t.context_tokens for t in timings),
             frame_steps_meanwhile=last.timing.frame_steps_meanwhile))
+
+
+def _evidence(camera: str, steps: tuple[Looked, ...]) -> list[Evidence]:
+    return [Evidence(camera=camera, first_stamp=to_stamp(e.first_stamp_ns), last_stamp=to_stamp(e.last_stamp_ns), share=e.share)
+            for e in steps]

@@ -15,12 +15,15 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 
 from live import PATIENCE_S, environment, image
+from statekv_ros.client import StateKVClient
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.srv import Query
 from statekv_ros.transport import use_shipped_profile
 
 _TOPICS = {'/diagnostics': DiagnosticArray, '/statekv/timing': FrameTiming, '/statekv/answer': Answer}
 KINDS = ('caller', 'caller', 'subscriber', 'camera')
+PLANNER_S = 5.0     # time limit of a planner's goal
+ASKING = 'asking'   # a planner's name for the system, once it has heard of its answer
 
 
 class Nursery:
@@ -70,6 +73,11 @@ def _live(kind: str, domain: int) -> None:
             message.header.stamp = node.get_clock().now().to_msg()
             publisher.publish(message)
             rclpy.spin_once(node, timeout_sec=0.05)
+    elif kind == 'planner':
+        memory = StateKVClient(node=node)
+        memory.ask_async('what is in view?', timeout_s=PLANNER_S, max_tokens=5000, temperature=50.0,
+                         on_text=lambda _: Path('/proc/self/comm').write_text(ASKING))
+        memory.spin_for(PATIENCE_S)
     else:
         client = node.create_client(Query, '/statekv/query')
         client.wait_for_service()

@@ -5,11 +5,11 @@ import time
 import torch
 
 from statekv_ros.backbones.base import TokenInputs
-from statekv_ros.errors import ModelError, QuestionError
+from statekv_ros.errors import Code, ModelError, QuestionError
 from statekv_ros.memory.answering.reading import read_snapshot
 from statekv_ros.memory.answering.retrieval import Retrieval
 from statekv_ros.memory.answering.snapshot import Snapshot
-from statekv_ros.memory.records import AnswerResult, StepRecord
+from statekv_ros.memory.records import AnswerResult, Evidence, StepRecord
 
 # Below it the most likely token has all the probability anyway, and logits divided by it may overflow.
 _GREEDY_BELOW = 1e-6
@@ -20,7 +20,7 @@ class Answering:
     wait for it. Made by `VideoStream.begin_answer`.
 
     Attributes:
-        finish_reason: '' while it runs, then 'stop', 'length' or 'timeout'.
+        finish_reason: '' while it runs, then 'stop', 'length', 'timeout' or 'canceled'.
         token_ids: the answer's tokens so far.
     """
 
@@ -65,7 +65,7 @@ class Answering:
         if self.finish_reason:
             return True
         if not self._seen.is_current():
-            raise QuestionError('the memory was reset while this question was being answered: ask again')
+            raise QuestionError('the memory was reset while this question was being answered: ask again', Code.MEMORY_RESET)
         begun = time.perf_counter()
         if self._waiting_half_step:
             self._read_half_step()
@@ -105,6 +105,10 @@ class Answering:
             answer_tokens=len(self.token_ids), context_tokens=self._reading.tokens, prefill_ms=self._prefill_ms,
             first_token_ms=self._first_token_ms, decode_ms=self._decode_ms, prefill_policy=snapshot.seen.prefill_policy,
             answer_policy=str(snapshot.policy), demonstration_model=bool(self._backbone.demonstration))
+
+    def newest_evidence(self, limit: int) -> tuple[Evidence, ...]:
+        """What the newest token looked at most, greatest share first; for a look while it runs, cheap however much is held."""
+        return self._reading.newest_evidence(self._records, limit)
 
     def _read_half_step(self) -> None:
         """Frames without a partner as a padded step in the private tail; the stream itself will see them with it."""

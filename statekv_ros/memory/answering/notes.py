@@ -1,9 +1,7 @@
 """What an answer looked at: attention noted pass by pass, and the steps that got most of it."""
-from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Sequence
-from operator import attrgetter
 
+import numpy as np
 import torch
 
 from statekv_ros.memory.detailed.pages import HeldStep
@@ -28,8 +26,11 @@ class Notes:
         self._first_page = self._steps[0].page if self._steps else 0
         stop = self._steps[-1].page + len(self._steps[-1].lengths) if self._steps else 0
         self._pages = torch.zeros(stop - self._first_page, device=device)
-        self._newest: list[tuple[torch.Tensor, torch.Tensor]] = []      # what the newest pass added to which masses
+        # What the newest pass added to which masses; of which tokens, None for the tail's.
+        self._newest: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
         self._newest_pages: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._step_pages: np.ndarray | None = None      # first page of each step
+        self._spans: tuple[torch.Tensor, torch.Tensor] | None = None    # stream indices of visual tokens
 
     def begin(self) -> None:
         """A new forward pass."""
@@ -45,11 +46,12 @@ class Notes:
 
     def add_part(self, part, layer: int, mass: torch.Tensor) -> None:
         """mass: [kv_heads, tokens] of a part in one layer."""
-        self._add(*((part.mass, mass.sum(dim=0)) if part.mass.ndim == 1 else (part.mass[layer], mass)))
+        ordinals = part.view.ordinal
+        self._add(*((part.mass, mass.sum(dim=0), ordinals) if part.mass.ndim == 1 else (part.mass[layer], mass, ordinals[layer])))
 
     def add_tail(self, mass: torch.Tensor) -> None:
         """mass: [tokens]."""
-        self._add(self.tail[:mass.shape[0]], mass)
+        self._add(self.tail[:mass.shape[0]], mass, None)
 
     def add_pages(self, pages: torch.Tensor, mass: torch.Tensor) -> None:
         """pages: numbers in the page table, mass: of their visual tokens; [kv_heads, pages] each."""
@@ -59,7 +61,7 @@ class Notes:
 
     def take_back(self) -> None:
         """Forget what the newest forward pass added."""
-        for noted, mass in self._newest:
+        for noted, mass, _ in self._newest:
             noted -= mass
         for pages, mass in self._newest_pages:
             self._pages.index_add_(0, pages, -mass)
@@ -70,31 +72,54 @@ class Notes:
 
         Only visual tokens count: the prefix, timestamps and delimiters draw attention whatever they stand beside.
         """
+        pages = self._pages.nonzero().squeeze(1)
+        tail = self._tail_ordinals(tail_tokens), self.tail[:tail_tokens]
+        tokens = [*((part.view.ordinal, part.mass) for part in parts), tail]
+        return self._most_attended(records, limit, pages, self._pages[pages], tokens)
+
+    def newest_evidence(self, records: Sequence[StepRecord], limit: int) -> tuple[Evidence, ...]:
+        """The same by what the newest forward pass added."""
+        pages, masses = (torch.cat(noted) for noted in zip(*self._newest_pages)) if self._newest_pages else (self._pages[:0],) * 2
+        tokens = [(self._tail_ordinals(len(mass)) if ordinals is None else ordinals, mass)
+                  for _, mass, ordinals in self._newest]
+        return self._most_attended(records, limit, pages.long(), masses, tokens)
+
+    def _most_attended(self, records: Sequence[StepRecord], limit: int, pages: torch.Tensor, page_masses: torch.Tensor,
+                       tokens: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[Evidence, ...]:
+        """tokens: stream indices and masses, of one shape."""
         if not records or limit <= 0:
             return ()
-        device = self.tail.device
-        # Steps whose pages are chosen are the first of `records`. There may be many, and few were looked at.
-        masses: dict[int, float] = defaultdict(float)
-        noted = self._pages.nonzero().squeeze(1)
-        for page, mass in zip(noted.tolist(), self._pages[noted].tolist()):
-            masses[bisect_right(self._steps, self._first_page + page, key=attrgetter('page')) - 1] += mass
-        others = records[len(self._steps):]
-        if others:
-            starts = torch.tensor([r.first_ordinal + r.visual_start for r in others], device=device)
-            ends = starts + torch.tensor([r.visual_tokens for r in others], device=device)
-            per_step = torch.zeros(len(others), dtype=torch.float64, device=device)
-            tail = torch.arange(self._ordinal, self._ordinal + tail_tokens, device=device)
-            for ordinal, mass in [*((part.view.ordinal, part.mass) for part in parts), (tail, self.tail[:tail_tokens])]:
-                ordinal, mass = ordinal.reshape(-1), mass.reshape(-1).double()
-                step = torch.searchsorted(starts, ordinal, right=True) - 1
-                visual = (step >= 0) & (ordinal < ends[step.clamp_min(0)])
-                per_step.index_add_(0, step[visual], mass[visual])
-            masses |= enumerate(per_step.tolist(), start=len(self._steps))
-        total = sum(masses.values())
-        best = sorted((number for number in masses if masses[number] > 0), key=lambda number: (-masses[number], number))[:limit]
-        return tuple(Evidence(records[number].first_stamp_ns, records[number].last_stamp_ns, masses[number] / total)
-                     for number in best)
+        # Steps whose pages are chosen are the first of `records`. There may be many, so none is looked at by itself.
+        if self._step_pages is None:
+            self._step_pages = np.fromiter((step.page for step in self._steps), np.int64, len(self._steps)) - self._first_page
+        step = np.searchsorted(self._step_pages, pages.cpu().numpy(), 'right') - 1
+        masses = np.bincount(step, page_masses.double().cpu().numpy(), len(records)).astype(float)    # of nothing, it is of int
+        if len(records) > len(self._steps):
+            masses[len(self._steps):] = self._by_tokens(records[len(self._steps):], tokens).cpu().numpy()
+        attended = np.flatnonzero(masses > 0)
+        best, total = attended[np.argsort(-masses[attended], kind='stable')[:limit]], masses[attended].sum()
+        return tuple(Evidence(records[number].first_stamp_ns, records[number].last_stamp_ns, float(masses[number] / total))
+                     for number in best.tolist())
 
-    def _add(self, noted: torch.Tensor, mass: torch.Tensor) -> None:
+    def _by_tokens(self, records: Sequence[StepRecord],
+                   tokens: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        """Mass of each record's visual tokens, [records] fp64."""
+        if self._spans is None or len(self._spans[0]) != len(records):
+            device = self.tail.device
+            starts = torch.tensor([r.first_ordinal + r.visual_start for r in records], device=device)
+            self._spans = starts, starts + torch.tensor([r.visual_tokens for r in records], device=device)
+        starts, ends = self._spans
+        per_step = torch.zeros(len(records), dtype=torch.float64, device=starts.device)
+        for ordinal, mass in tokens:
+            ordinal, mass = ordinal.reshape(-1), mass.reshape(-1).double()
+            step = torch.searchsorted(starts, ordinal, right=True) - 1
+            visual = (step >= 0) & (ordinal < ends[step.clamp_min(0)])
+            per_step.index_add_(0, step[visual], mass[visual])
+        return per_step
+
+    def _tail_ordinals(self, tokens: int) -> torch.Tensor:
+        return torch.arange(self._ordinal, self._ordinal + tokens, device=self.tail.device)
+
+    def _add(self, noted: torch.Tensor, mass: torch.Tensor, ordinals: torch.Tensor | None) -> None:
         noted += mass
-        self._newest.append((noted, mass))
+        self._newest.append((noted, mass, ordinals))

@@ -181,6 +181,10 @@ class Reading:
         parts = {id(part): part for parts in self._parts.values() for part in parts}.values()    # layers may share them
         return self._notes.evidence(records, limit, list(parts), self._tail_tokens)
 
+    def newest_evidence(self, records: Sequence[StepRecord], limit: int) -> tuple[Evidence, ...]:
+        """As `evidence`, of the newest token alone."""
+        return self._notes.newest_evidence(records, limit)
+
     def take_back(self) -> None:
         """Leave out of the evidence what the newest forward pass noted."""
         self._notes.take_back()

@@ -10,7 +10,7 @@ from operator import attrgetter
 import torch
 
 from statekv_ros.backbones.base import Backbone
-from statekv_ros.errors import QuestionError
+from statekv_ros.errors import Code, QuestionError
 from statekv_ros.memory.carried.positions import PositionPolicy
 from statekv_ros.memory.detailed.cache import DetailedCache
 from statekv_ros.memory.detailed.pages import HeldStep, MemoryView
@@ -143,7 +143,7 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
     """
     detailed = seen.detailed
     if next(detailed.records(), None) is None and not seen.pending:
-        raise QuestionError('nothing has been seen yet: ask again after the first frame')
+        raise QuestionError('nothing has been seen yet: ask again after the first frame', Code.NOTHING_SEEN)
     begin, end = span
     if begin is not None and end is not None and end < begin:
         raise QuestionError(f'time span ends at {end} ns, before it begins at {begin} ns')
@@ -170,7 +170,8 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
         held = list(detailed.records())
         first = min([*(record.first_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
         last = max([*(record.last_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
-        raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns')
+        raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns',
+                            Code.NOTHING_SEEN)
     records = _Records(steps)
     frames = held_frames if everything else sum(record.frames for record in records)
     by_pages = Snapshot(seen, policy, detailed.prefix(), steps, records, frames)

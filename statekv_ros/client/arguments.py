@@ -1,0 +1,66 @@
+"""A question's arguments, checked before a message takes them: rclpy's own errors name neither argument nor remedy."""
+import math
+from numbers import Integral, Real
+
+from builtin_interfaces.msg import Time
+from rclpy.time import Time as ClockTime
+
+from statekv_ros.action import Ask
+
+_MAX_TOKENS = 65536
+_LARGEST = 3.4e38       # of a float32
+
+
+def make_goal(question: str, camera: str, timeout_s: float, max_tokens: int, temperature: float, seed: int, answer_policy: str,
+              from_stamp, to_stamp) -> Ask.Goal:
+    """The goal with these fields; what they may be is in `StateKVClient.ask`.
+
+    Raises:
+        ValueError: a value that cannot work; says which, and what was expected.
+    """
+    for name, value in (('question', question), ('camera', camera), ('answer_policy', answer_policy)):
+        _require(isinstance(value, str), name, 'a string', value)
+        # What Python lets stand in a string (half a surrogate pair), UTF-8 has no bytes for.
+        _require(_encodes(value), name, 'text that UTF-8 can express', value)
+    if not question.strip():
+        raise ValueError('question is empty: ask something')
+    _require(_is_number(timeout_s) and 0 < timeout_s < _LARGEST, 'timeout_s', 'a positive number of seconds', timeout_s)
+    _require(_is_number(temperature) and 0 <= temperature < _LARGEST, 'temperature', '0 (greedy) or a positive number',
+             temperature)
+    _require(_is_whole(max_tokens) and 0 <= max_tokens <= _MAX_TOKENS, 'max_tokens',
+             f"a whole number from 0 (the node's default) to {_MAX_TOKENS}", max_tokens)
+    _require(_is_whole(seed) and 0 <= seed < 2**64, 'seed', 'a whole number from 0 to 2**64 - 1', seed)
+    return Ask.Goal(question=question, camera=camera, timeout_s=float(timeout_s), max_tokens=int(max_tokens),
+                    temperature=float(temperature), seed=int(seed), answer_policy=answer_policy,
+                    from_stamp=_stamp('from_stamp', from_stamp), to_stamp=_stamp('to_stamp', to_stamp))
+
+
+def _stamp(name: str, value) -> Time:
+    if value is None:
+        return Time()
+    if isinstance(value, ClockTime):
+        return value.to_msg()
+    _require(isinstance(value, Time), name, 'a header stamp (builtin_interfaces.msg.Time), an rclpy.time.Time or None', value)
+    return value
+
+
+def _require(holds: bool, name: str, expected: str, value) -> None:
+    if not holds:
+        text = repr(value)
+        raise ValueError(f'{name} must be {expected}, got {text if len(text) <= 80 else text[:77] + "..."}')
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _encodes(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

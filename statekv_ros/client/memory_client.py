@@ -1,0 +1,159 @@
+"""The client: one memory node, asked from a program or from inside another node."""
+import time
+from collections.abc import Callable
+
+from builtin_interfaces.msg import Time
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.executors import Executor
+from rclpy.node import Node
+from rclpy.time import Time as ClockTime
+
+from statekv_ros.action import Ask
+from statekv_ros.client.action import DEEP, AskEnds
+from statekv_ros.client.arguments import make_goal
+from statekv_ros.client.asking import Asking
+from statekv_ros.client.replies import Reply, Result, without_answer
+from statekv_ros.client.spinning import Spinning
+from statekv_ros.errors import Code
+from statekv_ros.srv import Reset
+
+_READY_EVERY_S = 0.05
+
+
+class StateKVClient:
+    """Asks one memory node. From any thread; docs/client.md shows it in programs, in each kind of callback and in a lifecycle node.
+
+    Calls that wait (`ask`, `reset`, `wait_until_ready`, `spin_for`) are for programs and threads. In a callback they raise
+    `WouldBlock` where no other thread could go on; `ask_async` is for callbacks. A node that no executor has is spun by those who
+    wait; one that an executor has, or is given later, is that executor's alone.
+
+    Attributes:
+        node: the ROS node it uses; subscriptions made on it are served while this client waits.
+    """
+
+    def __init__(self, memory: str = 'statekv', node: Node | None = None, executor: Executor | None = None):
+        """
+        Args:
+            memory: name of the memory node, with its namespace if it has one.
+            node: an existing node to use instead of one of its own.
+            executor: one that will have `node` before anything is asked; not needed where it has it already.
+        """
+        self.node = node or Node('statekv_client')
+        self._own_node = node is None
+        self._memory = memory
+        self._askings: dict[bytes, Asking] = {}
+        self._spinning = Spinning(self.node, executor is not None)
+        # A group of its own: in the node's default one, no answer could be received while one of the node's callbacks waits.
+        self._group = ReentrantCallbackGroup()
+        self._ends = AskEnds(self.node, memory, self._group, self._hear)
+        self._reset = self.node.create_client(Reset, f'{memory}/reset', qos_profile=DEEP, callback_group=self._group)
+
+    def __enter__(self) -> 'StateKVClient':
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give back what it made; questions under way end as failed."""
+        for asking in list(self._askings.values()):
+            asking.cancel()
+            asking.finish(without_answer(Result.CANCELED, 'the client was closed', Code.CANCELED))
+        self._ends.destroy()
+        self.node.destroy_client(self._reset)
+        self._spinning.close()
+        if self._own_node:
+            self.node.destroy_node()
+
+    def wait_until_ready(self, timeout_s: float = 60.0) -> bool:
+        """Wait until the memory node is there; it may still be loading its model, and says so when asked.
+
+        Raises:
+            WouldBlock: see the class.
+        """
+        with self._spinning.blocking('wait_until_ready'):
+            return self._find(self._ends.is_ready, timeout_s)
+
+    def ask(self, question: str, camera: str = '', timeout_s: float = 30.0, max_tokens: int = 0, temperature: float = 0.0,
+            seed: int = 0, answer_policy: str = '', from_stamp: Time | ClockTime | None = None,
+            to_stamp: Time | ClockTime | None = None, on_text: Callable[[str], None] | None = None) -> Reply:
+        """Ask, and wait for the answer until `timeout_s` seconds have passed; then the node stops answering, too.
+
+        Args:
+            camera: name of a camera; empty or 'all' asks every camera.
+            max_tokens, answer_policy: the node's defaults when 0 or empty.
+            temperature: 0 takes the most likely token, above 0 samples with `seed`.
+            from_stamp, to_stamp: oldest and newest header stamp that the answer may use.
+            on_text: called with the answer so far, whenever there is more of it.
+
+        Returns:
+            What came of it, a value that cannot work included (`Result.FAILED`, with a sentence).
+
+        Raises:
+            WouldBlock: see the class.
+        """
+        with self._spinning.blocking('ask'):
+            asking = self.ask_async(question, camera, timeout_s, max_tokens, temperature, seed, answer_policy, from_stamp,
+                                    to_stamp, on_text)
+            try:
+                return asking.wait_here()
+            except BaseException:   # Ctrl-C: nobody wants the answer any more
+                asking.cancel()
+                raise
+
+    def ask_async(self, question: str, camera: str = '', timeout_s: float = 30.0, max_tokens: int = 0, temperature: float = 0.0,
+                  seed: int = 0, answer_policy: str = '', from_stamp: Time | ClockTime | None = None,
+                  to_stamp: Time | ClockTime | None = None, on_text: Callable[[str], None] | None = None) -> Asking:
+        """As `ask`, without waiting: await what it returns, or give it a callback; its `cancel` ends the answer early.
+
+        It goes on while the node is spun, by an executor or by a call of this client that waits.
+        """
+        asking = Asking(self.node, self._group, self._ends, self._spinning, self._memory, on_text, self._forget)
+        try:
+            goal = make_goal(question, camera, timeout_s, max_tokens, temperature, seed, answer_policy, from_stamp, to_stamp)
+        except ValueError as error:
+            asking.finish(without_answer(Result.FAILED, str(error), Code.INVALID_ARGUMENT))
+            return asking
+        self._askings[asking.key] = asking
+        asking.start(goal)
+        return asking
+
+    def reset(self, camera: str = '', timeout_s: float = 10.0) -> int:
+        """Make the memory forget what a camera (or all) saw; returns the number of frames forgotten.
+
+        Raises:
+            RuntimeError: the node is not there or says no; as `WouldBlock`, see the class.
+        """
+        with self._spinning.blocking('reset'):
+            if not self._find(self._reset.service_is_ready, timeout_s):
+                raise RuntimeError(f'no memory node {self._memory!r}')
+            future = self._reset.call_async(Reset.Request(camera=camera))
+            future.add_done_callback(lambda _: self._spinning.notify())
+            if not self._spinning.wait(future.done, timeout_s):
+                self._reset.remove_pending_request(future)
+                raise RuntimeError(f'no reply from {self._memory!r} within {timeout_s:g} s')
+            if not future.result().success:
+                raise RuntimeError(future.result().error)
+            return future.result().frames_forgotten
+
+    def spin_for(self, seconds: float) -> None:
+        """Serve this node's callbacks for a while; for programs that have no executor of their own.
+
+        Raises:
+            WouldBlock: see the class.
+        """
+        with self._spinning.blocking('spin_for'):
+            self._spinning.wait(lambda: False, seconds)
+
+    def _find(self, is_there: Callable[[], bool], timeout_s: float) -> bool:
+        end = time.monotonic() + timeout_s
+        while not is_there() and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _READY_EVERY_S))
+        return is_there()
+
+    def _hear(self, key: bytes, feedback: Ask.Feedback) -> None:
+        if (asking := self._askings.get(key)) is not None:
+            asking.heard(feedback)
+
+    def _forget(self, asking: Asking) -> None:
+        self._askings.pop(asking.key, None)

@@ -1,0 +1,113 @@
+"""~/query and ~/reset: requests become work for the engine, and what comes of it the response. Goals of ~/ask go the same way."""
+from collections.abc import Callable
+
+from builtin_interfaces.msg import Time
+from rclpy.callback_groups import CallbackGroup
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.task import Future
+
+from statekv_ros.action import Ask
+from statekv_ros.errors import Code, QuestionError, StateKVError
+from statekv_ros.msg import Answer
+from statekv_ros.node import messages
+from statekv_ros.node.engine import Engine
+from statekv_ros.node.parameters import MAX_TOKENS, Parameters
+from statekv_ros.node.questions import Outcome, Progress, Question
+from statekv_ros.srv import Query, Reset
+
+# ROS's default keeps 10 requests and 10 responses: of more questions at once, some would never get a reply.
+DEEP = QoSProfile(depth=1000)
+
+
+class Services:
+    """Serves both, and hands questions to the engine. No callback computes or waits."""
+
+    def __init__(self, node: Node, group: CallbackGroup, settings: Parameters, engine: Callable[[], Engine],
+                 publish: Callable[[Answer], None]):
+        """
+        Args:
+            group: a reentrant one: while one waits for its answer, the others go on.
+            engine: raises QuestionError while there is none.
+            publish: takes every answer.
+        """
+        self._node, self._settings, self.engine, self._publish = node, settings, engine, publish
+        node.create_service(Query, '~/query', self._query, qos_profile=DEEP, callback_group=group)
+        node.create_service(Reset, '~/reset', self._reset, qos_profile=DEEP, callback_group=group)
+
+    def ask(self, engine: Engine, request: Query.Request | Ask.Goal, done: Callable[[Outcome], None],
+            on_progress: Callable[[Progress], None] | None = None) -> Question:
+        """Queue a question; both callbacks are the engine thread's. Raises StateKVError when it cannot be asked."""
+        question = self._question(engine, request, done, on_progress)
+        engine.ask(question)
+        return question
+
+    def fill(self, engine: Engine, outcome: Outcome, asked: Time, response: Query.Response | Ask.Result) -> None:
+        """Fill in and publish the answers; `asked` is the node's time of asking."""
+        response.success, response.error_code = not outcome.error, outcome.code
+        response.answers = [messages.answer(answer, asked, engine.cameras[answer.camera].frame_id)
+                           for answer in outcome.answers]
+        if response.answers:
+            response.answer = messages.joined(response.answers)
+        for answer in response.answers:
+            self._publish(answer)
+
+    def wake(self) -> None:
+        """Have the executor look at what a future of ours was given by another thread."""
+        if self._node.executor is not None:
+            self._node.executor.wake()
+
+    async def _query(self, request: Query.Request, response: Query.Response) -> Query.Response:
+        asked, answered = self._node.get_clock().now().to_msg(), Future()
+        try:
+            engine = self.engine()
+            self.ask(engine, request, lambda outcome: self._complete(answered, outcome))
+        except StateKVError as error:
+            response.error, response.error_code = str(error), error.code
+            return response
+        outcome: Outcome = await answered
+        self.fill(engine, outcome, asked, response)
+        response.error = outcome.error
+        return response
+
+    async def _reset(self, request: Reset.Request, response: Reset.Response) -> Reset.Response:
+        forgotten = Future()
+        try:
+            engine = self.engine()
+            engine.reset(_named(engine, request.camera), lambda *told: self._complete(forgotten, told))
+        except StateKVError as error:
+            response.error = str(error)
+            return response
+        response.frames_forgotten, response.error = await forgotten
+        response.success = not response.error
+        return response
+
+    def _complete(self, future: Future, value) -> None:
+        future.set_result(value)
+        self.wake()
+
+    def _question(self, engine: Engine, request: Query.Request | Ask.Goal, done: Callable[[Outcome], None],
+                  on_progress: Callable[[Progress], None] | None) -> Question:
+        limit = self._settings['max_question_chars']
+        if len(request.question) > limit:
+            raise QuestionError(f'question has {len(request.question)} characters, {limit} are allowed: shorten it, or raise '
+                                'the parameter "max_question_chars"')
+        if request.max_tokens > MAX_TOKENS:
+            raise QuestionError(f'max_tokens must be at most {MAX_TOKENS}, got {request.max_tokens}: ask for fewer')
+        if not 0 <= request.timeout_s < float('inf'):
+            raise QuestionError(f'timeout_s must be 0 (the default) or a positive number of seconds, got {request.timeout_s}')
+        span = tuple(messages.to_ns(stamp) or None for stamp in (request.from_stamp, request.to_stamp))
+        options = {'answer_policy': request.answer_policy or self._settings['answer_policy'], 'span': span,
+                   'max_tokens': request.max_tokens or self._settings['max_tokens'], 'temperature': request.temperature,
+                   'seed': request.seed, 'evidence': self._settings['evidence_frames']}
+        return Question(request.question, _named(engine, request.camera), options,
+                        request.timeout_s or self._settings['answer_timeout_s'], done, on_progress)
+
+
+def _named(engine: Engine, camera: str) -> list[str]:
+    names = list(engine.cameras)
+    if camera in ('', 'all'):
+        return names
+    if camera not in names:
+        raise QuestionError(f'unknown camera {camera!r}: the cameras are {", ".join(names)}, or "all"', Code.UNKNOWN_CAMERA)
+    return [camera]
