@@ -41,7 +41,7 @@ _RESULTS = {Code.TIMEOUT: Result.TIMEOUT, Code.CANCELED: Result.CANCELED}
 def reply_of(status: int, result: Ask.Result) -> Reply:
     """Of what the node said of a goal in this state (action_msgs/GoalStatus)."""
     if status == GoalStatus.STATUS_UNKNOWN:
-        return without_answer(Result.FAILED, 'the node does not know this goal: its result was kept for a minute and is gone, or '
+        return without_answer(Result.FAILED, 'the node does not know this goal: its result was kept for 25 s and is gone, or '
                                              'the node began anew meanwhile; ask again')
     kind = Result.SUCCEEDED if result.success else _RESULTS.get(result.error_code, Result.FAILED)
     return Reply(kind, result.answer, tuple(result.answers), result.error_msg, result.error_code)

@@ -9,7 +9,9 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 
-RESULTS_KEPT_S = 60     # for a client to fetch: where discovery is slow, its request was seen to take 20 s
+# For a client to fetch: where discovery is slow, its request was seen to take 20 s. Longer, and a client that asks often would
+# have used up all places with goals that are done: 40 a second may be.
+RESULTS_KEPT_S = 25
 GOALS_KEPT = 1000       # under way, or with a result that is kept
 
 

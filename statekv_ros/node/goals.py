@@ -22,8 +22,7 @@ NOT_ACTIVE = Code.NOT_ACTIVE, 'the node is not active: activate it, or ask its s
 class Goals:
     """Serves the action. Any number of goals at once; none preempts another. Not open until `open`.
 
-    A goal whose client has died goes on until it ends or its time limit is over; its result is dropped a minute later, as all
-    are.
+    A goal whose client has died goes on until it ends or its time limit is over; its result is dropped in time, as all are.
     """
 
     def __init__(self, node: Node, group: CallbackGroup, services: Services):

@@ -12,12 +12,13 @@ from lifecycle_msgs.srv import ChangeState, GetState
 from campaign.record import Record
 from campaign.resources import Usage, usage
 from live import Graph, NodeProcess, new_domain
+from statekv_ros.node.action_server import RESULTS_KEPT_S
 from statekv_ros.srv import Query
 
 REPLY_S = 60.0          # longer than any time limit that a question has here: what is not there by then is lost
 _START_S = 180.0        # until a node that imports and loads beside everything else on a busy machine is active
 _RESEND_S = 1.0
-_SETTLE_S = 30.0        # Fast DDS forgets a killed peer after 20 s
+_SETTLE_S = RESULTS_KEPT_S + 5.0    # and Fast DDS forgets a killed peer after 20 s
 # A small bound on the memory that a warm-up reaches, so that growth after it is a leak.
 PARAMETERS = {'model': 'patrol', 'reliability': 'reliable', 'rate_hz': '1000.0', 'budget': 144,
               'device_cache_mb': 1, 'max_tokens': 12, 'answer_timeout_s': '20.0', 'diagnostics_period_s': '0.05'}
