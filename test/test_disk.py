@@ -104,7 +104,7 @@ def test_a_reset_is_over_when_the_disk_has_forgotten_too(tiny, frames, tmp_path)
 def test_a_quiet_cameras_context_outlives_its_steps_when_another_fills_the_quota(policy, tiny, frames, tmp_path):
     with Node(tiny, tmp_path / 'memory', ('front', 'rear'), 2 * 10**6, policy=policy) as node:
         node.watch(frames, 0, 40, 'rear')
-        node.watch(frames, 0, 200, 'front')
+        node.watch(frames, 0, 320, 'front')
         assert [step for step, _ in node.disk._store.steps('rear') if step >= 0] == []
         before = {name: stream.carried.copy() for name, stream in node.streams.items()}
         assert not node.logged
