@@ -18,8 +18,8 @@ class Held(NamedTuple):
 
 
 def cost_of(sizes: Iterable[int]) -> int:
-    """Bytes of the file that parts of these sizes take, with their record."""
-    return sum(_TREE_BYTES + (-(-(size + 16) // _PAGE_BYTES) * _PAGE_BYTES if size > _PAGE_BYTES // 4 else size)
+    """Bytes of the file that parts of these sizes take, with their record. Small ones lie in the tree, in half-filled pages."""
+    return sum(_TREE_BYTES + (-(-(size + 16) // _PAGE_BYTES) * _PAGE_BYTES if size > _PAGE_BYTES // 4 else 2 * size)
                for size in (*sizes, _PAGE_BYTES // 4))
 
 
