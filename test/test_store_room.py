@@ -7,6 +7,7 @@ import sys
 import threading
 from contextlib import contextmanager
 
+import lmdb
 import pytest
 from store_writer import IDENTITY
 
@@ -111,3 +112,30 @@ def test_a_large_state_finds_room_among_small_steps_and_each_that_left_is_told(t
                 left += store.save_state(chance.choice(('front', 'rear')), {'at': step}, {'value': bytes(state_bytes)})
         assert left == [('front', step) for step in range(len(left))] and held(store) == list(range(len(left), steps))
         assert store.file_bytes() <= quota and store.check() == []
+
+
+@pytest.mark.parametrize('times', [1, 2])
+def test_where_there_is_no_room_to_forget_in_it_is_tried_again_with_less(store, monkeypatch, times):
+    writes, drops, write, drop = [], [], store._write, store._drop
+
+    def fails(calls: list, until: int, real):
+        def call(*arguments):
+            calls.append(arguments)
+            if len(calls) <= until:
+                raise lmdb.MapFullError('no room')
+            return real(*arguments)
+        return call
+
+    monkeypatch.setattr(store, '_write', fails(writes, 2, write))
+    monkeypatch.setattr(store, '_drop', fails(drops, times, drop))
+    before = held(store)
+    if times == 1:
+        assert [left for _, left in store.put('front', 5, {}, {'value': bytes(STEP_BYTES)})] == before[:1]
+        assert held(store) == [*before[1:], 5]
+    else:
+        with pytest.raises(StoreFull, match='no room left to forget in'):
+            store.put('front', 5, {}, {'value': bytes(STEP_BYTES)})
+        assert held(store) == before
+        monkeypatch.undo()
+        put(store, [5])
+        assert held(store) == [*before, 5]

@@ -156,7 +156,8 @@ class MemoryStore(StoreReader):
         self._require_own_process()
         with self._changing:
             with self._lock:
-                self._drop([name for name in self._retention if name[0] == camera])
+                with told(self.folder):
+                    self._drop([name for name in self._retention if name[0] == camera])
             self.sync()
 
     def sync(self) -> None:
@@ -244,10 +245,18 @@ class MemoryStore(StoreReader):
         if room and not oldest:
             raise StoreFull(f'{self.folder} has no room for {cost} bytes within its quota of {self._retention.quota_bytes}: '
                             'raise it (parameter "disk_cache_gb")')
+        for names in (oldest, oldest[:1]) if oldest else ():
+            try:
+                with self._lock:
+                    self._drop(names)
+            except lmdb.MapFullError:       # to forget takes pages of the tree, too
+                self._release()
+            else:
+                self._gone += names
+                return
         if oldest:
-            with self._lock:
-                self._drop(oldest)
-            self._gone += oldest
+            raise StoreFull(f'{self.folder} has no room left to forget in within its quota of {self._retention.quota_bytes} '
+                            'bytes: raise it (parameter "disk_cache_gb")')
 
     def _release(self) -> list[Holder]:
         """Let all that has left make room: let go of the state that was flushed before, and wait for who else reads an old one.
@@ -288,7 +297,8 @@ class MemoryStore(StoreReader):
         return leaving
 
     def _drop(self, names: list[Name]) -> None:
-        with told(self.folder), self._environment.begin(write=True) as transaction:
+        """MapFullError is the caller's."""
+        with told(self.folder, but=lmdb.MapFullError), self._environment.begin(write=True) as transaction:
             for name in names:
                 self._delete(transaction, name)
         self._left += sum(map(self._retention.remove, names)) + _TREE_BYTES
