@@ -16,6 +16,7 @@ class Code(enum.IntEnum):
     TIMEOUT = 10008
     CANCELED = 10009
     MEMORY_RESET = 10010
+    UNKNOWN_FRAME = 10011
 
 
 class StateKVError(Exception):
@@ -33,6 +34,10 @@ class ModelError(StateKVError):
 
 class FrameError(StateKVError):
     """An image cannot become a frame: bad size, step, encoding, data or stamp."""
+
+
+class PoseError(StateKVError):
+    """A pose cannot be used: bad numbers, no stamp, a coordinate frame that is not the one wanted."""
 
 
 class QuestionError(StateKVError):

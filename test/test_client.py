@@ -8,11 +8,13 @@ pytest.importorskip('rclpy', reason='rclpy is not installed')
 
 import rclpy  # noqa: E402
 from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
+from geometry_msgs.msg import PointStamped  # noqa: E402
 from lifecycle_msgs.msg import Transition  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 
 from live import SECOND, image, memory_node  # noqa: E402
 from statekv_ros.client import Result, StateKVClient  # noqa: E402
+from statekv_ros.errors import Code  # noqa: E402
 from statekv_ros.node.messages import to_ns, to_stamp  # noqa: E402
 
 pytestmark = pytest.mark.timeout(240)
@@ -56,6 +58,10 @@ def test_every_argument_reaches_the_node(memory):
     cut = memory.ask('what?', camera='front', max_tokens=3, **span).answer
     assert (to_ns(cut.first_stamp), to_ns(cut.last_stamp), cut.timing.answer_tokens) == (3 * SECOND, 4 * SECOND, 3)
     assert memory.ask('what?', answer_policy='last(2)').answer.answer_policy == 'last(2)'
+    place = PointStamped()
+    place.header.frame_id = 'map'
+    reply = memory.ask('what?', near=place, within_m=2.0)
+    assert reply.error_code == Code.UNKNOWN_FRAME and 'pose.topic' in reply.error, 'these frames have no poses'
     texts = [memory.ask('what?', max_tokens=12, temperature=2.0, seed=seed).answer.text for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2], 'the seed decides what is sampled'
 
@@ -64,6 +70,9 @@ def test_every_argument_reaches_the_node(memory):
     ({'question': ''}, 'empty'), ({'camera': 'attic'}, "unknown camera 'attic'"), ({'camera': 'rear'}, 'nothing has been seen'),
     ({'answer_policy': 'magic'}, 'magic'), ({'temperature': float('nan')}, 'temperature'), ({'timeout_s': -1.0}, 'timeout_s must be'),
     ({'timeout_s': 0}, 'timeout_s must be'), ({'timeout_s': float('nan')}, 'timeout_s must be'),
+    ({'near': (1.0, 2.0), 'within_m': 1.0}, 'near must be a point'), ({'within_m': 1.0}, 'within_m must be 0 where'),
+    ({'near': PointStamped()}, 'within_m must be above 0'), ({'near': PointStamped(), 'within_m': 1.0}, 'header.frame_id'),
+    ({'near': PointStamped(), 'within_m': float('nan')}, 'within_m must be 0'),
     ({'from_stamp': to_stamp(100 * SECOND)}, 'no frame')])
 def test_question_that_the_node_refuses_has_failed_with_its_reason(memory, arguments, words):
     reply = memory.ask(**{'question': 'what?', **arguments})

@@ -118,7 +118,7 @@ def test_config_file_marks_what_may_change_at_run_time_as_the_table_does():
     comment, marked = '', {}
     for line in YAML.read_text().split('ros__parameters:')[1].splitlines():
         text = line.strip()
-        if match := re.match(r'#? ?([a-z_]+): ', text):
+        if match := re.match(r'#? ?([a-z_.]+): ', text):
             marked.setdefault(match[1], '[runtime]' in comment)
             comment = ''
         elif text.startswith('#'):
@@ -166,6 +166,11 @@ def test_readme_has_a_row_for_every_parameter_and_none_for_another():
     ('cameras', '[9x]', "camera name '9x'"),
     ('cameras', "['a b']", "camera name 'a b'"),
     ('cameras', '[all]', "camera name 'all'"),
+    ('cameras', '[pose]', "camera name 'pose'"),
+    ('pose.topic', 'bad topic!', "'bad topic!' is not a topic name"),
+    ('pose.type', 'tf', "pose.type must be one of auto, odometry, pose, pose_with_covariance, got 'tf'"),
+    ('pose.tolerance_s', '.nan', 'pose.tolerance_s must be a finite number, got nan'),
+    ('pose.tolerance_s', '-1.0', 'pose.tolerance_s must be at least 0'),
     ('cameras', '[front, front]', 'camera names must differ'),
     ('cameras', '[1, 2]', 'cameras must be a list of strings'),
     ('cameras', 'front', "cameras must be a list of strings, got 'front'"),

@@ -3,6 +3,7 @@ import math
 from numbers import Integral, Real
 
 from builtin_interfaces.msg import Time
+from geometry_msgs.msg import PointStamped
 from rclpy.time import Time as ClockTime
 
 from statekv_ros.action import Ask
@@ -12,7 +13,7 @@ _LARGEST = 3.4e38       # of a float32
 
 
 def make_goal(question: str, camera: str, timeout_s: float, max_tokens: int, temperature: float, seed: int, answer_policy: str,
-              from_stamp, to_stamp) -> Ask.Goal:
+              from_stamp, to_stamp, near=None, within_m: float = 0.0) -> Ask.Goal:
     """The goal with these fields; what they may be is in `StateKVClient.ask`.
 
     Raises:
@@ -30,9 +31,14 @@ def make_goal(question: str, camera: str, timeout_s: float, max_tokens: int, tem
     _require(_is_whole(max_tokens) and 0 <= max_tokens <= _MAX_TOKENS, 'max_tokens',
              f"a whole number from 0 (the node's default) to {_MAX_TOKENS}", max_tokens)
     _require(_is_whole(seed) and 0 <= seed < 2**64, 'seed', 'a whole number from 0 to 2**64 - 1', seed)
+    _require(_is_number(within_m) and 0 <= within_m < _LARGEST, 'within_m', '0 (not cut by place) or a positive number of metres',
+             within_m)
+    expected = '0 where near is not given' if near is None else 'above 0 where near is given'
+    _require((near is None) == (within_m == 0), 'within_m', expected, within_m)
     return Ask.Goal(question=question, camera=camera, timeout_s=float(timeout_s), max_tokens=int(max_tokens),
                     temperature=float(temperature), seed=int(seed), answer_policy=answer_policy,
-                    from_stamp=_stamp('from_stamp', from_stamp), to_stamp=_stamp('to_stamp', to_stamp))
+                    from_stamp=_stamp('from_stamp', from_stamp), to_stamp=_stamp('to_stamp', to_stamp),
+                    near=_point(near), within_m=float(within_m))
 
 
 def _stamp(name: str, value) -> Time:
@@ -42,6 +48,16 @@ def _stamp(name: str, value) -> Time:
         return value.to_msg()
     _require(isinstance(value, Time), name, 'a header stamp (builtin_interfaces.msg.Time), an rclpy.time.Time or None', value)
     return value
+
+
+def _point(near) -> PointStamped:
+    if near is None:
+        return PointStamped()
+    _require(isinstance(near, PointStamped), 'near', 'a point (geometry_msgs.msg.PointStamped) or None', near)
+    point = near.point
+    _require(all(map(math.isfinite, (point.x, point.y, point.z))), 'near', 'a point of finite numbers', near)
+    _require(bool(near.header.frame_id), 'near', 'a point whose header.frame_id says in which frame it is', near)
+    return near
 
 
 def _require(holds: bool, name: str, expected: str, value) -> None:

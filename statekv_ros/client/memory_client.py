@@ -3,6 +3,7 @@ import time
 from collections.abc import Callable
 
 from builtin_interfaces.msg import Time
+from geometry_msgs.msg import PointStamped
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import Executor
 from rclpy.node import Node
@@ -76,7 +77,8 @@ class StateKVClient:
 
     def ask(self, question: str, camera: str = '', timeout_s: float = 30.0, max_tokens: int = 0, temperature: float = 0.0,
             seed: int = 0, answer_policy: str = '', from_stamp: Time | ClockTime | None = None,
-            to_stamp: Time | ClockTime | None = None, on_text: Callable[[str], None] | None = None) -> Reply:
+            to_stamp: Time | ClockTime | None = None, on_text: Callable[[str], None] | None = None,
+            near: PointStamped | None = None, within_m: float = 0.0) -> Reply:
         """Ask, and wait for the answer until `timeout_s` seconds have passed; then the node stops answering, too.
 
         Args:
@@ -84,6 +86,7 @@ class StateKVClient:
             max_tokens, answer_policy: the node's defaults when 0 or empty.
             temperature: 0 takes the most likely token, above 0 samples with `seed`.
             from_stamp, to_stamp: oldest and newest header stamp that the answer may use.
+            near, within_m: use only frames seen from within so many metres of a point; its stamp means nothing.
             on_text: called with the answer so far, whenever there is more of it.
 
         Returns:
@@ -94,7 +97,7 @@ class StateKVClient:
         """
         with self._spinning.blocking('ask'):
             asking = self.ask_async(question, camera, timeout_s, max_tokens, temperature, seed, answer_policy, from_stamp,
-                                    to_stamp, on_text)
+                                    to_stamp, on_text, near, within_m)
             try:
                 return asking.wait_here()
             except BaseException:   # Ctrl-C: nobody wants the answer any more
@@ -103,14 +106,16 @@ class StateKVClient:
 
     def ask_async(self, question: str, camera: str = '', timeout_s: float = 30.0, max_tokens: int = 0, temperature: float = 0.0,
                   seed: int = 0, answer_policy: str = '', from_stamp: Time | ClockTime | None = None,
-                  to_stamp: Time | ClockTime | None = None, on_text: Callable[[str], None] | None = None) -> Asking:
+                  to_stamp: Time | ClockTime | None = None, on_text: Callable[[str], None] | None = None,
+                  near: PointStamped | None = None, within_m: float = 0.0) -> Asking:
         """As `ask`, without waiting: await what it returns, or give it a callback; its `cancel` ends the answer early.
 
         It goes on while the node is spun, by an executor or by a call of this client that waits.
         """
         asking = Asking(self.node, self._group, self._ends, self._spinning, self._memory, on_text, self._forget)
         try:
-            goal = make_goal(question, camera, timeout_s, max_tokens, temperature, seed, answer_policy, from_stamp, to_stamp)
+            goal = make_goal(question, camera, timeout_s, max_tokens, temperature, seed, answer_policy, from_stamp, to_stamp,
+                             near, within_m)
         except ValueError as error:
             asking.finish(without_answer(Result.FAILED, str(error), Code.INVALID_ARGUMENT))
             return asking

@@ -1,6 +1,8 @@
 """Plain values that travel through the memory: what a step was, what it cost, what an answer is."""
 from dataclasses import dataclass
 
+from statekv_ros.memory.pose import Pose
+
 
 @dataclass(frozen=True, slots=True)      # over hours there are many
 class StepRecord:
@@ -14,6 +16,7 @@ class StepRecord:
         first_ordinal, tokens: its tokens are first_ordinal .. first_ordinal + tokens - 1 of the stream.
         visual_start, visual_tokens: where its visual tokens stand among its tokens.
         position, next_position: virtual position of its first token, and of the token after it.
+        pose: where the camera was, at the newest of its frames for which that is known; None where it is for none.
     """
     step: int
     segment: int
@@ -26,6 +29,7 @@ class StepRecord:
     visual_tokens: int
     position: int
     next_position: int
+    pose: Pose | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class StepReport:
     Attributes:
         preprocess_ms: decode and resize of its frames; vision_ms: normalise, patch, vision tower and embeddings;
         prefill_ms: language model with attention and importance; select_ms: top-B and slot update.
+        pose: as of the step.
     """
     step: int
     segment: int
@@ -51,6 +56,7 @@ class StepReport:
     detailed_tokens: int
     detailed_bytes: int
     forgotten_frames: int
+    pose: Pose | None = None
 
     @property
     def total_ms(self) -> float:
@@ -59,10 +65,11 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One frame step and its share (0..1) of the attention that the answer paid to all frames."""
+    """One frame step, its share (0..1) of the attention that the answer paid to all frames, and where the camera was."""
     first_stamp_ns: int
     last_stamp_ns: int
     share: float
+    pose: Pose | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """One camera's memory: frames go in one by one at a constant cost, questions are answered from what was seen."""
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from statekv_ros.memory.detailed.tiers import Tier
 from statekv_ros.memory.graphs import make_graphs
 from statekv_ros.memory.intake import FrameIntake, PendingFrames
 from statekv_ros.memory.policies import AnswerPolicy, PrefillPolicy, parse_answer_policy, parse_prefill_policy
+from statekv_ros.memory.pose import Locate, Place
 from statekv_ros.memory.records import AnswerResult, StepRecord, StepReport
 from statekv_ros.memory.saved.saving import Saving
 
@@ -34,6 +36,7 @@ class VideoStream:
         steps: frame steps so far.
         graphs: frame steps as recorded graphs; None where all run eagerly.
         saving: what takes each step down for a later start; None where nobody keeps it.
+        locate: where the camera was, asked as late as a step can be told; must neither wait nor raise.
     """
 
     def __init__(self, backbone: Backbone, prefill_policy: str | PrefillPolicy = 'statekv(4096)',
@@ -65,6 +68,7 @@ class VideoStream:
         self._below = tuple(below)
         self.generation = 0
         self.saving: Saving | None = None
+        self.locate: Locate = lambda stamps_ns: None
         self.graphs = make_graphs(cuda_graph, backbone, self.prefill_policy.kind)
         self._clear()
 
@@ -121,17 +125,18 @@ class VideoStream:
                             inputs.start, inputs.next_position)
         self._watch(inputs, record)
         clock.mark()
+        record = replace(record, pose=self.locate(pending.stamps_ns[::-1]))
         self._remember(record, inputs)
         clock.mark()
         vision_ms, prefill_ms, select_ms = clock.phases_ms()
         return StepReport(record.step, record.segment, record.first_stamp_ns, record.last_stamp_ns, record.frames,
                           pending.preprocess_ms, vision_ms, prefill_ms, select_ms, record.tokens,
                           self.prefill_policy.budget, self.state_tokens, self.detailed_tokens, self.detailed_bytes,
-                          self.forgotten_frames)
+                          self.forgotten_frames, record.pose)
 
     def begin_answer(self, question: str, answer_policy: str | AnswerPolicy | None = None,
                      span: tuple[int | None, int | None] = (None, None), max_tokens: int = 64, temperature: float = 0.0,
-                     seed: int = 0, evidence: int = 8) -> Answering:
+                     seed: int = 0, evidence: int = 8, place: Place | None = None) -> Answering:
         """Start an answer from what was seen until now; `Answering.advance` decodes it slice by slice.
 
         Args:
@@ -140,9 +145,10 @@ class VideoStream:
             max_tokens: the answer ends after this many tokens.
             temperature: below 1e-6 takes the most likely token, above samples with `seed`.
             evidence: how many of the most attended steps the result names.
+            place: read only what was seen from there; None is everywhere.
 
         Raises:
-            QuestionError: empty question, nothing seen yet, no frame in the span, or a value out of its range.
+            QuestionError: empty question, nothing seen yet, no frame in the span and at the place, or a value out of its range.
             PolicyError: unknown answer policy.
         """
         if not question.strip():
@@ -152,14 +158,14 @@ class VideoStream:
         if not 0 <= temperature < float('inf'):
             raise QuestionError(f'temperature must be 0 or a positive number, got {temperature}')
         policy = self.answer_policy if answer_policy is None else parse_answer_policy(str(answer_policy))
-        return Answering(take_snapshot(self.seen(), policy, span), question, max_tokens, temperature, seed, evidence)
+        return Answering(take_snapshot(self.seen(), policy, span, place), question, max_tokens, temperature, seed, evidence)
 
     def seen(self) -> Seen:
         """This moment, as far as an answer is concerned."""
         generation = self.generation
         return Seen(self.backbone, self.detailed, self._carried_now, self.positions, self.pending, self._next_position,
                     self._next_ordinal, self.shift, self._frames, self.steps, str(self.prefill_policy), self.cancelled,
-                    lambda: self.generation == generation)
+                    lambda: self.generation == generation, self.locate)
 
     def answer(self, question: str, **options) -> AnswerResult:
         """`begin_answer` with the same options, decoded to its end."""

@@ -90,6 +90,16 @@ class CameraInput:
         """The topic's full name, remappings applied."""
         return self._node.resolve_topic_name(self._topic)
 
+    @property
+    def about(self) -> str:
+        """What it is, where it cannot be opened."""
+        return f'topic {self.topic} of camera {self.camera.name}'
+
+    @property
+    def parameters(self) -> str:
+        """What it follows from."""
+        return f'"{self.camera.name}.topic" and "{self.camera.name}.transport"'
+
     def open(self) -> None:
         """Begin to receive images. Raises RCLError when the middleware refuses the topic."""
         self._subscription = self._node.create_subscription(self._kind, self._topic, self._receive, self._qos, raw=True)

@@ -6,6 +6,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from statekv_ros.node.camera_input import CameraInput
 from statekv_ros.node.engine import Engine
+from statekv_ros.node.poses import PoseSource
 from statekv_ros.transport import ProfileSource, TransportProfile, shared_memory_problem
 
 OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
@@ -103,6 +104,28 @@ class Diagnosis:
             **{f'{tier}_mb': round(size / 1e6, 2) for tier, size in stream.detailed.tier_bytes.items()},
             'steps_below_device': stream.detailed.steps_below,
             'last_error': camera.last_error})
+
+    def poses(self, source: PoseSource, active: bool) -> DiagnosticStatus:
+        """Whether it is known where the robot is."""
+        refused, missed, jumps, steps = self._new('pose', source.refused, source.missed, source.jumps, self._engine.steps)
+        obstacle = source.obstacle() if active and (missed or not source.received) else ''
+        because = f': {obstacle}' if obstacle else ''
+        level, message = OK, f'poses from {source.name}'
+        if not active:
+            message = 'not active: no poses are taken'
+        elif refused:
+            level, message = WARN, f'{refused} poses refused: {source.last_error}'
+        elif jumps:
+            level, message = WARN, (f'the pose jumped {source.newest_jump}: steps keep the pose that was told when they were '
+                                    'seen, so what lies before and after may not fit together')
+        elif missed:
+            level, message = WARN, f'{missed} of {steps} frame steps just now have no pose{because}'
+        elif not source.received:
+            level, message = WARN, f'no pose yet from {source.name}{because}'
+        return status('pose', level, message, {
+            'source': source.name, 'frame_id': source.frame_id, 'received': source.received, 'refused': source.refused,
+            'jumps': source.jumps, 'newest_jump': source.newest_jump, 'steps_without_pose': source.missed,
+            'last_error': source.last_error})
 
     def _new(self, name: str, *counters: int) -> tuple[int, ...]:
         before = self._before.get(name, (0,) * len(counters))

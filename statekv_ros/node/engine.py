@@ -246,7 +246,7 @@ class Engine:
         waited_ms, begun, stream = arrival.waited_ms, time.perf_counter(), camera.stream
         waiting = len(stream.pending)
         try:
-            frame, frame_id = camera.decode(arrival.message)
+            frame, camera.frame_id = camera.decode(arrival.message)
             report = stream.step(frame, arrival.stamp_ns, (time.perf_counter() - begun) * 1e3)
         except Interrupted:
             raise
@@ -257,7 +257,6 @@ class Engine:
             self._note_failure(camera, waiting + 1 - len(stream.pending), error)
         else:
             camera.frames_processed += 1
-            camera.frame_id = frame_id
             if self._disk is not None:
                 self._disk.save(camera.name)
             if report is not None:

@@ -3,6 +3,7 @@ import gc
 import threading
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 
 import rclpy
@@ -27,6 +28,7 @@ from statekv_ros.node.engine import STOPPING, Camera, Engine
 from statekv_ros.node.goals import NOT_ACTIVE, Goals
 from statekv_ros.node.memory_folder import identity_of, open_memory
 from statekv_ros.node.parameters import Parameters
+from statekv_ros.node.poses import PoseSource, make_source
 from statekv_ros.node.services import Services
 from statekv_ros.node.transitions import Transitions
 from statekv_ros.store.hours import describe
@@ -62,6 +64,7 @@ class MemoryNode(LifecycleNode):
         self._disk: Disk | None = None
         self._disk_problem = ''     # of its start
         self._inputs: list[CameraInput] = []
+        self._poses: PoseSource | None = None
         self._diagnosis: diagnostics.Diagnosis | None = None
         self._timing = self.create_lifecycle_publisher(FrameTiming, '~/timing', QoSProfile(depth=100))
         self._answers = self.create_lifecycle_publisher(Answer, '~/answer', QoSProfile(depth=10))
@@ -99,14 +102,11 @@ class MemoryNode(LifecycleNode):
         """Images are watched, timing and answers are published. On failure the node stays inactive, without subscriptions."""
         with self._life:
             try:
-                for source in self._inputs:
+                for source in self._sources:
                     source.open()
             except Exception as error:  # of the middleware: two types on one topic, say
-                name = source.camera.name
-                self._tell('activated', StateKVError(f'topic {source.topic} of camera {name}: {error} (see the parameters '
-                                                     f'"{name}.topic" and "{name}.transport")'))
-                for opened in self._inputs:
-                    opened.close()
+                self._tell('activated', StateKVError(f'{source.about}: {error} (see the parameters {source.parameters})'))
+                self._close_inputs()
                 return FAILURE
         self._reason = ''
         self._goals.open()
@@ -117,13 +117,20 @@ class MemoryNode(LifecycleNode):
         service only."""
         try:
             self._goals.close(*((Code.SHUTTING_DOWN, STOPPING) if self._stopped else NOT_ACTIVE))
-            with self._life:
-                for source in self._inputs:
-                    source.close()
+            self._close_inputs()
         except Exception as error:
             self._tell('deactivated', error)
             return ERROR
         return super().on_deactivate(state)
+
+    def _close_inputs(self) -> None:
+        with self._life:
+            for source in self._sources:
+                source.close()
+
+    @property
+    def _sources(self) -> list[CameraInput | PoseSource]:
+        return [*self._inputs, *filter(None, [self._poses])]
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Model, memories and GPU memory are gone, but for what is on disk; parameters are as they were."""
@@ -180,6 +187,9 @@ class MemoryNode(LifecycleNode):
             self.get_logger().warning(demonstration_warning(backbone))
         policy = get.prefill_policy()
         device_cache_bytes, host_cache_bytes = self._require_memory(backbone, policy)
+        poses = make_source(self, get['pose.topic'], get['pose.type'], get['pose.target_frame'], get['pose.source_frame'],
+                            get['pose.tolerance_s'])
+>>>>>>> pose
         cameras, kinds = [], {}
         tiers = {name: DiskTier(packed=not find_format(get['detailed_format']).rotated) for name in get['cameras']} \
             if self._keeps_on_disk else {}
@@ -188,7 +198,9 @@ class MemoryNode(LifecycleNode):
                                  cuda_graph=get['cuda_graph'], detailed_format=get['detailed_format'],
                                  host_cache_bytes=host_cache_bytes, below=[tiers[name]] if tiers else [])
             kinds[name] = message_type(get[f'{name}.topic'], get[f'{name}.transport'])
-            cameras.append(Camera(name, stream, decoder(kinds[name], get['max_image_pixels'], backbone.frame_size)))
+            cameras.append(camera := Camera(name, stream, decoder(kinds[name], get['max_image_pixels'], backbone.frame_size)))
+            if poses is not None:
+                stream.locate = poses.locate(partial(getattr, camera, 'frame_id'))
         if tiers:
             self._open_memory(backbone, {camera.name: camera.stream for camera in cameras}, tiers)
         disk = self._disk
@@ -203,9 +215,10 @@ class MemoryNode(LifecycleNode):
         with self._life:
             if self._stopped:
                 raise StateKVError(STOPPING)
-            self._backbone, self._engine, self._inputs, self._diagnosis = backbone, engine, inputs, diagnosis
+            self._backbone, self._engine, self._inputs, self._diagnosis, self._poses = backbone, engine, inputs, diagnosis, poses
             engine.start()
         topics = ', '.join(f'{source.camera.name} on {source.topic}' for source in inputs)
+        topics += f'; poses from {poses.name}' if poses is not None else ''
         self.get_logger().info(f'{policy} on {backbone.device} ({backbone.dtype}), {backbone.kv_bytes_per_token} bytes per '
                                f'token; cameras: {topics}')
 
@@ -244,17 +257,17 @@ class MemoryNode(LifecycleNode):
 
     def _release(self) -> None:
         with self._life:
-            engine, inputs, disk = self._engine, self._inputs, self._disk
-            self._engine = self._backbone = self._diagnosis = self._disk = None
+            engine, sources, disk = self._engine, self._sources, self._disk
+            self._engine = self._backbone = self._diagnosis = self._disk = self._poses = None
             self._disk_problem = ''
             self._inputs = []
             if engine is not None and not engine.stop():
                 self.get_logger().warning('the engine is still in a library call; leaving without it')
             if disk is not None and not disk.close():
                 self.get_logger().warning('the disk is still being written to; leaving without it')
-            for source in inputs:
+            for source in sources:
                 source.close()
-        del engine, inputs, disk
+        del engine, sources, disk
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -275,10 +288,13 @@ class MemoryNode(LifecycleNode):
         return self._state_machine.current_state[1]
 
     def _publish_step(self, camera: Camera, report: StepReport, wait_ms: float) -> None:
-        diagnosis, source = self._diagnosis, next((source for source in self._inputs if source.camera is camera), None)
+        diagnosis, poses = self._diagnosis, self._poses
+        source = next((source for source in self._inputs if source.camera is camera), None)
         if diagnosis is None or source is None:     # freed meanwhile
             return
         diagnosis.note_step(report.total_ms)
+        if poses is not None:
+            poses.missed += report.pose is None
         self._timing.publish(messages.frame_timing(camera.name, camera.frame_id, report, wait_ms, source.counts()))
 
     def _require_engine(self) -> Engine:
@@ -301,7 +317,7 @@ class MemoryNode(LifecycleNode):
 
     def _diagnose(self) -> None:
         now, state, since = self.get_clock().now(), self._state, self._loading_since
-        diagnosis, inputs = self._diagnosis, self._inputs
+        diagnosis, inputs, poses = self._diagnosis, self._inputs, self._poses
         array = DiagnosticArray()
         array.header.stamp = now.to_msg()
         array.status = [diagnostics.transport(self._profile)]
@@ -309,6 +325,8 @@ class MemoryNode(LifecycleNode):
             array.status.append(diagnosis.engine(state, self._reason))
             array.status += [diagnosis.camera(source, now.nanoseconds, self._settings['stale_after_s'], state == 'active')
                              for source in inputs]
+            if poses is not None:
+                array.status.append(diagnosis.poses(poses, state == 'active'))
         elif since is not None:
             array.status.append(diagnostics.loading(state, self._settings['model'], time.monotonic() - since))
         else:

@@ -1,9 +1,11 @@
 """From the memory's plain values to the package's messages, and back for stamps."""
 from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Point, PoseStamped, Quaternion
 
 from statekv_ros.action import Ask
 from statekv_ros.memory import Evidence as Looked
 from statekv_ros.memory import StepReport
+from statekv_ros.memory.pose import Pose
 from statekv_ros.msg import Answer, AnswerTiming, Evidence, FrameTiming
 from statekv_ros.node.questions import CameraAnswer, Progress
 
@@ -48,7 +50,7 @@ def answer(camera_answer: CameraAnswer, asked: Time, frame_id: str) -> Answer:
             frame_steps_meanwhile=camera_answer.frame_steps_meanwhile))
     message.header.stamp = asked
     message.header.frame_id = frame_id
-    return message
+    return _with_pose(message)
 
 
 def feedback(progress: Progress) -> Ask.Feedback:
@@ -66,7 +68,7 @@ def joined(answers: list[Answer]) -> Answer:
         return answers[0]
     first, last = answers[0], answers[-1]
     timings = [a.timing for a in answers]
-    return Answer(
+    return _with_pose(Answer(
         header=first.header, question=first.question, text='\n'.join(f'{a.camera}: {a.text}' for a in answers),
         camera=','.join(a.camera for a in answers), frames_covered=sum(a.frames_covered for a in answers),
         first_stamp=min((a.first_stamp for a in answers), key=to_ns), last_stamp=max((a.last_stamp for a in answers), key=to_ns),
@@ -78,9 +80,25 @@ def joined(answers: list[Answer]) -> Answer:
             prefill_ms=sum(t.prefill_ms for t in timings), decode_ms=sum(t.decode_ms for t in timings),
             total_ms=last.timing.total_ms, question_tokens=sum(t.question_tokens for t in timings),
             answer_tokens=sum(t.answer_tokens for t in timings), context_tokens=sum(t.context_tokens for t in timings),
-            frame_steps_meanwhile=last.timing.frame_steps_meanwhile))
+            frame_steps_meanwhile=last.timing.frame_steps_meanwhile)))
 
 
 def _evidence(camera: str, steps: tuple[Looked, ...]) -> list[Evidence]:
-    return [Evidence(camera=camera, first_stamp=to_stamp(e.first_stamp_ns), last_stamp=to_stamp(e.last_stamp_ns), share=e.share)
-            for e in steps]
+    return [Evidence(camera=camera, first_stamp=to_stamp(e.first_stamp_ns), last_stamp=to_stamp(e.last_stamp_ns), share=e.share,
+                     has_pose=e.pose is not None, pose=_pose(e.pose)) for e in steps]
+
+
+def _pose(pose: Pose | None) -> PoseStamped:
+    message = PoseStamped()
+    if pose is not None:
+        message.header.stamp, message.header.frame_id = to_stamp(pose.stamp_ns), pose.frame_id
+        message.pose.position = Point(**dict(zip('xyz', pose.position)))
+        message.pose.orientation = Quaternion(**dict(zip('xyzw', pose.orientation)))
+    return message
+
+
+def _with_pose(answer: Answer) -> Answer:
+    """The pose of its first evidence."""
+    if answer.evidence:
+        answer.has_pose, answer.pose = answer.evidence[0].has_pose, answer.evidence[0].pose
+    return answer

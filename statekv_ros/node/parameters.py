@@ -18,8 +18,11 @@ from statekv_ros.memory.carried.positions import POSITIONS
 from statekv_ros.memory.detailed.formats import FORMATS, RAW
 from statekv_ros.memory.graphs import CUDA_GRAPH
 from statekv_ros.node.memory_folder import RESTORE
+from statekv_ros.node.poses.topic import KINDS
 
 LARGE = 2**31 - 1
+_TAKEN = 'all', 'pose'          # by requests, and by parameters
+_TAKEN_NAMES = ' or '.join(f'"{name}"' for name in _TAKEN)
 MAX_TOKENS = 65536      # of an answer, also where the question says how many
 _NAME_REMEDY = 'camera names are letters, digits and "_", beginning with a letter'
 
@@ -93,8 +96,8 @@ def _check_cameras(names: list[str]) -> None:
     if not names:
         raise ParameterError('cameras must name at least one camera, got an empty list')
     for name in names:
-        if not (name.isascii() and name.replace('_', 'a').isalnum() and name[0].isalpha()) or name == 'all':
-            raise ParameterError(f'camera name {name!r} cannot be used: {_NAME_REMEDY}, and not "all"')
+        if not (name.isascii() and name.replace('_', 'a').isalnum() and name[0].isalpha()) or name in _TAKEN:
+            raise ParameterError(f'camera name {name!r} cannot be used: {_NAME_REMEDY}, and not {_TAKEN_NAMES}')
     if len(set(names)) < len(names):
         raise ParameterError(f'camera names must differ, got {list(names)}')
 
@@ -163,6 +166,16 @@ NODE = (
          high=1000.0),
     Spec('reliability', 'best_effort', 'QoS of image subscriptions, for cameras without one of their own',
          choices=('best_effort', 'reliable')),
+    Spec('pose.topic', '', 'topic that tells where the robot is, for the poses of what was seen; empty: none, or tf2 where '
+         'pose.target_frame is given', check=lambda name: name and _check_topic(name)),
+    Spec('pose.type', 'auto', 'its message: nav_msgs/Odometry, geometry_msgs/PoseStamped or PoseWithCovarianceStamped; auto: as '
+         'its publisher has it', choices=('auto', *KINDS)),
+    Spec('pose.target_frame', '', 'frame that poses are told in, map say; those of the topic in another one are refused; without '
+         'a topic tf2 is asked'),
+    Spec('pose.source_frame', '', 'what tf2 is asked for, base_link say, for poses that a planner can drive to; empty: the '
+         'image\'s own frame'),
+    Spec('pose.tolerance_s', 0.5, 'how far from an image\'s stamp the nearest pose may be, in seconds; no image waits for one',
+         low=0.0, high=3600.0),
     Spec('cameras', ['camera'], 'names of the cameras; each has a memory of its own', check=_check_cameras),
 )
 

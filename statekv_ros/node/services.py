@@ -1,4 +1,5 @@
 """~/query and ~/reset: requests become work for the engine, and what comes of it the response. Goals of ~/ask go the same way."""
+import math
 from collections.abc import Callable
 
 from builtin_interfaces.msg import Time
@@ -9,6 +10,7 @@ from rclpy.task import Future
 
 from statekv_ros.action import Ask
 from statekv_ros.errors import Code, QuestionError, StateKVError
+from statekv_ros.memory.pose import Place
 from statekv_ros.msg import Answer
 from statekv_ros.node import messages
 from statekv_ros.node.engine import Engine
@@ -99,9 +101,22 @@ class Services:
         span = tuple(messages.to_ns(stamp) or None for stamp in (request.from_stamp, request.to_stamp))
         options = {'answer_policy': request.answer_policy or self._settings['answer_policy'], 'span': span,
                    'max_tokens': request.max_tokens or self._settings['max_tokens'], 'temperature': request.temperature,
-                   'seed': request.seed, 'evidence': self._settings['evidence_frames']}
+                   'seed': request.seed, 'evidence': self._settings['evidence_frames'], 'place': _place(request)}
         return Question(request.question, _named(engine, request.camera), options,
                         request.timeout_s or self._settings['answer_timeout_s'], done, on_progress)
+
+
+def _place(request: Query.Request | Ask.Goal) -> Place | None:
+    if not 0 <= request.within_m < float('inf'):
+        raise QuestionError(f'within_m must be 0 (not cut by place) or a positive number of metres, got {request.within_m}')
+    if not request.within_m:
+        return None
+    frame, point = request.near.header.frame_id, request.near.point
+    if not all(map(math.isfinite, (point.x, point.y, point.z))):
+        raise QuestionError(f'near must be a point of finite numbers, got ({point.x}, {point.y}, {point.z})')
+    if not frame:
+        raise QuestionError('near.header.frame_id is empty: say in which frame the point is', Code.UNKNOWN_FRAME)
+    return Place(frame, (point.x, point.y, point.z), request.within_m)
 
 
 def _named(engine: Engine, camera: str) -> list[str]:

@@ -98,8 +98,8 @@ class Notes:
             masses[len(self._steps):] = self._by_tokens(records[len(self._steps):], tokens).cpu().numpy()
         attended = np.flatnonzero(masses > 0)
         best, total = attended[np.argsort(-masses[attended], kind='stable')[:limit]], masses[attended].sum()
-        return tuple(Evidence(records[number].first_stamp_ns, records[number].last_stamp_ns, float(masses[number] / total))
-                     for number in best.tolist())
+        looked_at = ((records[number], float(masses[number] / total)) for number in best.tolist())
+        return tuple(Evidence(record.first_stamp_ns, record.last_stamp_ns, share, record.pose) for record, share in looked_at)
 
     def _by_tokens(self, records: Sequence[StepRecord],
                    tokens: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:

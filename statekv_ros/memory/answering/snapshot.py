@@ -1,4 +1,4 @@
-"""What an answer may read: the memory as it stood when the question was asked, cut by answer policy and time span."""
+"""What an answer may read: the memory as it stood when the question was asked, cut by answer policy, time span and place."""
 from __future__ import annotations
 
 from bisect import bisect_right
@@ -16,6 +16,7 @@ from statekv_ros.memory.detailed.cache import DetailedCache
 from statekv_ros.memory.detailed.pages import HeldStep, MemoryView
 from statekv_ros.memory.intake import PendingFrames
 from statekv_ros.memory.policies import AnswerPolicy
+from statekv_ros.memory.pose import Locate, Place, Pose
 from statekv_ros.memory.records import StepRecord
 
 
@@ -30,6 +31,7 @@ class Seen:
         shift: how far left of that position the model is given it.
         frame_number, step_number: numbers in the stream, from 0, of the first frame and of the step that follow.
         cancelled: true when work should end; is_current: false once the memory was reset.
+        locate: where the camera was; see `VideoStream`.
     """
     backbone: Backbone
     detailed: DetailedCache
@@ -44,6 +46,7 @@ class Seen:
     prefill_policy: str
     cancelled: Callable[[], bool]
     is_current: Callable[[], bool]
+    locate: Locate
 
 
 class _Records(Sequence[StepRecord]):
@@ -134,12 +137,13 @@ class Snapshot:
         return (self.seen.shift - shifts - beyond.clamp_min(0)).int()
 
 
-def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int | None]) -> Snapshot:
-    """Cut the memory by policy and time span (header stamps in ns, None unbounded; a step belongs to every span that it
-    touches); copies nothing but a `state`.
+def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int | None], place: Place | None = None) -> Snapshot:
+    """Cut the memory by policy, time span (header stamps in ns, None unbounded; a step belongs to every span that it
+    touches) and place (None: everywhere; a step without a pose is nowhere); copies nothing but a `state`.
 
     Raises:
-        QuestionError: nothing seen yet, a span that ends before it begins, or one without a frame.
+        QuestionError: nothing seen yet, a span that ends before it begins, a coordinate frame that no step has a pose in, or
+            no camera frame in the span and at the place.
     """
     detailed = seen.detailed
     if next(detailed.records(), None) is None and not seen.pending:
@@ -147,31 +151,29 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
     begin, end = span
     if begin is not None and end is not None and end < begin:
         raise QuestionError(f'time span ends at {end} ns, before it begins at {begin} ns')
-    if policy.kind == 'state' and (begin is not None or end is not None):
-        raise QuestionError('answer policy "state" cannot be cut to a time span: use "all" or "last(n)"')
+    whole = begin is None and end is None and place is None
+    if policy.kind == 'state' and not whole:
+        raise QuestionError('answer policy "state" cannot be cut to a time span or a place: use "all" or "last(n)"')
 
-    def touches(first_ns: int, last_ns: int) -> bool:
-        return (begin is None or last_ns >= begin) and (end is None or first_ns <= end)
+    def within(first_ns: int, last_ns: int, pose: Pose | None) -> bool:
+        return (begin is None or last_ns >= begin) and (end is None or first_ns <= end) and (place is None or place.holds(pose))
 
     pending = PendingFrames()
-    if seen.pending and touches(seen.pending.stamps_ns[0], seen.pending.stamps_ns[-1]):
+    if seen.pending and within(seen.pending.stamps_ns[0], seen.pending.stamps_ns[-1],
+                               place and seen.locate(seen.pending.stamps_ns[::-1])):
         pending = seen.pending.copy()
-    seen = replace(seen, pending=pending)
+    asked, seen = seen, replace(seen, pending=pending)
     held_frames = seen.frame_number - detailed.forgotten_frames
     if policy.kind == 'state':
         return Snapshot(seen, policy, [MemoryView(*seen.carried())], [], list(detailed.records()), held_frames,
                         detailed.forgotten_frames, detailed.forgotten_first_ns)
-    everything = begin is None and end is None and policy.kind != 'last'
-    steps = detailed.steps() if begin is None and end is None else \
-        detailed.steps(lambda record: touches(record.first_stamp_ns, record.last_stamp_ns))
+    everything = whole and policy.kind != 'last'
+    steps = detailed.steps() if whole else \
+        detailed.steps(lambda record: within(record.first_stamp_ns, record.last_stamp_ns, record.pose))
     if policy.kind == 'last':
         steps = _newest(steps, policy.last_frames - len(pending))
     if not steps and not pending:
-        held = list(detailed.records())
-        first = min([*(record.first_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
-        last = max([*(record.last_stamp_ns for record in held), *seen.pending.stamps_ns], default=0)
-        raise QuestionError(f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns',
-                            Code.NOTHING_SEEN)
+        raise _nothing(asked, list(detailed.records()), begin, end, place)
     records = _Records(steps)
     frames = held_frames if everything else sum(record.frames for record in records)
     by_pages = Snapshot(seen, policy, detailed.prefix(), steps, records, frames)
@@ -187,3 +189,25 @@ def _newest(steps: list[HeldStep], frames: int) -> list[HeldStep]:
         count += 1
         frames -= steps[-count].record.frames
     return steps[len(steps) - count:]
+
+
+def _nothing(seen: Seen, held: list[StepRecord], begin: int | None, end: int | None, place: Place | None) -> QuestionError:
+    """What to say where no frame is within a span and at a place; `held`: all steps, `seen` with the frames that wait."""
+    waiting = seen.pending.stamps_ns
+    first = min([*(record.first_stamp_ns for record in held), *waiting], default=0)
+    last = max([*(record.last_stamp_ns for record in held), *waiting], default=0)
+    of_span = f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns'
+    if place is None:
+        return QuestionError(of_span, Code.NOTHING_SEEN)
+    poses = [*(record.pose for record in held), *([seen.locate(waiting[::-1])] if waiting else [])]
+    frames = sorted({pose.frame_id for pose in poses if pose is not None})
+    if not frames:
+        return QuestionError(f'no frame can be told to be within {place}: no step has a pose (parameters "pose.topic" and '
+                             '"pose.target_frame")', Code.UNKNOWN_FRAME)
+    if place.frame_id not in frames:
+        return QuestionError(f'no step has a pose in frame {place.frame_id!r}: there are poses in {", ".join(frames)}',
+                             Code.UNKNOWN_FRAME)
+    nearest = min(place.distance_m(pose) for pose in poses if pose is not None and pose.frame_id == place.frame_id)
+    if nearest <= place.radius_m:
+        return QuestionError(f'no frame between {begin} and {end} ns within {place}, but at other times', Code.NOTHING_SEEN)
+    return QuestionError(f'no frame within {place}: the nearest was seen {nearest:.2f} m away', Code.NOTHING_SEEN)

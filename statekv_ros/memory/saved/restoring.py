@@ -11,6 +11,7 @@ from statekv_ros.errors import StoreError
 from statekv_ros.memory.carried.positions import StepPlace
 from statekv_ros.memory.detailed.pages import Stretch
 from statekv_ros.memory.intake import PendingFrames
+from statekv_ros.memory.pose import Pose
 from statekv_ros.memory.records import StepRecord
 from statekv_ros.memory.saved.saving import PREFIX, WAITING
 from statekv_ros.memory.stream import VideoStream
@@ -131,9 +132,13 @@ def _near(stream: VideoStream, headers: dict[int, dict], numbers: list[int], tok
     return begin
 
 
+def _record(header: dict) -> StepRecord:
+    return StepRecord(**header['record'], pose=Pose.restored(header.get('pose')))
+
+
 def _place(stream: VideoStream, loaded: Loaded) -> tuple[StepRecord, TokenInputs, StepPlace]:
     header, parts = loaded
-    record, backbone = StepRecord(**header['record']), stream.backbone
+    record, backbone = _record(header), stream.backbone
     positions = parts['positions'].to(backbone.device)
     inputs = TokenInputs(torch.empty(1, record.tokens, 0), positions, record.next_position, record.position)
     return record, inputs, StepPlace(
@@ -164,7 +169,7 @@ def _hold_again(stream: VideoStream, loaded: Loaded, number: int, near: bool) ->
         detailed.write_all(parts['key'].to(stream.backbone.device), parts['value'].to(stream.backbone.device))
         detailed.commit(record, inputs)
         return
-    record, stretch = StepRecord(**header['record']), Stretch(*header['stretch'])
+    record, stretch = _record(header), Stretch(*header['stretch'])
     shape = detailed.index_shape(record)
     if parts['index'].shape != shape:
         raise StoreError(f'the index of step {number} is {tuple(parts["index"].shape)} rather than {shape}: another version of this '

@@ -67,11 +67,13 @@ class Saving:
             stretch: of the detailed cache, that it stands in; None for the prefix.
         """
         key, value = carried.frame()[:2]
-        header = {'record': asdict(record), 'position': position, 'shift': carried.shift, 'before': {
+        header = {'record': _plain(record), 'position': position, 'shift': carried.shift, 'before': {
             'frames': frames, 'oldest_ns': self.oldest_ns}}
         if stretch is not None:
             header |= {'stretch': [stretch.position, stretch.shift], 'first_stamp_ns': record.first_stamp_ns,
                        'last_stamp_ns': record.last_stamp_ns}
+        if record.pose is not None:
+            header['pose'] = record.pose.saved()
         return SavedStep(record.step, header, _on_host({'key': key, 'value': value, 'positions': inputs.positions}))
 
     def finish(self, caught: SavedStep, carried: CompressedState | RecentFrames, detailed: dict[str, torch.Tensor],
@@ -138,6 +140,13 @@ def waiting(pending: PendingFrames, progress: dict) -> SavedStep:
     header = {name: value for name, value in vars(pending).items() if name != 'frames'}
     return SavedStep(WAITING, {'waiting': header, 'after': progress},
                      {'frames': torch.from_numpy(np.stack(pending.frames))})
+
+
+def _plain(record: StepRecord) -> dict:
+    """Without the pose, which is a part of the header: versions of this package that know no poses then read the rest."""
+    values = asdict(record)
+    del values['pose']
+    return values
 
 
 def _on_host(parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
