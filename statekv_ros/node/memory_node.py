@@ -189,7 +189,6 @@ class MemoryNode(LifecycleNode):
         device_cache_bytes, host_cache_bytes = self._require_memory(backbone, policy)
         poses = make_source(self, get['pose.topic'], get['pose.type'], get['pose.target_frame'], get['pose.source_frame'],
                             get['pose.tolerance_s'])
->>>>>>> pose
         cameras, kinds = [], {}
         tiers = {name: DiskTier(packed=not find_format(get['detailed_format']).rotated) for name in get['cameras']} \
             if self._keeps_on_disk else {}
