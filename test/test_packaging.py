@@ -259,6 +259,9 @@ def test_every_dependency_has_one_exact_pin_within_its_range(python):
         assert specifier.operator == '==' and wanted.specifier.contains(specifier.version), f'{lines[0]} for {wanted}'
 
 
+NAMED_OTHERWISE = {'tf2_ros_py': 'tf2_ros'}     # ROS packages, and what they are imported by
+
+
 def imported_packages(folders: tuple[str, ...]) -> set[str]:
     """Top-level names that the sources import and that are neither the standard library's nor ours."""
     names = set()
@@ -278,6 +281,7 @@ def test_every_import_is_a_declared_dependency():
     """In package.xml for ROS packages, in pyproject.toml for all that pip installs."""
     manifest = ElementTree.parse(ROOT / 'package.xml').getroot()
     ros = {element.text for tag in ('depend', 'exec_depend') for element in manifest.iter(tag)}
+    ros |= {module for package, module in NAMED_OTHERWISE.items() if package in ros}
     extras = {name: wanted for name, wanted in PYPROJECT['project']['optional-dependencies'].items() if name != 'test'}
     python = {canonicalize_name(wanted.name) for wanted in requirements(PYPROJECT['project']['dependencies'], *extras.values())}
     distributions = packages_distributions()
