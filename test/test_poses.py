@@ -167,7 +167,6 @@ def test_cut_by_place_is_the_cut_by_time_where_the_path_is_a_line(backbone, fram
 
 @pytest.mark.parametrize('policy', ['all', 'sparse(48)', 'sparse(4096)', 'retrieve(2)', 'last(6)'])
 def test_place_that_was_passed_twice_is_read_with_a_gap_and_nothing_between(backbone, frames, policy):
-    stream = walked(backbone, frames[:24])
     there_and_back = {2: 1.0, 4: 2.0, 6: 3.0, 8: 9.0, 10: 9.0, 12: 9.0, 14: 9.0, 16: 3.0, 18: 2.0, 20: 1.0, 22: 0.0, 24: 0.0}
     stream = VideoStream(backbone, 'statekv(96)')
     stream.locate = lambda stamps: Pose(stamps[0], 'map', (there_and_back.get(stamps[0] // SECOND, 50.0), 0.0, 0.0), NO_TURN)

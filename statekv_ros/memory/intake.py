@@ -8,18 +8,23 @@ import torch
 
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.memory.clock import PhaseClock
+from statekv_ros.memory.pose import Pose
 from statekv_ros.memory.stamps import StreamTime, check_frame
 
 
 @dataclass
 class PendingFrames:
-    """Prepared frames that wait until there are enough of them for a step; `failed`: one with them in it failed."""
+    """Prepared frames that wait until there are enough of them for a step.
+
+    `failed`: one with them in it failed; `pose`: where the camera was, as far as was known when the newest of them came.
+    """
     frames: list[np.ndarray] = field(default_factory=list)
     stamps_ns: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     preprocess_ms: float = 0.0
     segment: int = 0
     failed: bool = False
+    pose: Pose | None = None
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -31,13 +36,15 @@ class PendingFrames:
         self.preprocess_ms += preprocess_ms
 
     def copy(self) -> PendingFrames:
-        return PendingFrames([*self.frames], [*self.stamps_ns], [*self.seconds], self.preprocess_ms, self.segment, self.failed)
+        return PendingFrames([*self.frames], [*self.stamps_ns], [*self.seconds], self.preprocess_ms, self.segment, self.failed,
+                             self.pose)
 
     def after_failure(self) -> PendingFrames:
         """What waits again when their step failed: all but the newest, once. Were they at fault, every later step would fail too."""
         if self.failed or len(self) < 2:
             return PendingFrames()
-        return PendingFrames(self.frames[:-1], self.stamps_ns[:-1], self.seconds[:-1], self.preprocess_ms, self.segment, True)
+        return PendingFrames(self.frames[:-1], self.stamps_ns[:-1], self.seconds[:-1], self.preprocess_ms, self.segment, True,
+                             self.pose)
 
 
 class FrameIntake:

@@ -97,7 +97,10 @@ class VideoStream:
             raise
         finally:
             waiting = self._intake.add(prepared, stamp_ns, preprocess_ms + prepare_ms)
-        return report if waiting < self.backbone.frames_per_step else self.flush()
+        if waiting < self.backbone.frames_per_step:
+            self.pending.pose = self.locate([stamp_ns]) or self.pending.pose
+            return report
+        return self.flush()
 
     @torch.inference_mode()
     def flush(self) -> StepReport | None:
@@ -125,7 +128,7 @@ class VideoStream:
                             inputs.start, inputs.next_position)
         self._watch(inputs, record)
         clock.mark()
-        record = replace(record, pose=self.locate(pending.stamps_ns[::-1]))
+        record = replace(record, pose=self.locate(pending.stamps_ns[::-1]) or pending.pose)
         self._remember(record, inputs)
         clock.mark()
         vision_ms, prefill_ms, select_ms = clock.phases_ms()
@@ -165,7 +168,7 @@ class VideoStream:
         generation = self.generation
         return Seen(self.backbone, self.detailed, self._carried_now, self.positions, self.pending, self._next_position,
                     self._next_ordinal, self.shift, self._frames, self.steps, str(self.prefill_policy), self.cancelled,
-                    lambda: self.generation == generation, self.locate)
+                    lambda: self.generation == generation)
 
     def answer(self, question: str, **options) -> AnswerResult:
         """`begin_answer` with the same options, decoded to its end."""

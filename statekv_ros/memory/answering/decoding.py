@@ -120,7 +120,7 @@ class Answering:
         self._records = [*self._records, StepRecord(
             seen.step_number, pending.segment, pending.stamps_ns[0], pending.stamps_ns[-1], len(pending), ordinal,
             inputs.tokens, inputs.visual_start, inputs.visual_tokens, inputs.start, inputs.next_position,
-            seen.locate(pending.stamps_ns[::-1]))]
+            pending.pose)]
         self._read(self._backbone.shifted(inputs, seen.shift))
         self._waiting_half_step = False
         self._require_positions()

@@ -16,7 +16,7 @@ from statekv_ros.memory.detailed.cache import DetailedCache
 from statekv_ros.memory.detailed.pages import HeldStep, MemoryView
 from statekv_ros.memory.intake import PendingFrames
 from statekv_ros.memory.policies import AnswerPolicy
-from statekv_ros.memory.pose import Locate, Place, Pose
+from statekv_ros.memory.pose import Place, Pose
 from statekv_ros.memory.records import StepRecord
 
 
@@ -31,7 +31,6 @@ class Seen:
         shift: how far left of that position the model is given it.
         frame_number, step_number: numbers in the stream, from 0, of the first frame and of the step that follow.
         cancelled: true when work should end; is_current: false once the memory was reset.
-        locate: where the camera was; see `VideoStream`.
     """
     backbone: Backbone
     detailed: DetailedCache
@@ -46,7 +45,6 @@ class Seen:
     prefill_policy: str
     cancelled: Callable[[], bool]
     is_current: Callable[[], bool]
-    locate: Locate
 
 
 class _Records(Sequence[StepRecord]):
@@ -159,8 +157,7 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
         return (begin is None or last_ns >= begin) and (end is None or first_ns <= end) and (place is None or place.holds(pose))
 
     pending = PendingFrames()
-    if seen.pending and within(seen.pending.stamps_ns[0], seen.pending.stamps_ns[-1],
-                               place and seen.locate(seen.pending.stamps_ns[::-1])):
+    if seen.pending and within(seen.pending.stamps_ns[0], seen.pending.stamps_ns[-1], seen.pending.pose):
         pending = seen.pending.copy()
     asked, seen = seen, replace(seen, pending=pending)
     held_frames = seen.frame_number - detailed.forgotten_frames
@@ -199,7 +196,7 @@ def _nothing(seen: Seen, held: list[StepRecord], begin: int | None, end: int | N
     of_span = f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns'
     if place is None:
         return QuestionError(of_span, Code.NOTHING_SEEN)
-    poses = [*(record.pose for record in held), *([seen.locate(waiting[::-1])] if waiting else [])]
+    poses = [*(record.pose for record in held), seen.pending.pose]
     frames = sorted({pose.frame_id for pose in poses if pose is not None})
     if not frames:
         return QuestionError(f'no frame can be told to be within {place}: no step has a pose (parameters "pose.topic" and '

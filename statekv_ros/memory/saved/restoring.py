@@ -205,6 +205,7 @@ def _with_waiting(stream: VideoStream, saved: Saved, camera: str, restored: Rest
     if loaded is None or loaded[0]['after']['steps'] != stream.steps:
         return restored
     header, parts = loaded
-    stream.resume(header['after'], PendingFrames(list(parts['frames'].numpy()), **header['waiting']))
+    stream.resume(header['after'], PendingFrames(
+        list(parts['frames'].numpy()), **header['waiting'], pose=Pose.restored(header.get('pose'))))
     count = len(stream.pending)
     return Restored(restored.frames + count, restored.held_frames + count, stream.last_stamp_ns, restored.damaged)

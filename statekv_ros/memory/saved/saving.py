@@ -137,8 +137,8 @@ class Saving:
 
 def waiting(pending: PendingFrames, progress: dict) -> SavedStep:
     """The frames that wait for a step."""
-    header = {name: value for name, value in vars(pending).items() if name != 'frames'}
-    return SavedStep(WAITING, {'waiting': header, 'after': progress},
+    header = {name: value for name, value in vars(pending).items() if name not in ('frames', 'pose')}
+    return SavedStep(WAITING, {'waiting': header, 'pose': pending.pose and pending.pose.saved(), 'after': progress},
                      {'frames': torch.from_numpy(np.stack(pending.frames))})
 
 
