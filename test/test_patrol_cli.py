@@ -1,4 +1,5 @@
 """statekv-patrol: bags and questions that belong together, and whose answers are true."""
+import math
 import signal
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from statekv_ros.evaluation.footage import PatrolFootage, check_video, open_foot
 from statekv_ros.evaluation.schema import load_questions
 from statekv_ros.patrol.cli import main
 from statekv_ros.patrol.make import make_patrols
+from statekv_ros.patrol.path import ODOMETRY_NS, ODOMETRY_PHASE_NS, STEP_M, pose_at
 from statekv_ros.patrol.questions import KINDS, Question, answer_at
 from statekv_ros.patrol.world import COLOURS, SHAPES, make_patrol
-from statekv_ros.replay.bag_reader import read_images
+from statekv_ros.replay.bag_reader import bag_info, iterate_images, pose_topics, read_images
 
 SECOND = 10**9
 STEPS, SEED = 24, 7
@@ -33,6 +35,26 @@ def test_bags_have_the_size_and_the_stamps_asked_for(folder):
     assert [image.stamp_ns for image in images] == [SECOND + index * SECOND // 2 for index in range(2 * STEPS)]
     message = images[0].message()
     assert (message.width, message.height) == (48, 32)
+
+
+def test_bags_tell_where_the_robot_was_on_the_known_path(folder):
+    info = bag_info(folder / f'patrol_{SEED}')
+    assert pose_topics(info) == {'/odom': 'nav_msgs/msg/Odometry'}
+    told = [(message.stamp_ns, message.message()) for message in iterate_images(info, pose_topics(info))]
+    assert [stamp_ns for stamp_ns, _ in told] == list(range(SECOND + ODOMETRY_PHASE_NS, told[-1][0] + 1, ODOMETRY_NS))
+    assert told[-1][0] >= list(read_images(folder / f'patrol_{SEED}'))[-1].stamp_ns, 'a pose behind the last image'
+    for stamp_ns, message in told[::20]:
+        true, pose = pose_at(stamp_ns - SECOND), message.pose.pose
+        assert message.header.frame_id == true.frame_id and tuple(message.pose.covariance) == true.covariance
+        assert (pose.position.x, pose.position.y, pose.position.z) == true.position
+        assert (pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w) == true.orientation
+
+
+def test_path_goes_on_smoothly_and_no_place_is_passed_twice():
+    places = [pose_at(index * ODOMETRY_NS).position for index in range(50 * 300)]
+    apart = [math.dist(a, b) for a, b in zip(places, places[50:])]
+    assert max(apart) <= STEP_M and min(apart) > STEP_M / 2
+    assert all(a[0] < b[0] for a, b in zip(places, places[1:]))
 
 
 def test_questions_fit_their_bags_and_their_answers_hold_through_the_window_and_no_longer(folder):

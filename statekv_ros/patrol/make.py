@@ -1,4 +1,4 @@
-"""Patrols as bags, with a questions file whose right answers are known."""
+"""Patrols as bags, with the robot's odometry and a questions file whose right answers are known."""
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +7,11 @@ from tqdm import tqdm
 
 from statekv_ros.errors import BagError
 from statekv_ros.patrol.heldout import ask_all
+from statekv_ros.patrol.path import odometry
 from statekv_ros.patrol.questions import (FORMED, LARGEST_COUNT, PERCEPTION, Question, answer_at, evidence_steps,
                                           holds_during, newest_fact_step)
 from statekv_ros.patrol.shift import LEAST_STEPS, ask_shift
-from statekv_ros.patrol.video import patrol_frames
+from statekv_ros.patrol.video import FRAME_NS, patrol_frames
 from statekv_ros.patrol.world import COLOURS, SHAPES, Patrol
 from statekv_ros.replay.bag_writer import write_bag
 from statekv_ros.replay.new_folder import new_folder
@@ -26,7 +27,8 @@ _POSSIBLE = {'now': 1 + _THINGS + len(COLOURS), 'exist': 2, 'again': 2, 'count':
 
 def make_patrols(folder: Path, videos: int, steps: int, seed: int, size: tuple[int, int], bags: bool = True,
                  shift: bool = False) -> None:
-    """Write a folder with a bag patrol_<seed> for each video, and questions.yaml: all of it, or nothing.
+    """Write a folder with a bag patrol_<seed> for each video, and questions.yaml: all of it, or nothing. A bag tells where the
+    robot was, too, as odometry at 50 Hz (see the module `path`).
 
     Args:
         steps: of each video, one second each.
@@ -53,7 +55,7 @@ def make_patrols(folder: Path, videos: int, steps: int, seed: int, size: tuple[i
             source = f'{kind}:seed={number},steps={steps},size={size[0]}x{size[1]}'
             if bags:
                 source = f'{kind}_{number}'
-                write_bag(made / source, patrol_frames(patrol, number, *size))
+                write_bag(made / source, patrol_frames(patrol, number, *size), poses=odometry(steps * 10**9 - FRAME_NS))
             entries.append({'source': source, 'questions': [_entry(patrol, *pair) for pair in asked if pair is not None]})
         try:
             (made / 'questions.yaml').write_text(yaml.safe_dump(

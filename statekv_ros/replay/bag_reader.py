@@ -17,6 +17,7 @@ from statekv_ros.replay.cdr import MINIMUM_BYTES, header_stamp_ns
 from statekv_ros.replay.salvage import StoredMessage, lacks_part_of_a_page, readable_messages
 
 IMAGE_TYPES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
+POSE_TYPES = ('nav_msgs/msg/Odometry', 'geometry_msgs/msg/PoseStamped', 'geometry_msgs/msg/PoseWithCovarianceStamped')
 _STORAGES = {'.mcap': 'mcap', '.db3': 'sqlite3'}
 
 
@@ -27,7 +28,7 @@ class BagImage:
     topic: str
     stamp_ns: int           # header stamp
     log_ns: int             # when it was recorded
-    type: str               # sensor_msgs/msg/Image or sensor_msgs/msg/CompressedImage
+    type: str               # one of IMAGE_TYPES; in the player also of POSE_TYPES
     cdr: bytes              # serialised, as it can be published
     bag: Path = field(compare=False)
 
@@ -122,6 +123,11 @@ def choose_topics(info: BagInfo, wanted: Collection[str] | None) -> dict[str, st
     return {name: kind for name, kind in images.items() if not wanted or name in wanted}
 
 
+def pose_topics(info: BagInfo) -> dict[str, str]:
+    """Message type of each topic that tells where the robot was."""
+    return {topic.name: topic.type for topic in info.topics if topic.type in POSE_TYPES and topic.count}
+
+
 def read_images(bag: Path | str, topics: Collection[str] | None = None, *,
                 allow_truncated: bool = False) -> Iterator[BagImage]:
     """The images of a bag in the order of recording; of the given topics, or of all image topics.
@@ -133,7 +139,7 @@ def read_images(bag: Path | str, topics: Collection[str] | None = None, *,
 
 
 def iterate_images(info: BagInfo, topics: dict[str, str]) -> Iterator[BagImage]:
-    """As `read_images`, for a bag and topics that were looked at already."""
+    """As `read_images`, for a bag and topics that were looked at already; those of `pose_topics` come as they are, too."""
     stored = _stored_messages(info, topics) if info.complete else _salvaged_messages(info, topics)
     for number, message in enumerate(stored):
         if len(message.cdr) < MINIMUM_BYTES:

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser('info', help='topics, types, counts and duration of a bag')
     info.set_defaults(run=_info)
 
-    play = commands.add_parser('play', help='publish the images of a bag through DDS, with /clock')
+    play = commands.add_parser('play', help='publish the images of a bag through DDS, with the poses in it and /clock')
     play.set_defaults(run=_play)
     play.add_argument('--rate', type=_rate, default=1.0, help='bag seconds per second, or "max": as fast as reliable '
                       'subscribers receive (one that then works longer on an image needs a queue); default: 1')
@@ -69,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     play.add_argument('--topics', nargs='+', metavar='TOPIC', help='only these image topics')
     play.add_argument('--remap', nargs='+', type=_remapping, default=[], metavar='/A:=/B', help='other topic names')
     play.add_argument('--no-clock', dest='clock', action='store_false', help='do not publish /clock')
-    play.add_argument('--restamp', action='store_true', help='stamp images with the time of publishing')
+    play.add_argument('--no-poses', dest='poses', action='store_false', help='do not publish odometry and other poses')
+    play.add_argument('--restamp', action='store_true', help='stamp messages with the time of publishing')
     offered = play.add_mutually_exclusive_group()
     offered.add_argument('--reliable', action='store_true', default=True,
                          help='offer reliable (default; best-effort subscribers match too)')
@@ -119,9 +120,9 @@ def _info(args: argparse.Namespace) -> int:
 
 
 def _play(args: argparse.Namespace) -> int:
-    from statekv_ros.replay.bag_reader import bag_info, choose_topics
+    from statekv_ros.replay.bag_reader import bag_info, choose_topics, pose_topics
     info = bag_info(args.bag, args.allow_truncated)
-    topics = choose_topics(info, args.topics)
+    topics, poses = choose_topics(info, args.topics), pose_topics(info) if args.poses else {}
     profile = use_shipped_profile()     # before anything of ROS is imported and reads the environment
     for problem in (profile.detail if profile.source is ProfileSource.MISSING else None, shared_memory_problem()):
         if problem:
@@ -130,12 +131,14 @@ def _play(args: argparse.Namespace) -> int:
     options = PlayOptions(rate=args.rate, loop=args.loop, remap=dict(args.remap), clock=args.clock,
                           reliable=args.reliable, restamp=args.restamp, wait_subscribers=args.wait_subscribers,
                           wait_s=args.wait_timeout)
-    if unknown := [name for name in options.remap if name not in topics]:
-        raise BagError(f'cannot remap {", ".join(unknown)}: not among the topics that are played ({", ".join(topics)})')
+    if unknown := [name for name in options.remap if name not in topics | poses]:
+        raise BagError(f'cannot remap {", ".join(unknown)}: not among the topics that are played '
+                       f'({", ".join(topics | poses)})')
     total = None if args.loop else sum(topic.count for topic in info.topics if topic.name in topics)
     with stop_on_signals() as stop, _progress() as progress:
         task = progress.add_task('playing', total=total)
-        report = play(info, topics, options, stop=stop, on_frame=lambda image: progress.advance(task), on_warning=_warn)
+        report = play(info, topics, options, stop=stop, on_frame=lambda image: progress.advance(task), on_warning=_warn,
+                      poses=poses)
     print(f'{report.frames} images in {report.wall_s:.2f} s, rate {report.rate:.3f} '
           f'({report.frames_per_s:.1f} images/s){", interrupted" if report.interrupted else ""}')
     if args.json:

@@ -1,4 +1,4 @@
-"""Plays a bag's images through DDS: serialised bytes go out as they were recorded, at a rate, with /clock."""
+"""Plays a bag's images and poses through DDS: serialised bytes go out as they were recorded, at a rate, with /clock."""
 import math
 import threading
 import time
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from statekv_ros.errors import BagError
 from statekv_ros.replay.bag_options import check_topic
-from statekv_ros.replay.bag_reader import BagImage, BagInfo, iterate_images
+from statekv_ros.replay.bag_reader import IMAGE_TYPES, BagImage, BagInfo, iterate_images
 from statekv_ros.replay.cdr import restamped
 from statekv_ros.replay.publishers import CLOCK_PERIOD_S, Publishers
 
@@ -66,33 +66,36 @@ class PlayReport:
 
 def play(info: BagInfo, topics: dict[str, str], options: PlayOptions = PlayOptions(), *,
          stop: threading.Event | None = None, on_frame: Callable[[BagImage], None] = lambda image: None,
-         on_warning: Callable[[str], None] = lambda text: None) -> PlayReport:
+         on_warning: Callable[[str], None] = lambda text: None, poses: dict[str, str] | None = None) -> PlayReport:
     """Play the images of `topics` (name -> type, from bag_reader.choose_topics) and report.
 
-    stop: ends the playing when it is set. on_frame: called after each image. on_warning: told what may go wrong.
+    stop: ends the playing when it is set. on_frame: called after each image. on_warning: told what may go wrong. poses: topics
+    that are played along, from bag_reader.pose_topics.
 
     The ROS context is its own, so the caller's rclpy.init() does not matter; the environment must name the transport
     profile before (statekv_ros.transport). Raises BagError when no subscriber comes, or the bag turns out damaged.
     """
     stop = stop or threading.Event()
-    names = {topic: options.remap.get(topic, topic) for topic in topics}
+    poses = poses or {}
+    names = {topic: options.remap.get(topic, topic) for topic in (*topics, *poses)}
     types = {names[topic]: kind for topic, kind in topics.items()}
-    for name in types:
+    for name in names.values():
         try:
             check_topic(name)
         except BagError as error:
             raise BagError(f'{error}: give it another name, --remap {name}:=/NEW/NAME') from error
-    if len(types) < len(topics):
+    if len(set(names.values())) < len(names):
         raise BagError(f'two topics cannot be played under one name: {names}')
     report = PlayReport()
     unpaced = math.isinf(options.rate)
-    with Publishers(types, options.reliable, options.clock) as publishers:
+    beside = {names[topic]: kind for topic, kind in poses.items()}
+    with Publishers(types, options.reliable, options.clock, beside) as publishers:
         if publishers.wait_for_subscribers(options.wait_subscribers, options.wait_s, stop,
                                            lambda: time.time_ns() if options.restamp else info.start_ns):
             if unpaced and (names_lost := publishers.topics_without_flow_control()):
                 on_warning(f'rate max follows reliable subscribers only: those of {", ".join(names_lost)} ask for '
                            'best-effort and may lose images')
-            _publish_all(info, topics, names, options, publishers, stop, report, on_frame)
+            _publish_all(info, topics | poses, names, options, publishers, stop, report, on_frame)
             publishers.let_arrive(stop)
     report.interrupted = stop.is_set()
     return report
@@ -112,6 +115,8 @@ def _publish_all(info: BagInfo, topics: dict[str, str], names: dict[str, str], o
         publishers.tell_clock(_clock_ns(image, 0.0, options))
         cdr = restamped(image.cdr, time.time_ns()) if options.restamp else image.cdr
         publishers.publish(names[image.topic], cdr)
+        if image.type not in IMAGE_TYPES:
+            continue
         if math.isinf(options.rate):
             publishers.wait_until_taken(names[image.topic], stop)
         report.topics[names[image.topic]] += 1
@@ -123,16 +128,18 @@ def _timeline(info: BagInfo, topics: dict[str, str], loop: bool) -> Iterator[tup
     """Images with the bag time (ns) since the very first; loops follow each other one mean image period apart."""
     before_ns = 0
     while True:
-        count, first_ns, last_ns = 0, 0, 0
+        count, first_ns, begin_ns, end_ns, last_ns = 0, None, 0, 0, 0
         for image in iterate_images(info, topics):
-            first_ns = image.log_ns if not count else first_ns
-            last_ns, count = image.log_ns, count + 1
+            last_ns = image.log_ns
+            first_ns = last_ns if first_ns is None else first_ns
+            if image.type in IMAGE_TYPES:
+                begin_ns, end_ns, count = begin_ns if count else last_ns, last_ns, count + 1
             yield image, before_ns + last_ns - first_ns
         if not loop:
             return
-        span_ns = last_ns - first_ns
         # One image has no period; a tenth of a second keeps its loop from spinning.
-        before_ns += span_ns + (span_ns // (count - 1) if count > 1 else 10**8)
+        period_ns = (end_ns - begin_ns) // (count - 1) if count > 1 else 10**8
+        before_ns += max(last_ns, end_ns + period_ns) - first_ns
 
 
 def _clock_ns(image: BagImage, ahead_s: float, options: PlayOptions) -> int:

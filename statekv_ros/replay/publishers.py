@@ -1,9 +1,11 @@
-"""The ROS side of the player: a node with one publisher per image topic and one for /clock."""
+"""The ROS side of the player: a node with one publisher per image topic, one per topic with poses, and one for /clock."""
 import threading
 import time
 from collections.abc import Callable
 
 import rclpy
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
+from nav_msgs.msg import Odometry
 from rclpy.duration import Duration
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
@@ -17,18 +19,21 @@ DEPTH = 10                      # images held for a reliable subscriber that fal
 # A publisher can know a subscriber before that one knows the publisher, and best-effort images are lost until then.
 _SETTLE_S = 0.5
 _LINGER_S = 5.0                 # at the end, for reliable subscribers to take the last images
+_POSES = 200                    # poses held likewise
 _LOOK_S = 0.05                  # how often waiting looks at `stop`
-_TYPES = {'sensor_msgs/msg/Image': Image, 'sensor_msgs/msg/CompressedImage': CompressedImage}
+_TYPES = {'sensor_msgs/msg/Image': Image, 'sensor_msgs/msg/CompressedImage': CompressedImage, 'nav_msgs/msg/Odometry': Odometry,
+          'geometry_msgs/msg/PoseStamped': PoseStamped, 'geometry_msgs/msg/PoseWithCovarianceStamped': PoseWithCovarianceStamped}
 
 
 class Publishers:
     """A context manager around a node of its own; signals are left to the caller.
 
-    topics: name -> message type. reliable: offered reliability. clock: whether tell_clock publishes.
+    topics: name -> message type. reliable: offered reliability. clock: whether tell_clock publishes. beside: topics with poses,
+    always reliable; nobody is waited for on those.
     """
 
-    def __init__(self, topics: dict[str, str], reliable: bool, clock: bool):
-        self._types, self._reliable, self._clock_wanted = topics, reliable, clock
+    def __init__(self, topics: dict[str, str], reliable: bool, clock: bool, beside: dict[str, str]):
+        self._types, self._reliable, self._clock_wanted, self._beside_types = topics, reliable, clock, beside
 
     def __enter__(self) -> 'Publishers':
         self._context = rclpy.Context()
@@ -40,6 +45,8 @@ class Publishers:
             qos = QoSProfile(depth=DEPTH, reliability=reliability)
             self._images = {name: self._node.create_publisher(_TYPES[kind], name, qos)
                             for name, kind in self._types.items()}
+            self._beside = {name: self._node.create_publisher(_TYPES[kind], name, QoSProfile(depth=_POSES))
+                            for name, kind in self._beside_types.items()}
             self._clock = None
             if self._clock_wanted:
                 self._clock = self._node.create_publisher(Clock, '/clock', QoSProfile(depth=1))
@@ -53,8 +60,8 @@ class Publishers:
         rclpy.shutdown(context=self._context)
 
     def publish(self, topic: str, cdr: bytes) -> None:
-        """Publish a serialised image as it is."""
-        self._images[topic].publish(cdr)
+        """Publish a serialised message as it is."""
+        (self._images.get(topic) or self._beside[topic]).publish(cdr)
 
     def tell_clock(self, time_ns: int) -> None:
         """Publish /clock, if it is wanted."""
