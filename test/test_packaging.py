@@ -276,6 +276,9 @@ def imported_packages(folders: tuple[str, ...]) -> set[str]:
     return names - set(sys.stdlib_module_names) - {'statekv_ros', 'kernels'}
 
 
+PACKAGES = {'tf2_ros': 'tf2_ros_py'}    # ROS packages whose module has another name
+
+
 @needs_wheels
 def test_every_import_is_a_declared_dependency():
     """In package.xml for ROS packages, in pyproject.toml for all that pip installs."""
@@ -287,7 +290,7 @@ def test_every_import_is_a_declared_dependency():
     distributions = packages_distributions()
     # What is not installed, as an extra may be, has the name that it is imported by.
     undeclared = {name: distributions.get(name, [name]) for name in imported_packages(('statekv_ros', 'kernels', 'launch'))
-                  if name not in ros and python.isdisjoint(map(canonicalize_name, distributions.get(name, [name])))}
+                  if PACKAGES.get(name, name) not in ros and python.isdisjoint(map(canonicalize_name, distributions.get(name, [name])))}
     assert undeclared == {}
 
 
