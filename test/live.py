@@ -117,6 +117,7 @@ class Graph:
         self.query = self.node.create_client(Query, '/statekv/query', qos_profile=QoSProfile(depth=100))
         self.reset = self.node.create_client(Reset, '/statekv/reset')
         self._asking: ActionClient | None = None
+        self._answered = False      # by the service, ever
 
     def close(self) -> None:
         self.executor.shutdown(timeout_sec=0)
@@ -158,7 +159,16 @@ class Graph:
         return future.result()
 
     def ask(self, question: str = 'is the door open?', **fields) -> Query.Response:
-        return self.response(self.ask_later(question, **fields))
+        future = self.ask_later(question, **fields)
+        if not self._answered:
+            # ROS 2 calls a service ready before its server has found the client's reader; a reply at that moment is lost.
+            end = time.monotonic() + PATIENCE_S / 6
+            while not future.done() and time.monotonic() < end:
+                self.executor.spin_once(0.05)
+            future = future if future.done() else self.ask_later(question, **fields)
+        response = self.response(future)
+        self._answered = True
+        return response
 
     def goal(self, question: str = 'is the door open?', **fields) -> Goal:
         """A goal that has been sent."""

@@ -2,7 +2,8 @@
 
 A thread that waits in C for the lock of a killed process may hold Python's own lock meanwhile: then no signal handler and no
 other thread of the node runs any more. So the watch is kept from outside, by a fork made before anything is loaded. It hears
-the node through pipes: heartbeats, and signals, whose numbers Python's handler writes there before any Python code runs.
+the node through pipes: heartbeats, and signals, whose numbers Python's handler writes there before any Python code runs. What
+is known to freeze a node, a shared-memory port of a killed process, it mends before.
 """
 import faulthandler
 import os
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 from statekv_ros.node.stop_signals import DOUBLED_S, FORCED_EXIT_S
+from statekv_ros.shm_ports import Ports
 
 # More than the node takes to end by itself.
 _STOP_LIMIT_S = 2 * FORCED_EXIT_S
@@ -85,6 +87,7 @@ class _Keeper:
         poll = select.poll()
         for end in (self._beats, self._signals):
             poll.register(end, select.POLLIN)
+        ports, looked = Ports(), 0.0
         now = time.monotonic()
         while os.getppid() == self._node:
             for end, _ in poll.poll(_TURN_S * 1e3):
@@ -96,6 +99,10 @@ class _Keeper:
                 else:
                     self._hear_signals(data)
             before, now = now, time.monotonic()
+            if now - looked >= _TURN_S:
+                looked = now
+                if mended := ports.look():
+                    _say(f'{mended} shared-memory port(s) of killed processes mended: writing to them would have hung', 'WARN')
             # Where the watch itself stood still, all the machine did, or the process group was stopped.
             if now - before > 4 * _TURN_S or self._is_stopped():
                 self._forgive(now - before)
@@ -153,5 +160,5 @@ class _Keeper:
             os.kill(self._node, signal.SIGKILL)
 
 
-def _say(sentence: str) -> None:
-    print(f'[FATAL] [{time.time():.9f}] [statekv.watchdog]: {sentence}', file=sys.stderr, flush=True)
+def _say(sentence: str, level: str = 'FATAL') -> None:
+    print(f'[{level}] [{time.time():.9f}] [statekv.watchdog]: {sentence}', file=sys.stderr, flush=True)

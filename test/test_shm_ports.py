@@ -1,0 +1,187 @@
+"""Ports of killed readers, with the real Fast DDS: a writer that comes to stand still, and goes on."""
+import ctypes
+import mmap
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('rclpy')
+pytestmark = pytest.mark.timeout(120)
+
+from domains import new_domain  # noqa: E402
+from live import environment as environment_of  # noqa: E402
+from statekv_ros.shm_ports import MUTEX_SIZE, STATUS, Ports  # noqa: E402
+
+SHM = Path('/dev/shm')
+READER = """
+import rclpy
+from std_msgs.msg import String
+rclpy.init()
+node = rclpy.create_node('reader')
+node.create_subscription(String, 'words', lambda message: print('heard', flush=True), 10)
+rclpy.spin(node)
+"""
+WRITER = """
+import time, rclpy
+from std_msgs.msg import String
+rclpy.init()
+publisher = rclpy.create_node('writer').create_publisher(String, 'words', 10)
+last = 0
+while True:
+    publisher.publish(String(data='word'))
+    if time.monotonic() - last > 0.1:
+        last = time.monotonic()
+        print('wrote', flush=True)
+"""
+
+
+class Talk:
+    """A writer and a reader in processes of their own."""
+
+    def __init__(self):
+        environment = environment_of(new_domain())
+        self.writer = self._start(WRITER, environment)
+        self.reader = self._start(READER, environment)
+        os.set_blocking(self.writer.stdout.fileno(), False)
+        assert self.reader.stdout.readline() == 'heard\n'
+
+    @staticmethod
+    def _start(program: str, environment: dict) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, '-c', program], env=environment, text=True, stdout=subprocess.PIPE)
+
+    def reads(self) -> list[Path]:
+        """The ports of the reader: the kernel knows who holds their locks."""
+        held = {int(inode) for owner, inode in re.findall(r' (\d+) \w+:\w+:(\d+) 0 EOF', Path('/proc/locks').read_text())
+                if int(owner) == self.reader.pid}
+        return [lock.with_name(lock.name[:-3]) for lock in SHM.glob('fast*_port*_el') if lock.stat().st_ino in held]
+
+    def kill_reader(self) -> None:
+        self.reader.send_signal(signal.SIGKILL)
+        self.reader.wait()
+
+    def writes(self, seconds: float) -> bool:
+        """Whether the writer gets on within that time."""
+        self._read()        # what it had written before
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self._read():
+                return True
+            time.sleep(0.05)
+        return False
+
+    def _read(self) -> bytes:
+        try:
+            return os.read(self.writer.stdout.fileno(), 1 << 20)
+        except BlockingIOError:
+            return b''
+
+    def close(self) -> None:
+        for process in (self.writer, self.reader):
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+@pytest.fixture
+def talk():
+    talk = Talk()
+    yield talk
+    talk.close()
+
+
+def _mark_as_broken(end: int, meanwhile=lambda: None) -> None:
+    """As Fast DDS marks a port whose reader does not move, at a moment when a writer waits for the port's lock."""
+    with mmap.mmap(end, 0) as memory:
+        buffer = (ctypes.c_char * len(memory)).from_buffer(memory)
+        lock = ctypes.c_void_p(ctypes.addressof(buffer) + STATUS - MUTEX_SIZE)
+        libc = ctypes.CDLL(None)
+        assert libc.pthread_mutex_lock(lock) == 0
+        time.sleep(0.3)
+        meanwhile()
+        word, = struct.unpack_from('<I', memory, 256 + 44)
+        struct.pack_into('<I', memory, 256 + 44, word & ~1)
+        libc.pthread_mutex_unlock(lock)
+        del buffer
+
+
+def _held(ends: list[int]) -> int:
+    return sum(os.pread(end, 1, STATUS)[0] & 4 > 0 for end in ends)
+
+
+def test_a_writer_goes_on_whose_reader_was_killed_while_it_took_a_message(talk):
+    ports = Ports()
+    files = talk.reads()
+    assert files
+    ports.look()
+    talk.kill_reader()
+    ends = [os.open(file, os.O_RDWR) for file in files]
+    for end in ends:
+        os.pwrite(end, bytes([os.pread(end, 1, STATUS)[0] | 5]), STATUS)
+        _mark_as_broken(end)
+    if talk.writes(5):
+        pytest.skip('this version of Fast DDS does not stand still')
+    ports.look()
+    assert _held(ends) == len(ends), 'seen for the first time: the reader may be at work'
+    assert ports.look() >= 1
+    assert _held(ends) == 0 and talk.writes(10)
+    ports.close()
+
+
+def test_a_writer_goes_on_that_meets_a_port_whose_maker_was_killed(talk):
+    ports = Ports()
+    files = talk.reads()
+    talk.kill_reader()
+
+    def replace(file: Path) -> None:
+        file.unlink()
+        file.with_name(f'{file.name}_el').unlink()
+        file.touch()
+
+    for file in files:
+        end = os.open(file, os.O_RDWR)
+        _mark_as_broken(end, lambda: replace(file))
+        os.close(end)
+    if talk.writes(5):
+        pytest.skip('this version of Fast DDS does not stand still')
+    ports.look()
+    assert not talk.writes(1)
+    time.sleep(3)
+    ports.look()
+    assert talk.writes(10)
+    ports.close()
+
+
+def test_what_is_read_or_is_no_port_of_fast_dds_is_left_alone(talk, tmp_path):
+    ports = Ports()
+    for _ in range(4):
+        ports.look()
+        time.sleep(0.1)
+    before = {file: file.stat().st_ino for file in talk.reads()}
+    ends = [os.open(file, os.O_RDWR) for file in before]
+    talk.writer.send_signal(signal.SIGSTOP)     # or the reader would soon take the next message
+    time.sleep(0.2)
+    for end in ends:        # a reader that lives and is slow with a message
+        os.pwrite(end, bytes([os.pread(end, 1, STATUS)[0] | 4]), STATUS)
+    for _ in range(3):
+        ports.look()
+    assert _held(ends) == len(ends) and {file: file.stat().st_ino for file in before} == before
+    talk.writer.send_signal(signal.SIGCONT)
+    assert talk.writes(5)
+    ports.close()
+
+    (tmp_path / 'fastdds_port7411').write_bytes(b'\2\0\0\0' + b'\5' * 60_000)
+    (tmp_path / 'fastdds_port7413').write_bytes(b'\2')
+    (tmp_path / 'fastdds_port7415').mkdir()
+    (tmp_path / 'fastdds_port7417').symlink_to(tmp_path / 'fastdds_port7411')
+    other = Ports(tmp_path)
+    assert [other.look() for _ in range(3)] == [0, 0, 0]
+    assert (tmp_path / 'fastdds_port7411').read_bytes()[4:] == b'\5' * 60_000
+    other.close()
+    assert Ports(tmp_path / 'none').look() == 0
