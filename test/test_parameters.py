@@ -79,7 +79,9 @@ def test_every_parameter_is_described_and_every_number_has_a_range_around_its_de
     for name, spec in SPECS.items():
         told = node.describe_parameter(name)
         assert told.description == spec.description != '', name
-        assert told.read_only is not spec.runtime, name
+        assert told.read_only is spec.fixed, name
+        assert not (spec.fixed and spec.runtime), name
+        assert told.additional_constraints or not (spec.choices or spec.check) or name.startswith('pose.'), name
         if isinstance(spec.default, (int, float)) and not isinstance(spec.default, bool):
             [span] = [*told.integer_range, *told.floating_point_range]
             assert span.from_value <= spec.default <= span.to_value, name
@@ -114,12 +116,12 @@ def test_config_file_starts_a_node_that_has_only_its_model_to_ask_for(start):
         assert node.get_parameter(name).value == spec.default, name
 
 
-def test_config_file_marks_what_may_change_at_run_time_as_the_table_does():
+def test_config_file_marks_what_may_change_and_when_as_the_table_does():
     comment, marked = '', {}
     for line in YAML.read_text().split('ros__parameters:')[1].splitlines():
         text = line.strip()
         if match := re.match(r'#? ?([a-z_.]+): ', text):
-            marked.setdefault(match[1], '[runtime]' in comment)
+            marked.setdefault(match[1], ('[runtime]' in comment, '[start]' in comment))
             comment = ''
         elif text.startswith('#'):
             comment += text
@@ -127,13 +129,13 @@ def test_config_file_marks_what_may_change_at_run_time_as_the_table_does():
             comment = ''
     own = {spec.name for spec in NODE}
     for name in own:
-        assert marked[name] is SPECS[name].runtime, name
+        assert marked[name] == (SPECS[name].runtime, SPECS[name].fixed), name
 
 
 def test_readme_has_a_row_for_every_parameter_and_none_for_another():
-    rows = re.findall(r'^\| `([a-z_.<>]+)`( \*start\*)? \|', (ROOT / 'README.md').read_text().split('## Parameters')[1], re.M)
-    told = {name.replace('<camera>', 'camera'): not start for name, start in rows}
-    assert told == {name: spec.runtime for name, spec in SPECS.items()}
+    rows = re.findall(r'^\| `([a-z_.<>]+)`( \*[a-z]+\*)? \|', (ROOT / 'README.md').read_text().split('## Parameters')[1], re.M)
+    told = {name.replace('<camera>', 'camera'): when.strip(' *') for name, when in rows}
+    assert told == {name: 'start' if spec.fixed else '' if spec.runtime else 'unconfigured' for name, spec in SPECS.items()}
 
 
 # --- values at start --------------------------------------------------------------------------------------------------
@@ -222,10 +224,33 @@ def test_bad_change_is_refused_with_a_reason_and_the_value_stays(node, name, val
     assert node.get_parameter(name).value == before
 
 
-@pytest.mark.parametrize('name', [name for name, spec in SPECS.items() if not spec.runtime])
+@pytest.mark.parametrize('name', [name for name, spec in SPECS.items() if spec.fixed])
 def test_read_only_parameter_refuses_every_change(node, name):
     [result] = node.set_parameters([Parameter(name, value=SPECS[name].default)])
     assert not result.successful and 'read-only' in result.reason
+
+
+def test_what_configuring_uses_may_change_while_unconfigured_and_only_then(start, tiny_model_dir):
+    node = start(*given(budget='0'))
+    assert node._settings.problems and node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    values = {'model': tiny_model_dir, 'device': 'cpu', 'budget': 32, 'cameras': ['left', 'right']}
+    for name, value in values.items():
+        [result] = node.set_parameters([Parameter(name, value=value)])
+        assert result.successful, result.reason
+    assert node._settings.problems == []
+    [result] = node.set_parameters([Parameter('right.topic', value='rear/image')])
+    assert result.successful and node.get_parameter('left.topic').value == 'left/image_raw'
+    assert node.trigger_configure() == TransitionCallbackReturn.SUCCESS
+    assert [source.topic for source in node._inputs] == ['/left/image_raw', '/rear/image']
+    for name, value in values.items():
+        [result] = node.set_parameters([Parameter(name, value=value)])
+        assert not result.successful and result.reason.startswith(f'{name} is'), name
+        assert 'unconfigured' in result.reason and 'inactive now' in result.reason and 'cleanup' in result.reason
+    assert node.trigger_cleanup() == TransitionCallbackReturn.SUCCESS
+    results = node.set_parameters([Parameter('max_frame_pixels', value=10), Parameter('min_frame_pixels', value=20)])
+    assert all(result.successful for result in results) and node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    [problem] = node._settings.problems
+    assert 'min_frame_pixels must be at most' in problem
 
 
 def test_valid_changes_hold_and_a_new_rate_reaches_its_camera(start, tiny_model_dir):

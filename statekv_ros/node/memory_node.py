@@ -22,6 +22,7 @@ from statekv_ros.memory.detailed.formats import find_format
 from statekv_ros.memory.trial import demonstration_warning, try_out
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
+from statekv_ros.node.bonding import LifecycleBond
 from statekv_ros.node.camera_input import CameraInput, decoder, message_type
 from statekv_ros.node.disk import Disk
 from statekv_ros.node.engine import STOPPING, Camera, Engine
@@ -51,7 +52,7 @@ class MemoryNode(LifecycleNode):
         """profile: what `use_shipped_profile` did before rclpy was initialised."""
         super().__init__('statekv', **options)
         self._profile = profile
-        self._settings = Parameters(self)
+        self._settings = Parameters(self, lambda: self._state)
         for sentence in self._settings.unknown:
             self.get_logger().warning(sentence)
         self._reason = ''
@@ -78,6 +79,8 @@ class MemoryNode(LifecycleNode):
         self.create_timer(self._settings['diagnostics_period_s'], self._diagnose, clock=steady)
         self.add_post_set_parameters_callback(self._apply_rates)
         self._transitions = Transitions(self)
+        # Who activates itself has no manager to be bonded with.
+        self._bond = LifecycleBond(self, 0.0 if self._settings['autostart'] else self._settings['bond_heartbeat_period'])
         if self._settings['autostart']:
             self._start = self.create_timer(0.0, self._autostart, clock=steady)
 
@@ -110,12 +113,14 @@ class MemoryNode(LifecycleNode):
                 return FAILURE
         self._reason = ''
         self._goals.open()
+        self._bond.hold()
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """No image is taken any more and goals end with what they have; the memory is kept and questions are still answered, by the
         service only."""
         try:
+            self._bond.let_go()
             self._goals.close(*((Code.SHUTTING_DOWN, STOPPING) if self._stopped else NOT_ACTIVE))
             self._close_inputs()
         except Exception as error:

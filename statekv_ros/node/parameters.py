@@ -34,22 +34,26 @@ class Spec:
     Attributes:
         default: its value when nobody sets it; the type follows from it.
         low, high: range of a number, both ends included.
-        runtime: may change while the node runs; else it is read-only.
+        fixed: read-only, as the process was started with it.
+        runtime: may change at any time. What is neither may change while the node is unconfigured.
         check: raises StateKVError for a value that cannot work.
+        constraints: what `check` allows, in words.
     """
     name: str
     default: Any
     description: str
     low: float | None = None
     high: float | None = None
+    fixed: bool = False
     runtime: bool = False
     choices: tuple[str, ...] = ()
     check: Callable[[Any], Any] | None = None
+    constraints: str = ''
 
     def descriptor(self) -> ParameterDescriptor:
         """As ROS shows it (`ros2 param describe`)."""
-        descriptor = ParameterDescriptor(name=self.name, description=self.description, read_only=not self.runtime,
-                                         additional_constraints=f'one of {self._listed()}' if self.choices else '')
+        descriptor = ParameterDescriptor(name=self.name, description=self.description, read_only=self.fixed,
+                                         additional_constraints=f'one of {self._listed()}' if self.choices else self.constraints)
         if self.low is not None and isinstance(self.default, int):
             descriptor.integer_range = [IntegerRange(from_value=int(self.low), to_value=int(self.high), step=0)]
         elif self.low is not None:
@@ -111,11 +115,14 @@ def _check_topic(name: str) -> None:
 
 
 NODE = (
-    Spec('autostart', True, 'configure and activate without a lifecycle manager'),
+    Spec('autostart', True, 'configure and activate without a lifecycle manager', fixed=True),
+    Spec('bond_heartbeat_period', 0.1, 'seconds between two heartbeats for Nav2\'s lifecycle manager, where the package bondpy is and '
+         'autostart is off; 0: no bond', low=0.0, high=3.0, fixed=True),
     Spec('model', 'patrol', 'checkpoint directory in Transformers\' format, hub id, or patrol: the small one that comes along'),
     Spec('device', 'auto', 'auto, cpu, cuda or cuda:<n>'),
     Spec('dtype', 'auto', 'auto: bfloat16 on a GPU, float32 on a CPU', choices=('auto', 'float32', 'bfloat16', 'float16')),
-    Spec('cpu_threads', 0, 'threads of PyTorch on the CPU; 0: half the cores, at most OMP_NUM_THREADS', low=0, high=1024),
+    Spec('cpu_threads', 0, 'threads of PyTorch on the CPU; 0: half the cores, at most OMP_NUM_THREADS', low=0, high=1024,
+         fixed=True),
     Spec('system_prompt', '', 'text before the video; none when empty'),
     Spec('rope_length', 0, 'positions to scale a checkpoint with dynamic-NTK RoPE (InternVL3) for, once; 0: as trained', low=0,
          high=LARGE),
@@ -148,7 +155,8 @@ NODE = (
     Spec('restore', 'auto', 'auto: go on where the memory stood, begin a new one beside it where that cannot be; require: do '
          'not start then; never: begin a new one', choices=RESTORE),
     Spec('answer_policy', 'sparse(8192)', 'what a question may read unless it says so itself: all, sparse(n), retrieve(k), state '
-         'or last(n)', runtime=True, check=parse_answer_policy),
+         'or last(n)', runtime=True, check=parse_answer_policy,
+         constraints='all, sparse(n), retrieve(k), state or last(n), with n and k of at least 1'),
     Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=MAX_TOKENS, runtime=True),
     Spec('answer_timeout_s', 30.0, 'time limit of a question that gives none, in seconds', low=0.001, high=86400.0,
          runtime=True),
@@ -159,9 +167,9 @@ NODE = (
     Spec('max_queued_questions', 16, 'questions that may wait or be answered at once', low=1, high=10000),
     Spec('stale_after_s', 2.0, 'a camera without a new image for this long (node time) is stale', low=0.01,
          high=86400.0, runtime=True),
-    Spec('diagnostics_period_s', 1.0, 'seconds between two messages on /diagnostics', low=0.01, high=3600.0),
+    Spec('diagnostics_period_s', 1.0, 'seconds between two messages on /diagnostics', low=0.01, high=3600.0, fixed=True),
     Spec('hang_limit_s', 120.0, 'the process is ended, for respawn to start it again, when executor or engine make no progress '
-         'for this long; 0: never', low=0.0, high=86400.0),
+         'for this long; 0: never', low=0.0, high=86400.0, fixed=True),
     Spec('rate_hz', 2.0, 'images to watch per second of header time, for cameras without a rate of their own', low=0.001,
          high=1000.0),
     Spec('reliability', 'best_effort', 'QoS of image subscriptions, for cameras without one of their own',
@@ -176,14 +184,16 @@ NODE = (
          'image\'s own frame'),
     Spec('pose.tolerance_s', 0.5, 'how far from an image\'s stamp the nearest pose may be, in seconds; no image waits for one',
          low=0.0, high=3600.0),
-    Spec('cameras', ['camera'], 'names of the cameras; each has a memory of its own', check=_check_cameras),
+    Spec('cameras', ['camera'], 'names of the cameras; each has a memory of its own', check=_check_cameras,
+         constraints=f'at least one; {_NAME_REMEDY}, and not {_TAKEN_NAMES}'),
 )
 
 
 def camera_specs(name: str, rate_hz: float, reliability: str) -> tuple[Spec, ...]:
     """The parameters of one camera, `<name>.topic` and so on; rate and reliability default to the node's."""
     return (
-        Spec(f'{name}.topic', f'{name}/image_raw', f'image topic of camera {name}', check=_check_topic),
+        Spec(f'{name}.topic', f'{name}/image_raw', f'image topic of camera {name}', check=_check_topic,
+             constraints='a topic name'),
         Spec(f'{name}.transport', 'auto', 'message type; auto: compressed when the topic ends in /compressed',
              choices=('auto', 'raw', 'compressed')),
         Spec(f'{name}.rate_hz', rate_hz, f'images of camera {name} to watch per second of header time', low=0.001, high=1000.0,
@@ -201,29 +211,32 @@ class Parameters:
     """Declares the table on a node and keeps what is wrong with the values that the node was started with.
 
     A bad value must not end the process: the parameter then has its default, and `problems` says why the node cannot be
-    configured.
+    configured, until a value that can work is set.
 
     Attributes:
-        problems: one sentence per value that cannot work.
         unknown: one sentence per given parameter that this node does not have. No reason to stop: a parameter file for every
             node (`/**`) names those of others too.
     """
 
-    def __init__(self, node):
-        self._node = node
+    def __init__(self, node, state: Callable[[], str]):
+        """state: the name of the node's lifecycle state at the moment."""
+        self._node, self._state = node, state
         self._specs: dict[str, Spec] = {}
-        self.problems: list[str] = []
+        self._problems: dict[str, str] = {}
         for spec in NODE:
             self._declare(spec)
-        for name in self['cameras']:
-            for spec in camera_specs(name, self['rate_hz'], self['reliability']):
-                self._declare(spec)
-        if 0 < self['max_frame_pixels'] < self['min_frame_pixels']:
-            self.problems.append(f'min_frame_pixels must be at most max_frame_pixels, got {self["min_frame_pixels"]} and '
-                                 f'{self["max_frame_pixels"]}')
+        self._declare_cameras(self['cameras'])
         self.unknown = [self._about_unknown(name) for name in _given_names(node)
                         if not (node.has_parameter(name) or self._is_of_camera_not_in_use(name))]
         node.add_on_set_parameters_callback(self._verify)
+        node.add_post_set_parameters_callback(self._note)
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence per value that cannot work."""
+        low, high = self['min_frame_pixels'], self['max_frame_pixels']
+        return [*self._problems.values(), *(
+            [f'min_frame_pixels must be at most max_frame_pixels, got {low} and {high}'] if 0 < high < low else [])]
 
     def __getitem__(self, name: str) -> Any:
         return self._node.get_parameter(name).value
@@ -243,8 +256,14 @@ class Parameters:
         try:
             value = spec.verified(given)
         except ParameterError as error:
-            self.problems.append(str(error))
+            self._problems[spec.name] = str(error)
         self._node.declare_parameter(spec.name, value, spec.descriptor(), ignore_override=True)
+
+    def _declare_cameras(self, names: list[str]) -> None:
+        for name in names:
+            for spec in camera_specs(name, self['rate_hz'], self['reliability']):
+                if spec.name not in self._specs:
+                    self._declare(spec)
 
     def _is_of_camera_not_in_use(self, name: str) -> bool:
         """Whether it belongs to a camera's block, as in a parameter file that `cameras` names only some blocks of.
@@ -266,9 +285,21 @@ class Parameters:
             try:
                 if spec is not None:
                     spec.verified(parameter.value)
+                    self._require_time(spec)
             except ParameterError as error:
                 return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
+
+    def _require_time(self, spec: Spec) -> None:
+        if not (spec.runtime or spec.fixed or self._state() == 'unconfigured'):
+            raise ParameterError(f'{spec.name} is used when the node is configured, and may change while it is unconfigured; it is '
+                                 f'{self._state()} now: do the lifecycle transition "cleanup" first')
+
+    def _note(self, parameters: list[Parameter]) -> None:
+        for parameter in parameters:
+            self._problems.pop(parameter.name, None)
+            if parameter.name == 'cameras':
+                self._declare_cameras(parameter.value)
 
 
 def _given_names(node) -> list[str]:

@@ -102,7 +102,7 @@ class _Keeper:
             if now - looked >= _TURN_S:
                 looked = now
                 if mended := ports.look():
-                    _say(f'{mended} shared-memory port(s) of killed processes mended: writing to them would have hung', 'WARN')
+                    _say(f'{mended} shared-memory port(s) of killed processes mended: writing to them would have hung', 'INFO')
             # Where the watch itself stood still, all the machine did, or the process group was stopped.
             if now - before > 4 * _TURN_S or self._is_stopped():
                 self._forgive(now - before)
