@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,20 @@ def test_executor_that_nobody_spins_is_named_and_not_the_node(running):
     assert reply.result is Result.TIMEOUT and "the executor of node 'planner' ran no callback" in reply.error
     assert node in executor.get_nodes()
     executor.shutdown()
+    node.destroy_node()
+
+
+def test_two_clients_of_one_node_wait_for_both_in_one_thread_and_in_two(running):
+    node = rclpy.create_node('planner')
+    with StateKVClient(node=node) as memory:
+        with StateKVClient(node=node) as other:
+            askings = [client.ask_async('what?', max_tokens=2) for client in (memory, other)]
+            assert [asking.wait().result for asking in askings] == [Result.SUCCEEDED] * 2
+            with ThreadPoolExecutor(2) as threads:
+                replies = threads.map(lambda client: client.ask('what?', max_tokens=2), (memory, other))
+                assert [reply.result for reply in replies] == [Result.SUCCEEDED] * 2
+        assert memory.ask('what?', max_tokens=2).result is Result.SUCCEEDED, 'the other one took nothing along'
+    assert node.executor is None
     node.destroy_node()
 
 

@@ -5,6 +5,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from rclpy.executors import Executor, MultiThreadedExecutor, SingleThreadedExecutor
 from rclpy.node import Node
@@ -24,15 +26,28 @@ class WouldBlock(RuntimeError):
     """A call that waits, from a callback whose executor has no other thread."""
 
 
+@dataclass
+class _Turns:
+    """What all clients of a node share: who of those that wait spins it."""
+    turn: threading.Condition = field(default_factory=threading.Condition)
+    executor: SingleThreadedExecutor | None = None
+    is_spun: bool = False
+    clients: int = 0
+
+
+_turns: WeakKeyDictionary[Node, _Turns] = WeakKeyDictionary()
+
+
 class Spinning:
     """Waits for a node's callbacks, in any number of threads. Where no executor has the node, those who wait spin it in turn."""
 
     def __init__(self, node: Node, spun_elsewhere: bool):
         """spun_elsewhere: an executor has the node, or will have it before anybody waits."""
         self._node, self._spun_elsewhere = node, spun_elsewhere
-        self._executor: SingleThreadedExecutor | None = None
-        self._turn = threading.Condition()
-        self._is_spun = False
+        self._turns = _turns.setdefault(node, _Turns())
+        self._turns.clients += 1
+        self._turn = self._turns.turn
+        self._closed = False
 
     def wait(self, done: Callable[[], bool], seconds: float) -> bool:
         """Until `done()`, at most so long; whether it is. Whatever makes it so calls `notify`."""
@@ -43,15 +58,15 @@ class Spinning:
                     self._turn.wait_for(done, min(left, _LOOK_S))
                 continue
             with self._turn:
-                if self._is_spun:       # by another thread, until it has what it waits for
-                    self._turn.wait_for(lambda: done() or not self._is_spun, left)
+                if self._turns.is_spun:       # by another thread, until it has what it waits for
+                    self._turn.wait_for(lambda: done() or not self._turns.is_spun, left)
                     continue
-                self._is_spun = True
+                self._turns.is_spun = True
             try:
                 self._spin_once(left)
             finally:
                 with self._turn:
-                    self._is_spun = False
+                    self._turns.is_spun = False
                     self._turn.notify_all()
         return done()
 
@@ -65,11 +80,14 @@ class Spinning:
 
     def close(self) -> None:
         """Leave the node as it was found."""
-        if self._executor is not None:
-            if self._node.executor is self._executor:
+        self._turns.clients -= not self._closed
+        self._closed = True
+        executor = self._turns.executor
+        if executor is not None and not self._turns.clients:
+            if self._node.executor is executor:
                 self._node.executor = None
-            self._executor.shutdown(timeout_sec=0)
-            self._executor = None
+            executor.shutdown(timeout_sec=0)
+            self._turns.executor = None
 
     @contextmanager
     def blocking(self, call: str) -> Iterator[None]:
@@ -101,14 +119,14 @@ class Spinning:
 
     def _has_executor(self) -> bool:
         executor = self._node.executor
-        return self._spun_elsewhere or executor not in (None, self._executor) and self._node in executor.get_nodes()
+        return self._spun_elsewhere or executor not in (None, self._turns.executor) and self._node in executor.get_nodes()
 
     def _spin_once(self, seconds: float) -> None:
-        if self._executor is None:
-            self._executor = SingleThreadedExecutor(context=self._node.context)
+        if self._turns.executor is None:
+            self._turns.executor = SingleThreadedExecutor(context=self._node.context)
         # It stays there: an executor that is given the node later takes it from this one.
-        self._executor.add_node(self._node)
-        self._executor.spin_once(min(seconds, _LOOK_S))
+        self._turns.executor.add_node(self._node)
+        self._turns.executor.spin_once(min(seconds, _LOOK_S))
 
 
 def _executor_of_this_callback() -> Executor | None:
