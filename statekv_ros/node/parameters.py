@@ -19,9 +19,12 @@ from statekv_ros.memory.detailed.formats import FORMATS, RAW
 from statekv_ros.memory.graphs import CUDA_GRAPH
 from statekv_ros.node.memory_folder import RESTORE
 from statekv_ros.node.poses.topic import KINDS
+from statekv_ros.node.watches.conditions import parse_condition
+from statekv_ros.node.watches.configured import PREFIX, check_names, configured
+from statekv_ros.node.watches.watch import MOST_DEBOUNCE, MOST_SECONDS, MOST_STEPS, MOST_TOKENS
 
 LARGE = 2**31 - 1
-_TAKEN = 'all', 'pose'          # by requests, and by parameters
+_TAKEN = 'all', 'pose', PREFIX          # by requests, and by parameters
 _TAKEN_NAMES = ' or '.join(f'"{name}"' for name in _TAKEN)
 MAX_TOKENS = 65536      # of an answer, also where the question says how many
 _NAME_REMEDY = 'camera names are letters, digits and "_", beginning with a letter'
@@ -176,6 +179,13 @@ NODE = (
          'image\'s own frame'),
     Spec('pose.tolerance_s', 0.5, 'how far from an image\'s stamp the nearest pose may be, in seconds; no image waits for one',
          low=0.0, high=3600.0),
+    Spec('watches', [], 'names of standing questions that are there from the start, each with a block of its own, watch.<name>',
+         check=check_names),
+    Spec('max_watches', 32, 'standing questions that there may be at once', low=1, high=1000),
+    Spec('watch_share', 0.25, 'of the engine\'s time, what standing questions may take at most', low=0.01, high=1.0,
+         runtime=True),
+    Spec('watch_answer_policy', 'last(4)', 'what a standing question may read unless it says so itself; as answer_policy',
+         runtime=True, check=parse_answer_policy),
     Spec('cameras', ['camera'], 'names of the cameras; each has a memory of its own', check=_check_cameras),
 )
 
@@ -193,7 +203,26 @@ def camera_specs(name: str, rate_hz: float, reliability: str) -> tuple[Spec, ...
     )
 
 
+def watch_specs(name: str) -> tuple[Spec, ...]:
+    """The parameters of one standing question, `watch.<name>.question` and so on."""
+    block = f'{PREFIX}.{name}'
+    return (
+        Spec(f'{block}.question', '', 'what is asked again and again'),
+        Spec(f'{block}.camera', '', 'of which camera; empty where there is only one'),
+        Spec(f'{block}.condition', 'changes', 'what its answers are held to: changes, equals TEXT, matches REGEX, rises above NUMBER '
+             'or falls below NUMBER', check=parse_condition),
+        Spec(f'{block}.every_steps', 0, 'frame steps of the camera between two checks; 0 with every_s 0: each step', low=0,
+             high=MOST_STEPS),
+        Spec(f'{block}.every_s', 0.0, 'or seconds of header time between two checks', low=0.0, high=MOST_SECONDS),
+        Spec(f'{block}.debounce', 1, 'checks in a row in which the condition must hold', low=1, high=MOST_DEBOUNCE),
+        Spec(f'{block}.max_tokens', 0, 'tokens of an answer; 0: max_tokens', low=0, high=MOST_TOKENS),
+        Spec(f'{block}.answer_policy', '', 'what an answer may read; empty: watch_answer_policy',
+             check=lambda policy: policy and parse_answer_policy(policy)),
+    )
+
+
 _OF_A_CAMERA = {spec.name.removeprefix('x.') for spec in camera_specs('x', 1.0, 'reliable')}
+_OF_A_WATCH = {spec.name.removeprefix(f'{PREFIX}.x.') for spec in watch_specs('x')}
 _DEFAULT_CAMERAS = next(spec.default for spec in NODE if spec.name == 'cameras')
 
 
@@ -218,11 +247,15 @@ class Parameters:
         for name in self['cameras']:
             for spec in camera_specs(name, self['rate_hz'], self['reliability']):
                 self._declare(spec)
+        for name in self['watches'] or ():
+            for spec in watch_specs(name):
+                self._declare(spec)
+        self.problems += configured(self.__getitem__)[1]
         if 0 < self['max_frame_pixels'] < self['min_frame_pixels']:
             self.problems.append(f'min_frame_pixels must be at most max_frame_pixels, got {self["min_frame_pixels"]} and '
                                  f'{self["max_frame_pixels"]}')
         self.unknown = [self._about_unknown(name) for name in _given_names(node)
-                        if not (node.has_parameter(name) or self._is_of_camera_not_in_use(name))]
+                        if not (node.has_parameter(name) or self._is_of_block_not_in_use(name))]
         node.add_on_set_parameters_callback(self._verify)
 
     def __getitem__(self, name: str) -> Any:
@@ -246,13 +279,15 @@ class Parameters:
             self.problems.append(str(error))
         self._node.declare_parameter(spec.name, value, spec.descriptor(), ignore_override=True)
 
-    def _is_of_camera_not_in_use(self, name: str) -> bool:
-        """Whether it belongs to a camera's block, as in a parameter file that `cameras` names only some blocks of.
+    def _is_of_block_not_in_use(self, name: str) -> bool:
+        """Whether it belongs to a camera's block or a watch's, as in a parameter file that `cameras` names only some blocks of.
 
         The block of the default camera stands in the shipped file whatever the cameras are. A name close to one in use is a
         typo.
         """
         camera, _, rest = name.rpartition('.')
+        if camera.startswith(f'{PREFIX}.') and rest in _OF_A_WATCH:
+            return True
         return rest in _OF_A_CAMERA and (
             camera in _DEFAULT_CAMERAS or not get_close_matches(camera, self['cameras'], cutoff=0.75))
 
