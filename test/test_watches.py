@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from conftest import SECOND
 from statekv_ros.errors import Code, QuestionError, StateKVError
 from statekv_ros.memory import AnswerResult
-from statekv_ros.node.watches.conditions import KINDS, parse_condition
+from statekv_ros.conditions import KINDS, parse_condition
 from statekv_ros.node.watches.kept import FILE, KeptWatches
-from statekv_ros.node.watches.pattern import TEXT_CHARS, Pattern
+from statekv_ros.conditions.pattern import TEXT_CHARS, Pattern
 from statekv_ros.node.watches.table import WatchTable
 from statekv_ros.node.watches.watch import Definition, Watch, define
 

@@ -193,9 +193,10 @@ class StateKVClient:
         """As `unwatch`, without waiting: a future of the response (srv/Unwatch.srv)."""
         return self._watching.unwatch(id, timeout_s)
 
-    def on_alert(self, callback: Callable[[Alert], None], id: str = '') -> None:
-        """Have the executor call it with each alert (msg/Alert.msg) of one watch, or of all of them, those of others too."""
-        self._watching.on_alert(callback, id)
+    def on_alert(self, callback: Callable[[Alert], None], id: str = '') -> Callable[[], None]:
+        """Have the executor call it with each alert (msg/Alert.msg) of one watch, from its first on, or of all watches, those of others
+        too, from now on. Call what it returns to hear no more."""
+        return self._watching.on_alert(callback, id)
 
     def spin_for(self, seconds: float) -> None:
         """Serve this node's callbacks for a while; for programs that have no executor of their own.

@@ -6,7 +6,7 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.client import Client
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-from rclpy.qos import QoSProfile
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.subscription import Subscription
 from rclpy.task import Future
 
@@ -17,7 +17,6 @@ from statekv_ros.errors import Code
 from statekv_ros.msg import Alert
 from statekv_ros.srv import Unwatch, Watch
 
-_ALERTS = QoSProfile(depth=100)
 _LOOK_S = 0.05
 
 
@@ -40,8 +39,7 @@ class WatchEnds:
         self._node, self._memory, self._group, self._spinning = node, memory, group, spinning
         self._watch = node.create_client(Watch, f'{memory}/watch', qos_profile=DEEP, callback_group=group)
         self._unwatch = node.create_client(Unwatch, f'{memory}/unwatch', qos_profile=DEEP, callback_group=group)
-        self._subscription: Subscription | None = None
-        self._heard: list[tuple[str, Callable[[Alert], None]]] = []
+        self._subscriptions: list[Subscription] = []
 
     def watch(self, request: Watch.Request, timeout_s: float) -> Future:
         """Of the response; of one that says why where none comes in time."""
@@ -85,20 +83,24 @@ class WatchEnds:
         look()
         return told
 
-    def on_alert(self, callback: Callable[[Alert], None], id: str) -> None:
-        """Call it with each alert of that watch, or of all where the id is empty, for as long as the client is there."""
-        self._heard = [*self._heard, (id, callback)]
-        if self._subscription is None:
-            self._subscription = self._node.create_subscription(Alert, f'{self._memory}/alert', self._hear, _ALERTS,
-                                                                callback_group=self._group)
+    def on_alert(self, callback: Callable[[Alert], None], id: str) -> Callable[[], None]:
+        """Call it with each alert of that watch, those before it was heard of too, or with all that come from now on where the id is
+        empty, until what is returned is called."""
+        qos = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL if id else DurabilityPolicy.VOLATILE)
+        subscription = self._node.create_subscription(
+            Alert, f'{self._memory}/alert', lambda alert: callback(alert) if id in ('', alert.id) else None, qos,
+            callback_group=self._group)
+        self._subscriptions.append(subscription)
+
+        def stop() -> None:
+            if subscription in self._subscriptions:
+                self._subscriptions.remove(subscription)
+                self._node.destroy_subscription(subscription)
+        return stop
 
     def destroy(self) -> None:
         for client in (self._watch, self._unwatch):
             self._node.destroy_client(client)
-        if self._subscription is not None:
-            self._node.destroy_subscription(self._subscription)
-
-    def _hear(self, alert: Alert) -> None:
-        for id, callback in self._heard:
-            if id in ('', alert.id):
-                callback(alert)
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()

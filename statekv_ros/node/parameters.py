@@ -19,7 +19,7 @@ from statekv_ros.memory.detailed.formats import FORMATS, RAW
 from statekv_ros.memory.graphs import CUDA_GRAPH
 from statekv_ros.node.memory_folder import RESTORE
 from statekv_ros.node.poses.topic import KINDS
-from statekv_ros.node.watches.conditions import parse_condition
+from statekv_ros.conditions import parse_condition
 from statekv_ros.node.watches.configured import PREFIX, check_names, configured
 from statekv_ros.node.watches.watch import MOST_DEBOUNCE, MOST_SECONDS, MOST_STEPS, MOST_TOKENS
 

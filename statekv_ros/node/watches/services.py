@@ -19,6 +19,8 @@ from statekv_ros.node.watches.watch import Alert, define
 from statekv_ros.srv import Unwatch, Watch
 
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+# For who waits for one watch: its alert may come before the subscription is found.
+_ALERTS = QoSProfile(depth=20, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class WatchServices:
@@ -40,7 +42,7 @@ class WatchServices:
         self.kept: KeptWatches | None = None
         self._lock = threading.Lock()       # a list must not overtake a newer one
         self._version = -1
-        self._alerts = node.create_lifecycle_publisher(AlertMessage, '~/alert', QoSProfile(depth=100))
+        self._alerts = node.create_lifecycle_publisher(AlertMessage, '~/alert', _ALERTS)
         self._list = node.create_publisher(Watches, '~/watches', _LATCHED)
         node.create_service(Watch, '~/watch', self._watch, qos_profile=DEEP, callback_group=group)
         node.create_service(Unwatch, '~/unwatch', self._unwatch, qos_profile=DEEP, callback_group=group)

@@ -29,7 +29,7 @@ class WatchTable:
         return len(self._watches)
 
     def add(self, definition: Definition) -> Watch:
-        """A new watch, or the one that is there with this definition, which then expires as late as a new one.
+        """A new watch, or the one that was asked for before with this definition, which then expires as late as a new one.
 
         Raises:
             QuestionError: there are too many.
@@ -37,7 +37,7 @@ class WatchTable:
         with self._lock:
             self.version, self.dirty = self.version + 1, True
             for watch in self._watches.values():
-                if watch.definition == definition:
+                if watch.definition == definition and not watch.configured:     # whoever ends it must not end a configured one
                     watch.renew()
                     return watch
             if len(self._watches) >= self._most:

@@ -1,11 +1,11 @@
-"""What a watch's answers may be held to: one function and one line in a table for each kind."""
+"""What answers may be held to: one function and one line in a table for each kind."""
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from statekv_ros.errors import Code, QuestionError
-from statekv_ros.node.watches.pattern import Pattern
+from statekv_ros.conditions.pattern import Pattern
 
 MOST_CHARS = 300        # of a condition
 _NUMBER = re.compile(r'[-+]?(?:\d{1,30}(?:\.\d{1,30})?|\.\d{1,30})')
