@@ -322,6 +322,17 @@ def test_a_watch_that_cannot_be_read_costs_itself_alone(tmp_path):
     assert [watch.definition.question for watch in again.all()] == ['5?'] and len(said) == 5
 
 
+def test_of_two_who_save_at_once_the_later_write_has_what_both_changed(tmp_path):
+    table, waiting = WatchTable(['front'], 10), []
+    kept = KeptWatches(tmp_path, 'one', lambda work: waiting.append(work) or True, print)
+    for question in ('first?', 'second?'):
+        table.add(definition(question=question))
+        kept.save(table)
+    for work in reversed(waiting):      # the threads that handed them over overtook each other
+        work()
+    assert len(restored(tmp_path)[0]) == 2
+
+
 def test_a_write_that_fails_is_told_once_and_leaves_the_old_file(tmp_path):
     table = WatchTable(['front'], 10)
     table.add(definition())

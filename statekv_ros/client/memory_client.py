@@ -194,8 +194,8 @@ class StateKVClient:
         return self._watching.unwatch(id, timeout_s)
 
     def on_alert(self, callback: Callable[[Alert], None], id: str = '') -> Callable[[], None]:
-        """Have the executor call it with each alert (msg/Alert.msg) of one watch, from its first on, or of all watches, those of others
-        too, from now on. Call what it returns to hear no more."""
+        """Have the executor call it with each alert (msg/Alert.msg) of one watch, from its first on, or of all watches, those of
+        others too, from now on. Call what it returns to hear no more."""
         return self._watching.on_alert(callback, id)
 
     def spin_for(self, seconds: float) -> None:

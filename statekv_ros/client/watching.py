@@ -84,8 +84,8 @@ class WatchEnds:
         return told
 
     def on_alert(self, callback: Callable[[Alert], None], id: str) -> Callable[[], None]:
-        """Call it with each alert of that watch, those before it was heard of too, or with all that come from now on where the id is
-        empty, until what is returned is called."""
+        """Call it with each alert of that watch, those from before too, or with all that come from now on where the id is empty,
+        until what is returned is called."""
         qos = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL if id else DurabilityPolicy.VOLATILE)
         subscription = self._node.create_subscription(
             Alert, f'{self._memory}/alert', lambda alert: callback(alert) if id in ('', alert.id) else None, qos,

@@ -11,8 +11,8 @@ OUTPUTS = ('text', 'stamp', 'pose', 'error_code')
 class Outputs:
     """Keys `<prefix>/text`, `/stamp`, `/pose` and `/error_code`, as the C++ node's output ports.
 
-    The stamp (builtin_interfaces/Time) and the pose (geometry_msgs/PoseStamped, None where it is not known) are those of the step that
-    the answer looked at most.
+    The stamp (builtin_interfaces/Time) and the pose (geometry_msgs/PoseStamped, None where it is not known) are those of the step
+    that the answer looked at most.
     """
 
     def __init__(self, behaviour: Behaviour, prefix: str):

@@ -37,10 +37,11 @@ class KeptWatches:
         self.problem = ''
 
     def save(self, table: WatchTable, done: Callable[[], None] = lambda: None) -> None:
-        """Keep the table as it is now; `done` is called, in whatever thread, once that is tried."""
+        """Keep the table as it is when its turn comes; `done` is called, in whatever thread, once that is tried."""
         def work() -> None:
-            try:
-                _replace(self._file, content)
+            try:        # what is written is looked at here: of two who save at once, the later then has what both changed
+                _replace(self._file, json.dumps({'format': _FORMAT, 'model': self._model, 'number': table.number,
+                                                 'watches': [_as_dict(watch) for watch in table.all()]}))
             except StoreError as error:
                 sentence = f'watches are not kept for a restart: {error}'
                 if not self.problem:
@@ -51,8 +52,6 @@ class KeptWatches:
             finally:
                 done()
 
-        content = json.dumps({'format': _FORMAT, 'model': self._model, 'number': table.number,
-                              'watches': [_as_dict(watch) for watch in table.all()]})
         if not self._submit(work):
             done()
 

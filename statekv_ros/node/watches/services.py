@@ -41,7 +41,7 @@ class WatchServices:
         self._node, self._settings, self._engine, self._wake = node, settings, engine, wake
         self.kept: KeptWatches | None = None
         self._lock = threading.Lock()       # a list must not overtake a newer one
-        self._version = -1
+        self._listed: tuple[object, int] = None, 0      # table and version
         self._alerts = node.create_lifecycle_publisher(AlertMessage, '~/alert', _ALERTS)
         self._list = node.create_publisher(Watches, '~/watches', _LATCHED)
         node.create_service(Watch, '~/watch', self._watch, qos_profile=DEEP, callback_group=group)
@@ -60,16 +60,16 @@ class WatchServices:
             try:
                 table = self._engine().checks.table
             except QuestionError:       # no model and no watches: as before it was configured
-                version, watches = -1, []
+                listed, watches = (None, 0), []
             else:
                 for watch in table.expire():
                     self._node.get_logger().info(f'watch {watch.id} has ended: its time is over')
-                version, watches = table.version, table.all()
-            if version != self._version:
+                listed, watches = (table, table.version), table.all()
+            if listed != self._listed:
                 message = Watches(watches=[messages.watch_state(watch) for watch in watches])
                 message.header.stamp = self._node.get_clock().now().to_msg()
                 self._list.publish(message)
-                self._version = version
+                self._listed = listed
 
     async def _watch(self, request: Watch.Request, response: Watch.Response) -> Watch.Response:
         try:

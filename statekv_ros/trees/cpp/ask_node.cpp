@@ -1,7 +1,7 @@
 // AskMemory for BehaviorTree.CPP v4: asks a memory node through its action ~/ask. Nav2 loads it as statekv_ask_bt_node.
 //
-// The tree's blackboard holds the ROS node as "node" (rclcpp::Node::SharedPtr), as Nav2's does. A tick never waits: what came is taken by
-// an executor of its own, which has the action client alone.
+// The tree's blackboard holds the ROS node as "node" (rclcpp::Node::SharedPtr), as Nav2's does. A tick never waits: what came is
+// taken by an executor of its own, which has the action client alone.
 #include <chrono>
 #include <memory>
 #include <string>
