@@ -3,7 +3,7 @@ import enum
 
 
 class Code(enum.IntEnum):
-    """Why a question has no full answer; the constants of action/Ask.action, which says what each means."""
+    """Why a question has no full answer, or a watch was not made; the constants of action/Ask.action, which says what each means."""
     NONE = 0
     UNKNOWN = 10000
     NOT_CONFIGURED = 10001
@@ -17,6 +17,9 @@ class Code(enum.IntEnum):
     CANCELED = 10009
     MEMORY_RESET = 10010
     UNKNOWN_FRAME = 10011
+    INVALID_CONDITION = 10020
+    TOO_MANY_WATCHES = 10021
+    UNKNOWN_WATCH = 10022
 
 
 class StateKVError(Exception):

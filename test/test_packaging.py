@@ -106,7 +106,7 @@ def share_files() -> set[str]:
     """What must lie in share/statekv_ros."""
     files = [path.relative_to(ROOT) for name in ('msg', 'srv', 'action', 'launch', 'config', 'models')
              for path in (ROOT / name).rglob('*') if path.is_file() and '__pycache__' not in path.parts]
-    return {'package.xml', *map(str, files)}
+    return {'package.xml', 'trees/statekv_nodes.xml', *map(str, files)}
 
 
 def executables() -> set[str]:

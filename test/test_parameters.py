@@ -17,7 +17,8 @@ from rclpy.serialization import serialize_message  # noqa: E402
 from domains import new_domain  # noqa: E402
 from live import image, jpeg  # noqa: E402
 from statekv_ros.node.memory_node import MemoryNode  # noqa: E402
-from statekv_ros.node.parameters import NODE, camera_specs  # noqa: E402
+from statekv_ros.node.parameters import NODE, camera_specs, watch_specs  # noqa: E402
+from statekv_ros.node.watches.configured import configured  # noqa: E402
 from statekv_ros.transport import ProfileSource, TransportProfile  # noqa: E402
 
 pytestmark = pytest.mark.timeout(120)
@@ -134,8 +135,9 @@ def test_config_file_marks_what_may_change_and_when_as_the_table_does():
 
 def test_readme_has_a_row_for_every_parameter_and_none_for_another():
     rows = re.findall(r'^\| `([a-z_.<>]+)`( \*[a-z]+\*)? \|', (ROOT / 'README.md').read_text().split('## Parameters')[1], re.M)
-    told = {name.replace('<camera>', 'camera'): when.strip(' *') for name, when in rows}
-    assert told == {name: 'start' if spec.fixed else '' if spec.runtime else 'unconfigured' for name, spec in SPECS.items()}
+    told = {name.replace('<camera>', 'camera').replace('<watch>', 'door'): when.strip(' *') for name, when in rows}
+    assert told == {spec.name: 'start' if spec.fixed else '' if spec.runtime else 'unconfigured' 
+                    for spec in (*SPECS.values(), *watch_specs('door'))}
 
 
 # --- values at start --------------------------------------------------------------------------------------------------
@@ -173,6 +175,14 @@ def test_readme_has_a_row_for_every_parameter_and_none_for_another():
     ('pose.type', 'tf', "pose.type must be one of auto, odometry, pose, pose_with_covariance, got 'tf'"),
     ('pose.tolerance_s', '.nan', 'pose.tolerance_s must be a finite number, got nan'),
     ('pose.tolerance_s', '-1.0', 'pose.tolerance_s must be at least 0'),
+    ('cameras', '[watch]', "camera name 'watch'"),
+    ('watches', '[all]', "watch name 'all' cannot be used"),
+    ('watches', '[a, a]', 'watch names must differ'),
+    ('watches', "['a b']", "watch name 'a b'"),
+    ('watches', '[door]', "watches names 'door', which cannot be: question is empty: ask something (parameters"),
+    ('watch_share', '0.0', 'watch_share must be at least 0.01 and at most 1, got 0.0'),
+    ('max_watches', '0', 'max_watches must be at least 1'),
+    ('watch_answer_policy', 'magic', 'magic'),
     ('cameras', '[front, front]', 'camera names must differ'),
     ('cameras', '[1, 2]', 'cameras must be a list of strings'),
     ('cameras', 'front', "cameras must be a list of strings, got 'front'"),
@@ -183,6 +193,42 @@ def test_value_that_cannot_work_is_refused_at_configure_with_its_reason(start, t
     assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
     assert words in node._reason and name.removeprefix('camera.') in node._reason
     assert node._engine is None and node._state_machine.current_state[1] == 'unconfigured'
+
+
+def test_config_file_shows_a_block_of_a_standing_question_that_works(start, tmp_path):
+    text = YAML.read_text()
+    block = yaml.safe_load('\n'.join(line.replace('# ', '', 1) for line in text[text.index('    # watch:\n'):].splitlines()))
+    assert flat(block).keys() == {spec.name for spec in watch_specs('door')}
+    for spec in watch_specs('door'):
+        told = f'# {spec.description}'
+        assert told in text, told
+    file = tmp_path / 'watches.yaml'
+    file.write_text(yaml.safe_dump({'/**': {'ros__parameters': {'watches': ['door'], **block}}}))
+    node = start('--params-file', str(file))
+    assert node._settings.problems == node._settings.unknown == []
+    watch, = configured(node._settings.__getitem__)[0]
+    assert (watch.id, watch.definition.question, watch.definition.camera) == ('door', 'is the door open?', 'camera')
+    assert (watch.definition.condition, watch.definition.every_steps, watch.definition.max_tokens) == ('equals yes', 1, 64)
+
+
+@pytest.mark.parametrize('field, value, words', [
+    ('condition', 'is open', 'condition must be "changes"'), ('condition', 'rises above .nan', 'needs a finite number'),
+    ('condition', 'matches (a', '")" is missing'), ('every_s', '-1.0', 'must be at least 0'), ('every_steps', '-1', 'at least 0'),
+    ('debounce', '0', 'at least 1'), ('camera', 'rear', "unknown camera 'rear'"), ('answer_policy', 'last(0)', 'last'),
+    ('max_tokens', '5000', 'at most 1024'), ('question', '7', 'must be of type str')])
+def test_standing_question_that_cannot_be_is_told_with_its_parameter(start, field, value, words):
+    fields = {'watch.door.question': 'is the door open?', f'watch.door.{field}': value}
+    node = start(*given(watches='[door]', **fields))
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    assert words in node._reason and f'"watch.door.{field}"' in node._reason.replace('watch.door.*', f'watch.door.{field}')
+
+
+def test_more_standing_questions_than_there_may_be_and_blocks_that_are_not_in_use(start):
+    node = start(*given(watches='[a, b]', max_watches='1', **{'watch.a.question': 'x?', 'watch.b.question': 'y?',
+                                                              'watch.c.question': 'z?', 'watch.a.questoin': 'x?'}))
+    assert any('watches names 2, 1 are allowed' in problem and '"max_watches"' in problem for problem in node._settings.problems)
+    [unknown] = node._settings.unknown
+    assert '"watch.a.questoin"' in unknown and '"watch.a.question"' in unknown
 
 
 def test_every_bad_value_is_told_at_once(start):

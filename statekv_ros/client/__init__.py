@@ -15,5 +15,6 @@ from statekv_ros.client.asking import Asking
 from statekv_ros.client.memory_client import StateKVClient
 from statekv_ros.client.replies import Reply, Result
 from statekv_ros.client.spinning import WouldBlock
+from statekv_ros.client.watching import WatchRefused
 
-__all__ = ['Asking', 'Reply', 'Result', 'StateKVClient', 'WouldBlock']
+__all__ = ['Asking', 'Reply', 'Result', 'StateKVClient', 'WatchRefused', 'WouldBlock']

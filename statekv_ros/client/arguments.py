@@ -1,4 +1,4 @@
-"""A question's arguments, checked before a message takes them: rclpy's own errors name neither argument nor remedy."""
+"""A question's and a watch's arguments, checked before a message takes them: rclpy's errors name neither argument nor remedy."""
 import math
 from numbers import Integral, Real
 
@@ -7,6 +7,7 @@ from geometry_msgs.msg import PointStamped
 from rclpy.time import Time as ClockTime
 
 from statekv_ros.action import Ask
+from statekv_ros.srv import Watch
 
 _MAX_TOKENS = 65536
 _LARGEST = 3.4e38       # of a float32
@@ -19,10 +20,7 @@ def make_goal(question: str, camera: str, timeout_s: float, max_tokens: int, tem
     Raises:
         ValueError: a value that cannot work; says which, and what was expected.
     """
-    for name, value in (('question', question), ('camera', camera), ('answer_policy', answer_policy)):
-        _require(isinstance(value, str), name, 'a string', value)
-        # What Python lets stand in a string (half a surrogate pair), UTF-8 has no bytes for.
-        _require(_encodes(value), name, 'text that UTF-8 can express', value)
+    _require_texts(question=question, camera=camera, answer_policy=answer_policy)
     if not question.strip():
         raise ValueError('question is empty: ask something')
     _require(_is_number(timeout_s) and 0 < timeout_s < _LARGEST, 'timeout_s', 'a positive number of seconds', timeout_s)
@@ -39,6 +37,32 @@ def make_goal(question: str, camera: str, timeout_s: float, max_tokens: int, tem
                     temperature=float(temperature), seed=int(seed), answer_policy=answer_policy,
                     from_stamp=_stamp('from_stamp', from_stamp), to_stamp=_stamp('to_stamp', to_stamp),
                     near=_point(near), within_m=float(within_m))
+
+
+def make_watch(question: str, camera: str, condition: str, every_steps: int, every_s: float, debounce: int, expires_s: float,
+               max_tokens: int, answer_policy: str) -> Watch.Request:
+    """The request with these fields; what they may be is in `StateKVClient.watch`.
+
+    Raises:
+        ValueError: a value that cannot work; says which, and what was expected.
+    """
+    _require_texts(question=question, camera=camera, condition=condition, answer_policy=answer_policy)
+    if not question.strip():
+        raise ValueError('question is empty: ask something')
+    for name, value in (('every_steps', every_steps), ('debounce', debounce), ('max_tokens', max_tokens)):
+        _require(_is_whole(value) and 0 <= value < 2**32, name, 'a whole number from 0', value)
+    for name, value in (('every_s', every_s), ('expires_s', expires_s)):
+        _require(_is_number(value) and 0 <= value < _LARGEST, name, '0 or a positive number of seconds', value)
+    return Watch.Request(question=question, camera=camera, condition=condition, every_steps=int(every_steps),
+                         every_s=float(every_s), debounce=int(debounce), expires_s=float(expires_s),
+                         max_tokens=int(max_tokens), answer_policy=answer_policy)
+
+
+def _require_texts(**texts: str) -> None:
+    for name, value in texts.items():
+        _require(isinstance(value, str), name, 'a string', value)
+        # What Python lets stand in a string (half a surrogate pair), UTF-8 has no bytes for.
+        _require(_encodes(value), name, 'text that UTF-8 can express', value)
 
 
 def _stamp(name: str, value) -> Time:

@@ -7,15 +7,18 @@ from geometry_msgs.msg import PointStamped
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.executors import Executor
 from rclpy.node import Node
+from rclpy.task import Future
 from rclpy.time import Time as ClockTime
 
 from statekv_ros.action import Ask
 from statekv_ros.client.action import DEEP, AskEnds
-from statekv_ros.client.arguments import make_goal
+from statekv_ros.client.arguments import make_goal, make_watch
 from statekv_ros.client.asking import Asking
 from statekv_ros.client.replies import Reply, Result, without_answer
 from statekv_ros.client.spinning import Spinning
+from statekv_ros.client.watching import WatchEnds
 from statekv_ros.errors import Code
+from statekv_ros.msg import Alert
 from statekv_ros.srv import Reset
 
 _READY_EVERY_S = 0.05
@@ -24,9 +27,10 @@ _READY_EVERY_S = 0.05
 class StateKVClient:
     """Asks one memory node. From any thread; docs/client.md shows it in programs, in each kind of callback and in a lifecycle node.
 
-    Calls that wait (`ask`, `reset`, `wait_until_ready`, `spin_for`) are for programs and threads. In a callback they raise
-    `WouldBlock` where no other thread could go on; `ask_async` is for callbacks. A node that no executor has is spun by those who
-    wait; one that an executor has, or is given later, is that executor's alone.
+    Calls that wait (`ask`, `reset`, `watch`, `unwatch`, `wait_until_ready`, `spin_for`) are for programs and threads. In a
+    callback they raise `WouldBlock` where no other thread could go on; `ask_async`, `watch_async` and `unwatch_async` are for
+    callbacks. A node that no executor has is spun by those who wait; one that an executor has, or is given later, is that
+    executor's alone.
 
     Attributes:
         node: the ROS node it uses; subscriptions made on it are served while this client waits.
@@ -48,6 +52,7 @@ class StateKVClient:
         self._group = ReentrantCallbackGroup()
         self._ends = AskEnds(self.node, memory, self._group, self._hear)
         self._reset = self.node.create_client(Reset, f'{memory}/reset', qos_profile=DEEP, callback_group=self._group)
+        self._watching = WatchEnds(self.node, memory, self._group, self._spinning)
 
     def __enter__(self) -> 'StateKVClient':
         return self
@@ -61,6 +66,7 @@ class StateKVClient:
             asking.cancel()
             asking.finish(without_answer(Result.CANCELED, 'the client was closed', Code.CANCELED))
         self._ends.destroy()
+        self._watching.destroy()
         self.node.destroy_client(self._reset)
         self._spinning.close()
         if self._own_node:
@@ -140,6 +146,57 @@ class StateKVClient:
             if not future.result().success:
                 raise RuntimeError(future.result().error)
             return future.result().frames_forgotten
+
+    def watch(self, question: str, camera: str = '', condition: str = 'changes', every_steps: int = 0, every_s: float = 0.0,
+              debounce: int = 1, expires_s: float = 0.0, max_tokens: int = 0, answer_policy: str = '',
+              timeout_s: float = 10.0) -> str:
+        """Have a question asked again and again; alerts come to `on_alert`. Returns the watch's id.
+
+        Args:
+            camera: name of a camera; may be empty where the node has only one.
+            condition: 'changes', 'equals TEXT', 'matches REGEX', 'rises above NUMBER' or 'falls below NUMBER'.
+            every_steps, every_s: frame steps, or seconds of header time, between two checks; each step where both are 0.
+            debounce: checks in a row in which the condition must hold.
+            expires_s: seconds until it ends by itself, over restarts of the node; 0: never.
+            max_tokens, answer_policy: of each answer; the node's defaults when 0 or empty.
+
+        Raises:
+            ValueError: a value that cannot work.
+            WatchRefused: the node is not there or says no; as `WouldBlock`, see the class.
+        """
+        request = make_watch(question, camera, condition, every_steps, every_s, debounce, expires_s, max_tokens, answer_policy)
+        with self._spinning.blocking('watch'):
+            return self._watching.response(self._watching.watch(request, timeout_s), timeout_s).id
+
+    def watch_async(self, question: str, camera: str = '', condition: str = 'changes', every_steps: int = 0, every_s: float = 0.0,
+                    debounce: int = 1, expires_s: float = 0.0, max_tokens: int = 0, answer_policy: str = '',
+                    timeout_s: float = 10.0) -> Future:
+        """As `watch`, without waiting: a future of the response (srv/Watch.srv), which says why not where there is no node or no
+        reply in time.
+
+        Raises:
+            ValueError: a value that cannot work.
+        """
+        return self._watching.watch(make_watch(question, camera, condition, every_steps, every_s, debounce, expires_s, max_tokens,
+                                               answer_policy), timeout_s)
+
+    def unwatch(self, id: str, timeout_s: float = 10.0) -> int:
+        """End a watch, or 'all' of the node's; how many ended.
+
+        Raises:
+            WatchRefused: there is none of that id, or no node; as `WouldBlock`, see the class.
+        """
+        with self._spinning.blocking('unwatch'):
+            return self._watching.response(self._watching.unwatch(id, timeout_s), timeout_s).ended
+
+    def unwatch_async(self, id: str, timeout_s: float = 10.0) -> Future:
+        """As `unwatch`, without waiting: a future of the response (srv/Unwatch.srv)."""
+        return self._watching.unwatch(id, timeout_s)
+
+    def on_alert(self, callback: Callable[[Alert], None], id: str = '') -> Callable[[], None]:
+        """Have the executor call it with each alert (msg/Alert.msg) of one watch, from its first on, or of all watches, those of
+        others too, from now on. Call what it returns to hear no more."""
+        return self._watching.on_alert(callback, id)
 
     def spin_for(self, seconds: float) -> None:
         """Serve this node's callbacks for a while; for programs that have no executor of their own.

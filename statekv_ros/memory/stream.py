@@ -139,7 +139,7 @@ class VideoStream:
 
     def begin_answer(self, question: str, answer_policy: str | AnswerPolicy | None = None,
                      span: tuple[int | None, int | None] = (None, None), max_tokens: int = 64, temperature: float = 0.0,
-                     seed: int = 0, evidence: int = 8, place: Place | None = None) -> Answering:
+                     seed: int = 0, evidence: int = 8, place: Place | None = None, half_step: bool = True) -> Answering:
         """Start an answer from what was seen until now; `Answering.advance` decodes it slice by slice.
 
         Args:
@@ -149,6 +149,7 @@ class VideoStream:
             temperature: below 1e-6 takes the most likely token, above samples with `seed`.
             evidence: how many of the most attended steps the result names.
             place: read only what was seen from there; None is everywhere.
+            half_step: frames that wait for their partner are read too, at the cost of a step; else what steps have computed alone.
 
         Raises:
             QuestionError: empty question, nothing seen yet, no frame in the span and at the place, or a value out of its range.
@@ -161,7 +162,8 @@ class VideoStream:
         if not 0 <= temperature < float('inf'):
             raise QuestionError(f'temperature must be 0 or a positive number, got {temperature}')
         policy = self.answer_policy if answer_policy is None else parse_answer_policy(str(answer_policy))
-        return Answering(take_snapshot(self.seen(), policy, span, place), question, max_tokens, temperature, seed, evidence)
+        seen = self.seen() if half_step else replace(self.seen(), pending=PendingFrames())
+        return Answering(take_snapshot(seen, policy, span, place), question, max_tokens, temperature, seed, evidence)
 
     def seen(self) -> Seen:
         """This moment, as far as an answer is concerned."""

@@ -1,4 +1,5 @@
-"""/diagnostics: one status for the engine, one per camera, one for the transport."""
+"""/diagnostics: one status for the engine, one per camera, one each for poses, watches and the transport."""
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -7,6 +8,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from statekv_ros.node.camera_input import CameraInput
 from statekv_ros.node.engine import Engine
 from statekv_ros.node.poses import PoseSource
+from statekv_ros.node.watches.checks import Checks
 from statekv_ros.transport import ProfileSource, TransportProfile, shared_memory_problem
 
 OK, WARN, ERROR, STALE = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR, DiagnosticStatus.STALE
@@ -30,11 +32,11 @@ def loading(state: str, model: str, seconds: float) -> DiagnosticStatus:
                   {'state': state, 'model': model, 'loading_s': round(seconds, 1)})
 
 
-def note_problem(engine: DiagnosticStatus, problem: str) -> None:
-    """Add to the engine's status what is wrong around it; '' when nothing is."""
+def note_problem(told: DiagnosticStatus, problem: str) -> None:
+    """Add to a status what is wrong around it, '' when nothing is."""
     if problem:
-        engine.level = max(engine.level, WARN)
-        engine.message = f'{engine.message}; {problem}'
+        told.level = max(told.level, WARN)
+        told.message = f'{told.message}; {problem}'
 
 
 class Diagnosis:
@@ -46,6 +48,7 @@ class Diagnosis:
         self._engine, self._facts, self._changing = engine, facts, changing
         self._step_ms: deque[float] = deque(maxlen=200)
         self._before: dict[str, tuple[int, ...]] = {}
+        self._spent_s, self._looked_at = 0.0, time.monotonic()
 
     def note_step(self, total_ms: float) -> None:
         """Take one frame step's cost, for the percentiles."""
@@ -126,6 +129,29 @@ class Diagnosis:
             'source': source.name, 'frame_id': source.frame_id, 'received': source.received, 'refused': source.refused,
             'jumps': source.jumps, 'newest_jump': source.newest_jump, 'steps_without_pose': source.missed,
             'last_error': source.last_error})
+
+    def watches(self, checks: Checks, share: float, active: bool, problem: str) -> DiagnosticStatus:
+        """Whether standing questions are checked as often as they want. problem: why they are not kept, or ''."""
+        watches, now = checks.table.all(), time.monotonic()
+        sums = [sum(getattr(watch, name) for watch in watches) for name in ('checks', 'skipped', 'failed', 'alerts')]
+        _, skipped, failed, _ = self._new('watches', *sums)
+        taken = (checks.spent_s - self._spent_s) / max(now - self._looked_at, 1e-3)
+        self._spent_s, self._looked_at = checks.spent_s, now
+        behind = [watch.id for watch in watches if watch.behind]
+        idle = [watch.error for watch in watches if watch.error]
+        level, message = OK, f'{len(watches)} watches'
+        if not active:
+            message = f'not active: {len(watches)} watches wait'
+        elif skipped > 0:
+            level, message = WARN, (f'{len(behind)} of {len(watches)} watches do not keep up, {skipped} checks were skipped just '
+                                    f'now: check less often, watch less, or raise the parameter "watch_share" ({share:g})')
+        elif failed > 0 or idle:
+            level, message = WARN, f'{len(watches)} watches; {idle[0] if idle else "a check failed"}'
+        told = status('watches', level, message, {
+            'watches': len(watches), **dict(zip(('checks', 'skipped', 'failed', 'alerts'), sums)),
+            'share_taken': round(taken, 3), 'share_allowed': share, 'do_not_keep_up': ', '.join(behind[:20])})
+        note_problem(told, problem)
+        return told
 
     def _new(self, name: str, *counters: int) -> tuple[int, ...]:
         before = self._before.get(name, (0,) * len(counters))

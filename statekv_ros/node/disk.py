@@ -44,6 +44,7 @@ class Disk:
         self._jobs: queue.SimpleQueue[tuple[list[str], Callable[[], None]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open = dict.fromkeys(streams, 0)
+        self._closed = False
         self._problems: dict[str, str] = {}
         self._uncleared: set[str] = set()
         self._wanted: set[str] = set()              # cameras whose context needs a snapshot
@@ -96,8 +97,17 @@ class Disk:
         cameras = list(cameras)
         self._submit(cameras, lambda: done(self._clear(cameras)))
 
+    def submit(self, work: Callable[[], None]) -> bool:
+        """Do something else in the writing thread, after what came before; False when it is closed. From any thread."""
+        with self._lock:
+            if not self._closed:
+                self._jobs.put(([], work))
+            return not self._closed
+
     def close(self, timeout_s: float = 4.0) -> bool:
         """Write what is waiting, flush and close; True when that was done in time."""
+        with self._lock:
+            self._closed = True
         self._jobs.put(None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()

@@ -1,7 +1,8 @@
 """The engine: one thread that alone owns the model, the GPU and the streams. No ROS in here.
 
-A round takes at most one waiting image of each camera and then decodes one slice of one question. So an image waits for one
-slice and for the other cameras' steps at most, answers go on however fast images come, and neither stops the other.
+A round takes at most one waiting image of each camera and then decodes one slice of one question, or of a watch's check where
+nobody asks. So an image waits for one slice and for the other cameras' steps at most, answers go on however fast images come, and
+neither stops the other.
 """
 import threading
 import time
@@ -19,6 +20,7 @@ from statekv_ros.memory import StepReport, VideoStream
 from statekv_ros.node.disk import Disk
 from statekv_ros.node.mailbox import Mailbox
 from statekv_ros.node.questions import Question
+from statekv_ros.node.watches.checks import Checks
 
 STOPPING = 'the node is shutting down'
 _TELL_EVERY_S = 10.0    # a camera whose every step fails must not fill the log
@@ -54,10 +56,13 @@ class _Reset:
     cameras: list[Camera]
     done: Callable[[int, str], None]
     disk: Disk | None
+    checks: Checks | None
 
     def run(self) -> None:
         try:
             frames = sum(camera.stream.reset() for camera in self.cameras)
+            if self.checks is not None:
+                self.checks.forget_answers([camera.name for camera in self.cameras])
         except Exception as error:  # whoever asked must hear of it
             self.fail(_reason(error), Code.UNKNOWN)
         else:
@@ -76,10 +81,12 @@ class Engine:
     Attributes:
         steps: frame steps of all cameras so far.
         active: questions that are being answered.
+        checks: of the watches; None where there are none.
     """
 
     def __init__(self, cameras: list[Camera], on_step: Callable[[Camera, StepReport, float], None],
-                 slice_tokens: Callable[[], int], max_queued: int, log: Callable[[str], None], disk: Disk | None = None):
+                 slice_tokens: Callable[[], int], max_queued: int, log: Callable[[str], None], disk: Disk | None = None,
+                 checks: Checks | None = None):
         """
         Args:
             on_step: called in the engine thread after each frame step, with the ms its last image waited in the mailbox.
@@ -91,6 +98,7 @@ class Engine:
         self.cameras = {camera.name: camera for camera in cameras}
         self.steps = 0
         self.active: deque[Question] = deque()
+        self.checks = checks
         self._on_step, self._slice_tokens, self._max_queued, self._log = on_step, slice_tokens, max_queued, log
         self._inbox: deque[Question | _Reset] = deque()
         self._wake = threading.Condition()
@@ -152,19 +160,19 @@ class Engine:
             QuestionError: the engine is stopping.
         """
         with self._wake:
-            self._put(_Reset([self.cameras[name] for name in names], done, self._disk))
+            self._put(_Reset([self.cameras[name] for name in names], done, self._disk, self.checks))
 
     def run_round(self) -> bool:
-        """One turn: one image of each camera, new questions, one slice of one question. False when there was nothing.
+        """One turn: one image of each camera, new questions, one slice of one question or check. False when there was nothing.
 
-        Images come first, so that a question sees those that were there before it. Questions that somebody wants to end are
-        closed between any of these: within one frame step or slice.
+        Images come first, so that a question sees those that were there before it; checks come when nobody asks. Questions that
+        somebody wants to end are closed between any of these: within one frame step or slice.
         """
         if self._disk is not None:
             self._disk.save_snapshots()
         # Always in the same order: an image then waits for one step of each other camera, never for two of one.
         worked = [work for camera in self.cameras.values() for work in (self._close_ending(), self._watch(camera))]
-        return any([*worked, self._admit(), self._close_ending(), self._decode_slice()])
+        return any([*worked, self._admit(), self._close_ending(), self._decode_slice() or self._check()])
 
     def _put(self, entry: Question | _Reset) -> None:
         # Under the lock that `_fail_all` takes after `stopping` was set: whatever comes in is failed there or refused here.
@@ -181,7 +189,7 @@ class Engine:
                     with self._wake:
                         if not (self._inbox or self.stopping or any(map(self._can_watch, self.cameras.values()))):
                             self._working = False
-                            self._wake.wait()
+                            self._wake.wait(self.checks.wait_s() if self.checks is not None else None)
             except Interrupted:
                 break
             except Exception:  # of a callback: nobody's trouble may end the only thread that watches
@@ -261,6 +269,8 @@ class Engine:
                 self._disk.save(camera.name)
             if report is not None:
                 self.steps += 1
+                if self.checks is not None:
+                    self.checks.note_step(camera.name, report.last_stamp_ns)
                 self._on_step(camera, report, waited_ms)
         return True
 
@@ -301,6 +311,9 @@ class Engine:
             elif self.active:   # `stop` may have given up waiting for this thread and have taken it
                 self.active.popleft()
         return True
+
+    def _check(self) -> bool:
+        return self.checks is not None and self.checks.advance(self._slice_tokens())
 
     def _fail_all(self, reason: str) -> None:
         with self._wake:

@@ -32,6 +32,8 @@ from statekv_ros.node.parameters import Parameters
 from statekv_ros.node.poses import PoseSource, make_source
 from statekv_ros.node.services import Services
 from statekv_ros.node.transitions import Transitions
+from statekv_ros.node.watches.begin import begin_watches
+from statekv_ros.node.watches.services import WatchServices
 from statekv_ros.store.hours import describe
 from statekv_ros.store.tier import DiskTier
 from statekv_ros.transport import TransportProfile
@@ -42,7 +44,8 @@ SUCCESS, FAILURE, ERROR = TransitionCallbackReturn.SUCCESS, TransitionCallbackRe
 
 
 class MemoryNode(LifecycleNode):
-    """A robot's visual memory: watches cameras, publishes ~/timing and ~/answer, serves ~/ask, ~/query and ~/reset.
+    """A robot's visual memory: watches cameras, publishes ~/timing and ~/answer, serves ~/ask, ~/query and ~/reset, and standing
+    questions (`WatchServices`).
 
     The action and the services exist from the start and say why they cannot answer; so does /diagnostics. Transitions run in a thread of their
     own (see `Transitions`), all else in the executor's and the engine's.
@@ -74,6 +77,7 @@ class MemoryNode(LifecycleNode):
         group = ReentrantCallbackGroup()
         services = Services(self, group, self._settings, self._require_engine, self._answers.publish)
         self._goals = Goals(self, group, services)
+        self._watches = WatchServices(self, group, self._settings, self._require_engine, services.wake)
         # Health must be told and the node must start also while a simulated clock stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(self._settings['diagnostics_period_s'], self._diagnose, clock=steady)
@@ -208,8 +212,10 @@ class MemoryNode(LifecycleNode):
         if tiers:
             self._open_memory(backbone, {camera.name: camera.stream for camera in cameras}, tiers)
         disk = self._disk
+        checks, kept = begin_watches(get, cameras, disk, Path(get['memory_dir']).expanduser(), backbone.fingerprint,
+                                     self._watches.tell, self.get_logger().warning)
         engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],
-                        self.get_logger().error, disk)
+                        self.get_logger().error, disk, checks)
         inputs = [CameraInput(self, camera, get[f'{camera.name}.topic'], kinds[camera.name], get[f'{camera.name}.rate_hz'],
                               get[f'{camera.name}.reliability'], engine.notify) for camera in cameras]
         diagnosis = diagnostics.Diagnosis(engine, {
@@ -220,6 +226,7 @@ class MemoryNode(LifecycleNode):
             if self._stopped:
                 raise StateKVError(STOPPING)
             self._backbone, self._engine, self._inputs, self._diagnosis, self._poses = backbone, engine, inputs, diagnosis, poses
+            self._watches.kept = kept
             engine.start()
         topics = ', '.join(f'{source.camera.name} on {source.topic}' for source in inputs)
         topics += f'; poses from {poses.name}' if poses is not None else ''
@@ -267,6 +274,9 @@ class MemoryNode(LifecycleNode):
             self._inputs = []
             if engine is not None and not engine.stop():
                 self.get_logger().warning('the engine is still in a library call; leaving without it')
+            if engine is not None:
+                engine.checks.save_changes(at_once=True)
+                self._watches.kept = None
             if disk is not None and not disk.close():
                 self.get_logger().warning('the disk is still being written to; leaving without it')
             for source in sources:
@@ -335,6 +345,11 @@ class MemoryNode(LifecycleNode):
             array.status.append(diagnostics.loading(state, self._settings['model'], time.monotonic() - since))
         else:
             array.status.append(diagnostics.not_configured(state, self._reason))
+        self._watches.publish()
+        engine, kept = self._engine, self._watches.kept
+        if diagnosis is not None and engine is not None and len(engine.checks.table):
+            array.status.append(diagnosis.watches(engine.checks, self._settings['watch_share'], state == 'active',
+                                                  kept.problem if kept is not None else ''))
         disk, problem = self._disk, self._disk_problem
         diagnostics.note_problem(array.status[1], '; '.join(filter(None, [problem, disk.problem if disk is not None else ''])))
         diagnostics.note_problem(array.status[1], self._look_for_twins())

@@ -1,4 +1,6 @@
 """From the memory's plain values to the package's messages, and back for stamps."""
+import math
+
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point, PoseStamped, Quaternion
 
@@ -6,10 +8,13 @@ from statekv_ros.action import Ask
 from statekv_ros.memory import Evidence as Looked
 from statekv_ros.memory import StepReport
 from statekv_ros.memory.pose import Pose
-from statekv_ros.msg import Answer, AnswerTiming, Evidence, FrameTiming
+from statekv_ros.msg import Alert as AlertMessage
+from statekv_ros.msg import Answer, AnswerTiming, Evidence, FrameTiming, WatchState
 from statekv_ros.node.questions import CameraAnswer, Progress
+from statekv_ros.node.watches.watch import Alert, Watch
 
 _NS = 10**9
+_LAST_NS = (2**31 - 1) * _NS    # what a stamp can hold
 
 
 def to_ns(stamp: Time) -> int:
@@ -83,6 +88,30 @@ def joined(answers: list[Answer]) -> Answer:
             frame_steps_meanwhile=last.timing.frame_steps_meanwhile)))
 
 
+def alert(told: Alert, now: Time, frame_id: str) -> AlertMessage:
+    """`now` is the node's time."""
+    definition, result = told.definition, told.result
+    message = AlertMessage(
+        id=told.id, question=definition.question, camera=definition.camera, condition=definition.condition,
+        text_before=told.before, text=result.text, since=to_stamp(told.since_ns), first_stamp=to_stamp(result.first_stamp_ns),
+        last_stamp=to_stamp(result.last_stamp_ns), evidence=_evidence(definition.camera, result.evidence),
+        demonstration_model=result.demonstration_model)
+    message.header.stamp, message.header.frame_id = now, frame_id
+    return _with_pose(message)
+
+
+def watch_state(watch: Watch) -> WatchState:
+    """As ~/watches lists it."""
+    definition = watch.definition
+    ends_ns = 0 if math.isinf(watch.ends_at) else min(int(watch.ends_at * _NS), _LAST_NS)
+    return WatchState(
+        id=watch.id, question=definition.question, camera=definition.camera, condition=definition.condition,
+        every_steps=definition.every_steps, every_s=definition.every_s, debounce=definition.debounce, expires=to_stamp(ends_ns),
+        max_tokens=definition.max_tokens, answer_policy=definition.answer_policy, configured=watch.configured, text=watch.text,
+        stamp=to_stamp(watch.stamp_ns), checks=watch.checks, skipped=watch.skipped, failed=watch.failed, alerts=watch.alerts,
+        keeps_up=not watch.behind, error=watch.error)
+
+
 def _evidence(camera: str, steps: tuple[Looked, ...]) -> list[Evidence]:
     return [Evidence(camera=camera, first_stamp=to_stamp(e.first_stamp_ns), last_stamp=to_stamp(e.last_stamp_ns), share=e.share,
                      has_pose=e.pose is not None, pose=_pose(e.pose)) for e in steps]
@@ -97,7 +126,7 @@ def _pose(pose: Pose | None) -> PoseStamped:
     return message
 
 
-def _with_pose(answer: Answer) -> Answer:
+def _with_pose(answer: Answer | AlertMessage) -> Answer | AlertMessage:
     """The pose of its first evidence."""
     if answer.evidence:
         answer.has_pose, answer.pose = answer.evidence[0].has_pose, answer.evidence[0].pose

@@ -11,6 +11,7 @@ from rclpy.expand_topic_name import expand_topic_name
 from rclpy.parameter import Parameter
 from rclpy.validate_full_topic_name import validate_full_topic_name
 
+from statekv_ros.conditions import parse_condition
 from statekv_ros.errors import ParameterError, StateKVError
 from statekv_ros.images import LARGEST_MAX_PIXELS, MAX_PIXELS
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
@@ -19,11 +20,14 @@ from statekv_ros.memory.detailed.formats import FORMATS, RAW
 from statekv_ros.memory.graphs import CUDA_GRAPH
 from statekv_ros.node.memory_folder import RESTORE
 from statekv_ros.node.poses.topic import KINDS
+from statekv_ros.node.watches.configured import PREFIX, check_names, configured
+from statekv_ros.node.watches.watch import MOST_DEBOUNCE, MOST_SECONDS, MOST_STEPS, MOST_TOKENS
 
 LARGE = 2**31 - 1
-_TAKEN = 'all', 'pose'          # by requests, and by parameters
+_TAKEN = 'all', 'pose', PREFIX          # by requests, and by parameters
 _TAKEN_NAMES = ' or '.join(f'"{name}"' for name in _TAKEN)
 MAX_TOKENS = 65536      # of an answer, also where the question says how many
+_ANSWER_POLICIES = 'all, sparse(n), retrieve(k), state or last(n), with n and k of at least 1'
 _NAME_REMEDY = 'camera names are letters, digits and "_", beginning with a letter'
 
 
@@ -156,7 +160,7 @@ NODE = (
          'not start then; never: begin a new one', choices=RESTORE),
     Spec('answer_policy', 'sparse(8192)', 'what a question may read unless it says so itself: all, sparse(n), retrieve(k), state '
          'or last(n)', runtime=True, check=parse_answer_policy,
-         constraints='all, sparse(n), retrieve(k), state or last(n), with n and k of at least 1'),
+         constraints=_ANSWER_POLICIES),
     Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=MAX_TOKENS, runtime=True),
     Spec('answer_timeout_s', 30.0, 'time limit of a question that gives none, in seconds', low=0.001, high=86400.0,
          runtime=True),
@@ -184,6 +188,13 @@ NODE = (
          'image\'s own frame'),
     Spec('pose.tolerance_s', 0.5, 'how far from an image\'s stamp the nearest pose may be, in seconds; no image waits for one',
          low=0.0, high=3600.0),
+    Spec('watches', [], 'names of standing questions that are there from the start, each with a block of its own, watch.<name>',
+         check=check_names, constraints='names of letters, digits and "_", beginning with a letter'),
+    Spec('max_watches', 32, 'standing questions that there may be at once', low=1, high=1000),
+    Spec('watch_share', 0.25, 'of the engine\'s time, what standing questions may take at most', low=0.01, high=1.0,
+         runtime=True),
+    Spec('watch_answer_policy', 'last(4)', 'what a standing question may read unless it says so itself; as answer_policy',
+         runtime=True, check=parse_answer_policy, constraints=_ANSWER_POLICIES),
     Spec('cameras', ['camera'], 'names of the cameras; each has a memory of its own', check=_check_cameras,
          constraints=f'at least one; {_NAME_REMEDY}, and not {_TAKEN_NAMES}'),
 )
@@ -203,7 +214,26 @@ def camera_specs(name: str, rate_hz: float, reliability: str) -> tuple[Spec, ...
     )
 
 
+def watch_specs(name: str) -> tuple[Spec, ...]:
+    """The parameters of one standing question, `watch.<name>.question` and so on."""
+    block = f'{PREFIX}.{name}'
+    return (
+        Spec(f'{block}.question', '', 'what is asked again and again'),
+        Spec(f'{block}.camera', '', 'of which camera; empty where there is only one'),
+        Spec(f'{block}.condition', 'changes', 'what its answers are held to: changes, equals TEXT, matches REGEX, rises above NUMBER '
+             'or falls below NUMBER', check=parse_condition),
+        Spec(f'{block}.every_steps', 0, 'frame steps of the camera between two checks; 0 with every_s 0: each step', low=0,
+             high=MOST_STEPS),
+        Spec(f'{block}.every_s', 0.0, 'or seconds of header time between two checks', low=0.0, high=MOST_SECONDS),
+        Spec(f'{block}.debounce', 1, 'checks in a row in which the condition must hold', low=1, high=MOST_DEBOUNCE),
+        Spec(f'{block}.max_tokens', 0, 'tokens of an answer; 0: max_tokens', low=0, high=MOST_TOKENS),
+        Spec(f'{block}.answer_policy', '', 'what an answer may read; empty: watch_answer_policy',
+             check=lambda policy: policy and parse_answer_policy(policy)),
+    )
+
+
 _OF_A_CAMERA = {spec.name.removeprefix('x.') for spec in camera_specs('x', 1.0, 'reliable')}
+_OF_A_WATCH = {spec.name.removeprefix(f'{PREFIX}.x.') for spec in watch_specs('x')}
 _DEFAULT_CAMERAS = next(spec.default for spec in NODE if spec.name == 'cameras')
 
 
@@ -225,9 +255,9 @@ class Parameters:
         self._problems: dict[str, str] = {}
         for spec in NODE:
             self._declare(spec)
-        self._declare_cameras(self['cameras'])
+        self._declare_blocks()
         self.unknown = [self._about_unknown(name) for name in _given_names(node)
-                        if not (node.has_parameter(name) or self._is_of_camera_not_in_use(name))]
+                        if not (node.has_parameter(name) or self._is_of_block_not_in_use(name))]
         node.add_on_set_parameters_callback(self._verify)
         node.add_post_set_parameters_callback(self._note)
 
@@ -235,7 +265,7 @@ class Parameters:
     def problems(self) -> list[str]:
         """One sentence per value that cannot work."""
         low, high = self['min_frame_pixels'], self['max_frame_pixels']
-        return [*self._problems.values(), *(
+        return [*self._problems.values(), *configured(self.__getitem__)[1], *(
             [f'min_frame_pixels must be at most max_frame_pixels, got {low} and {high}'] if 0 < high < low else [])]
 
     def __getitem__(self, name: str) -> Any:
@@ -259,19 +289,22 @@ class Parameters:
             self._problems[spec.name] = str(error)
         self._node.declare_parameter(spec.name, value, spec.descriptor(), ignore_override=True)
 
-    def _declare_cameras(self, names: list[str]) -> None:
-        for name in names:
-            for spec in camera_specs(name, self['rate_hz'], self['reliability']):
-                if spec.name not in self._specs:
-                    self._declare(spec)
+    def _declare_blocks(self) -> None:
+        """Of each camera and each watch that has a name now."""
+        cameras = [spec for name in self['cameras'] for spec in camera_specs(name, self['rate_hz'], self['reliability'])]
+        for spec in [*cameras, *(spec for name in self['watches'] or () for spec in watch_specs(name))]:
+            if spec.name not in self._specs:
+                self._declare(spec)
 
-    def _is_of_camera_not_in_use(self, name: str) -> bool:
-        """Whether it belongs to a camera's block, as in a parameter file that `cameras` names only some blocks of.
+    def _is_of_block_not_in_use(self, name: str) -> bool:
+        """Whether it belongs to a camera's block or a watch's, as in a parameter file that `cameras` names only some blocks of.
 
         The block of the default camera stands in the shipped file whatever the cameras are. A name close to one in use is a
         typo.
         """
         camera, _, rest = name.rpartition('.')
+        if camera.startswith(f'{PREFIX}.') and rest in _OF_A_WATCH:
+            return True
         return rest in _OF_A_CAMERA and (
             camera in _DEFAULT_CAMERAS or not get_close_matches(camera, self['cameras'], cutoff=0.75))
 
@@ -298,8 +331,7 @@ class Parameters:
     def _note(self, parameters: list[Parameter]) -> None:
         for parameter in parameters:
             self._problems.pop(parameter.name, None)
-            if parameter.name == 'cameras':
-                self._declare_cameras(parameter.value)
+        self._declare_blocks()
 
 
 def _given_names(node) -> list[str]:
