@@ -21,8 +21,8 @@ from statekv_ros.node.memory_folder import RESTORE
 from statekv_ros.node.poses.topic import KINDS
 
 LARGE = 2**31 - 1
-_TAKEN = 'all', 'pose'          # by requests, and by parameters
-_TAKEN_NAMES = ' or '.join(f'"{name}"' for name in _TAKEN)
+_TAKEN = 'all', 'pose', 'thumbnail'     # by requests, and by parameters
+_TAKEN_NAMES = ', '.join(f'"{name}"' for name in _TAKEN)
 MAX_TOKENS = 65536      # of an answer, also where the question says how many
 _NAME_REMEDY = 'camera names are letters, digits and "_", beginning with a letter'
 
@@ -176,6 +176,9 @@ NODE = (
          'image\'s own frame'),
     Spec('pose.tolerance_s', 0.5, 'how far from an image\'s stamp the nearest pose may be, in seconds; no image waits for one',
          low=0.0, high=3600.0),
+    Spec('thumbnail.width', 240, 'largest width in pixels of the picture that is kept of each frame step, at most twice as tall; '
+         '0: none', low=0, high=1920),
+    Spec('thumbnail.quality', 75, 'quality of its JPEG', low=1, high=100),
     Spec('cameras', ['camera'], 'names of the cameras; each has a memory of its own', check=_check_cameras),
 )
 
