@@ -1,13 +1,15 @@
 """Image messages become frames: uint8 [height, width, 3] RGB.
 
-Headers are checked here, before OpenCV sees the bytes: it trusts them, and shows a shifted or half grey picture where
-`step`, the byte order or the length of the data is not what it assumes. cv_bridge is not used: a distro's needs a
-compiled module that breaks beside numpy 2, and the one on PyPI ignores `step`, lacks encodings and counts nine channels
-in rgb8 beside OpenCV 5; what it would do after these checks is the one cv2.cvtColor call below.
+Headers are checked here, before OpenCV or cv_bridge sees the bytes: they trust them, and show a shifted or half grey picture
+where `step`, the byte order or the length of the data is not what they assume. Then cv_bridge converts, where a distribution
+has it and it makes the same pixels of an encoding as OpenCV does, which else does it. Not every cv_bridge does: compiled for
+another NumPy it cannot be loaded, the one on PyPI counts nine channels in rgb8 beside OpenCV 5, and some encodings it lacks.
 """
 import io
+import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -113,8 +115,8 @@ def decode_image(msg, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     if layout.to_rgb is None:
         return pixels
     try:
-        return cv2.cvtColor(pixels, layout.to_rgb)
-    except cv2.error as error:
+        return _to_rgb(pixels, name, width, height)
+    except (cv2.error, TypeError) as error:     # cv_bridge's own is a TypeError
         raise FrameError(f'image of encoding {name!r} and shape {shape} cannot become RGB: {error}') from error
 
 
@@ -158,6 +160,55 @@ def decode_compressed(msg, max_pixels: int = MAX_PIXELS,
         # image_transport's convention: the encoder was handed RGB where it takes BGR, so red and blue are swapped.
         rgb = rgb[:, :, ::-1]
     return np.ascontiguousarray(rgb)
+
+
+class _Checked(NamedTuple):
+    """A message after its checks, as cv_bridge reads one: rows without padding, one byte a sample."""
+    encoding: str
+    width: int
+    height: int
+    step: int
+    data: np.ndarray
+    is_bigendian: bool = sys.byteorder == 'big'     # cv_bridge looks at it even where a sample is one byte
+
+
+def _to_rgb(pixels: np.ndarray, name: str, width: int, height: int) -> np.ndarray:
+    """uint8 pixels of an encoding as RGB, by cv_bridge or OpenCV."""
+    if bridge_for(name) is None:
+        return cv2.cvtColor(pixels, ENCODINGS[name].to_rgb)
+    return _by_bridge(bridge_for(name), pixels, name, width, height)
+
+
+def _by_bridge(bridge: Any, pixels: np.ndarray, name: str, width: int, height: int) -> np.ndarray:
+    # Of 16 bits only the upper byte is left: cv_bridge would scale them by 255 / 65535, which is at most one level apart.
+    checked = _Checked(name.replace('16', '8'), width, height, pixels.strides[0], pixels)
+    return np.ascontiguousarray(bridge.imgmsg_to_cv2(checked, 'rgb8'))
+
+
+@lru_cache(maxsize=None)
+def bridge_for(name: str) -> Any:
+    """cv_bridge's CvBridge where it makes of an encoding what OpenCV does; None where OpenCV is to do it."""
+    layout, side = ENCODINGS[name], 32
+    bridge = _bridge()
+    if bridge is None or layout.to_rgb is None:
+        return None
+    rows = side * layout.rows_per_height[0] // layout.rows_per_height[1]
+    shape = (rows, side) if layout.channels == 1 else (rows, side, layout.channels)
+    probe = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    try:
+        made = _by_bridge(bridge, probe, name, side, side)
+    except Exception:   # it does not know the encoding, or does not work here at all
+        return None
+    return bridge if np.array_equal(made, cv2.cvtColor(probe, layout.to_rgb)) else None
+
+
+@lru_cache(maxsize=None)
+def _bridge() -> Any:
+    try:
+        from cv_bridge import CvBridge
+        return CvBridge()
+    except Exception:   # not installed, or compiled for another NumPy or OpenCV: what it then raises is not foreseeable
+        return None
 
 
 def _quoted(text: str) -> str:

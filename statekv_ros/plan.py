@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--device-cache-mb', type=int, default=0, help='as the node\'s parameter')
     parser.add_argument('--host-cache-mb', type=int, default=0, help='as the node\'s parameter, but that 0 is the default')
     parser.add_argument('--disk-cache-gb', type=float, default=20.0, help='as the node\'s parameter')
+    parser.add_argument('--thumbnail-width', type=int, default=240, help='as the node\'s parameter')
+    parser.add_argument('--thumbnail-quality', type=int, default=75, help='as the node\'s parameter')
     parser.add_argument('--read-tokens', type=int, default=8192, metavar='N', help='that answers read, n of sparse(n)')
     parser.add_argument('--detailed-format', default='bf16', metavar='FORMAT', help='as the node\'s parameter')
     parser.add_argument('--device', choices=BANDWIDTHS, default='AGX-Orin', help='whose memory bandwidth tells what a token of '
@@ -57,6 +59,9 @@ def _plans(args: argparse.Namespace) -> 'list[Plan]':
     for name in ('fps', 'hours', 'cameras', 'read_tokens', 'disk_cache_gb'):
         if not 0 < getattr(args, name) < float('inf'):
             raise ParameterError(f'--{name.replace("_", "-")} must be a positive number, got {getattr(args, name)}')
+    for name, least, most in (('thumbnail_width', 0, 1920), ('thumbnail_quality', 1, 100)):
+        if not least <= getattr(args, name) <= most:
+            raise ParameterError(f'--{name.replace("_", "-")} must be {least} to {most}, got {getattr(args, name)}')
     from statekv_ros.memory import parse_prefill_policy
     from statekv_ros.memory.capacity import make_plan
     policy = parse_prefill_policy(f'statekv({args.budget})' if args.policy == 'statekv' else args.policy)
@@ -68,15 +73,27 @@ def _plans(args: argparse.Namespace) -> 'list[Plan]':
 def _sizes(args: argparse.Namespace) -> 'list[ModelSize]':
     from statekv_ros.backbones.checkpoint import FRAME_PIXELS
     from statekv_ros.backbones.published import PUBLISHED
-    try:
-        width, height = (int(side) for side in args.frame_size.split('x'))
-    except ValueError as error:
-        raise ParameterError(f'--frame-size must be WIDTHxHEIGHT in pixels, got {args.frame_size!r}') from error
+    height, width = _frame_size(args)
     rows = [row for name, row in PUBLISHED.items() if args.model in ('all', name, row.hub_id)]
     if rows:
         return [row.size(height, width, args.max_frame_pixels or FRAME_PIXELS[1]) for row in rows]
     from statekv_ros.backbones import load_backbone
     return [load_backbone(args.model, max_frame_pixels=args.max_frame_pixels).size(height, width)]
+
+
+def _frame_size(args: argparse.Namespace) -> tuple[int, int]:
+    """Height and width."""
+    try:
+        width, height = (int(side) for side in args.frame_size.split('x'))
+    except ValueError as error:
+        raise ParameterError(f'--frame-size must be WIDTHxHEIGHT in pixels, got {args.frame_size!r}') from error
+    return height, width
+
+
+def _picture(args: argparse.Namespace) -> int:
+    """Bytes of a step's picture, about."""
+    from statekv_ros.thumbnails import likely_bytes
+    return likely_bytes(*_frame_size(args), args.thumbnail_width, args.thumbnail_quality) if args.thumbnail_width else 0
 
 
 def _values(plan: 'Plan') -> dict:
@@ -91,10 +108,12 @@ def _values(plan: 'Plan') -> dict:
 def _tiers(plan: 'Plan', args: argparse.Namespace) -> dict:
     """What lies below the device, how fast it fills, and what a pass of an answer loads. Hours are of watching until a tier is
     full, each from the beginning; None: what it holds is not bounded."""
-    from statekv_ros.store.hours import tier_hours
-    hours = tier_hours(plan, args.device_cache_mb * 10**6, args.host_cache_mb * 10**6, round(args.disk_cache_gb * 1e9))
+    from statekv_ros.store.hours import pictures_per_hour, tier_hours
+    picture = _picture(args)
+    hours = tier_hours(plan, args.device_cache_mb * 10**6, args.host_cache_mb * 10**6, round(args.disk_cache_gb * 1e9), picture)
     return {
         'disk_bytes_per_hour': hours.disk_bytes_per_hour, 'disk_written_bytes_per_s': hours.disk_written_bytes_per_s,
+        'picture_bytes': picture, 'pictures_bytes_per_hour': pictures_per_hour(plan, picture),
         'hours_on_device': hours.device, 'hours_in_main_memory': hours.host, 'hours_on_disk': hours.disk,
         'bytes_read_per_pass': (read := round(args.read_tokens * plan.detailed_bytes_per_token + _scored(plan))),
         'ms_per_token_at_least': (plan.size.decoder_bytes + read) / BANDWIDTHS[args.device] / 1e6}
@@ -132,16 +151,20 @@ def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
                         plan.detailed_bytes_per_hour + plan.index_bytes_per_hour, plan.detailed_bytes + plan.index_bytes,
                         plan.total_bytes)))
     console.print(table)
+    picture = _picture(args)
+    about = f'; pictures are about {picture / 1e3:.1f} kB a step, going by real footage' if picture else ''
     console.print(f'tiers: hours that {args.disk_cache_gb:g} GB of disk hold, what it is written, what it takes an hour; what a '
                   f'pass of an answer over {args.hours:g} h reads with sparse({args.read_tokens}), and what a token then takes '
-                  f'at least on {args.device} ({BANDWIDTHS[args.device]} GB/s), with all it reads on the device')
+                  f'at least on {args.device} ({BANDWIDTHS[args.device]} GB/s), with all it reads on the device{about}')
     table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, collapse_padding=True)
     table.add_column('model', overflow='fold')
-    for column in ('index\n/ hour', 'hours\non disk', 'written\n/ s', 'disk\n/ hour', 'read\n/ pass', 'ms\n/ token'):
+    for column in ('index\n/ hour', 'hours\non disk', 'written\n/ s', 'disk\n/ hour', 'pictures\n/ hour', 'read\n/ pass',
+                   'ms\n/ token'):
         table.add_column(column, justify='right', overflow='fold')
     for plan in plans:
         tiers = _tiers(plan, args)
-        sizes = (tiers[key] for key in ('disk_written_bytes_per_s', 'disk_bytes_per_hour', 'bytes_read_per_pass'))
+        sizes = (tiers[key] for key in ('disk_written_bytes_per_s', 'disk_bytes_per_hour', 'pictures_bytes_per_hour',
+                                     'bytes_read_per_pass'))
         table.add_row(short.get(plan.size.name, plan.size.name), gigabytes(plan.index_bytes_per_hour),
                       f'{tiers["hours_on_disk"]:.1f}', *map(gigabytes, sizes), f'{tiers["ms_per_token_at_least"]:.1f}')
     console.print(table)

@@ -7,14 +7,14 @@ from geometry_msgs.msg import PointStamped
 from rclpy.time import Time as ClockTime
 
 from statekv_ros.action import Ask
-from statekv_ros.srv import Watch
+from statekv_ros.srv import Frames, Watch
 
 _MAX_TOKENS = 65536
 _LARGEST = 3.4e38       # of a float32
 
 
 def make_goal(question: str, camera: str, timeout_s: float, max_tokens: int, temperature: float, seed: int, answer_policy: str,
-              from_stamp, to_stamp, near=None, within_m: float = 0.0) -> Ask.Goal:
+              from_stamp, to_stamp, near=None, within_m: float = 0.0, with_images: bool = False) -> Ask.Goal:
     """The goal with these fields; what they may be is in `StateKVClient.ask`.
 
     Raises:
@@ -31,12 +31,33 @@ def make_goal(question: str, camera: str, timeout_s: float, max_tokens: int, tem
     _require(_is_whole(seed) and 0 <= seed < 2**64, 'seed', 'a whole number from 0 to 2**64 - 1', seed)
     _require(_is_number(within_m) and 0 <= within_m < _LARGEST, 'within_m', '0 (not cut by place) or a positive number of metres',
              within_m)
+    _require(isinstance(with_images, bool), 'with_images', 'True or False', with_images)
     expected = '0 where near is not given' if near is None else 'above 0 where near is given'
     _require((near is None) == (within_m == 0), 'within_m', expected, within_m)
     return Ask.Goal(question=question, camera=camera, timeout_s=float(timeout_s), max_tokens=int(max_tokens),
                     temperature=float(temperature), seed=int(seed), answer_policy=answer_policy,
                     from_stamp=_stamp('from_stamp', from_stamp), to_stamp=_stamp('to_stamp', to_stamp),
-                    near=_point(near), within_m=float(within_m))
+                    near=_point(near), within_m=float(within_m), with_images=with_images)
+
+
+def make_request(stamps, camera: str, from_stamp, to_stamp, max_images: int, tolerance_s: float) -> Frames.Request:
+    """The request for pictures with these fields; what they may be is in `StateKVClient.frames`.
+
+    Raises:
+        ValueError: as `make_goal`.
+    """
+    most = Frames.Request.MOST_IMAGES
+    _require(isinstance(camera, str) and _encodes(camera), 'camera', 'a string', camera)
+    _require(isinstance(stamps, (list, tuple)) and len(stamps) <= most, 'stamps', f'a list of at most {most} header stamps',
+             stamps)
+    _require(_is_whole(max_images) and 0 <= max_images <= most, 'max_images', f'a whole number from 0 (16) to {most}', max_images)
+    _require(_is_number(tolerance_s) and 0 <= tolerance_s < _LARGEST, 'tolerance_s',
+             '0 (as far as the nearest is) or a positive number of seconds', tolerance_s)
+    for stamp in stamps:
+        _require(isinstance(stamp, (Time, ClockTime)), 'stamps', 'header stamps (builtin_interfaces.msg.Time)', stamp)
+    return Frames.Request(camera=camera, stamps=[_stamp('stamps', stamp) for stamp in stamps], max_images=int(max_images),
+                          from_stamp=_stamp('from_stamp', from_stamp), to_stamp=_stamp('to_stamp', to_stamp),
+                          tolerance_s=float(tolerance_s))
 
 
 def make_watch(question: str, camera: str, condition: str, every_steps: int, every_s: float, debounce: int, expires_s: float,

@@ -1,10 +1,11 @@
 """The client: one memory node, asked from a program or from inside another node."""
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PointStamped
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.client import Client
 from rclpy.executors import Executor
 from rclpy.node import Node
 from rclpy.task import Future
@@ -12,14 +13,14 @@ from rclpy.time import Time as ClockTime
 
 from statekv_ros.action import Ask
 from statekv_ros.client.action import DEEP, AskEnds
-from statekv_ros.client.arguments import make_goal, make_watch
+from statekv_ros.client.arguments import make_goal, make_request, make_watch
 from statekv_ros.client.asking import Asking
 from statekv_ros.client.replies import Reply, Result, without_answer
 from statekv_ros.client.spinning import Spinning
 from statekv_ros.client.watching import WatchEnds
 from statekv_ros.errors import Code
-from statekv_ros.msg import Alert
-from statekv_ros.srv import Reset
+from statekv_ros.msg import Alert, Picture
+from statekv_ros.srv import Frames, Reset
 
 _READY_EVERY_S = 0.05
 
@@ -27,7 +28,7 @@ _READY_EVERY_S = 0.05
 class StateKVClient:
     """Asks one memory node. From any thread; docs/client.md shows it in programs, in each kind of callback and in a lifecycle node.
 
-    Calls that wait (`ask`, `reset`, `watch`, `unwatch`, `wait_until_ready`, `spin_for`) are for programs and threads. In a
+    Calls that wait (`ask`, `frames`, `reset`, `watch`, `unwatch`, `wait_until_ready`, `spin_for`) are for programs and threads. In a
     callback they raise `WouldBlock` where no other thread could go on; `ask_async`, `watch_async` and `unwatch_async` are for
     callbacks. A node that no executor has is spun by those who wait; one that an executor has, or is given later, is that
     executor's alone.
@@ -51,7 +52,9 @@ class StateKVClient:
         # A group of its own: in the node's default one, no answer could be received while one of the node's callbacks waits.
         self._group = ReentrantCallbackGroup()
         self._ends = AskEnds(self.node, memory, self._group, self._hear)
-        self._reset = self.node.create_client(Reset, f'{memory}/reset', qos_profile=DEEP, callback_group=self._group)
+        self._reset, self._frames = (
+            self.node.create_client(kind, f'{memory}/{name}', qos_profile=DEEP, callback_group=self._group)
+            for kind, name in ((Reset, 'reset'), (Frames, 'frames')))
         self._watching = WatchEnds(self.node, memory, self._group, self._spinning)
 
     def __enter__(self) -> 'StateKVClient':
@@ -67,7 +70,8 @@ class StateKVClient:
             asking.finish(without_answer(Result.CANCELED, 'the client was closed', Code.CANCELED))
         self._ends.destroy()
         self._watching.destroy()
-        self.node.destroy_client(self._reset)
+        for client in (self._reset, self._frames):
+            self.node.destroy_client(client)
         self._spinning.close()
         if self._own_node:
             self.node.destroy_node()
@@ -84,7 +88,7 @@ class StateKVClient:
     def ask(self, question: str, camera: str = '', timeout_s: float = 30.0, max_tokens: int = 0, temperature: float = 0.0,
             seed: int = 0, answer_policy: str = '', from_stamp: Time | ClockTime | None = None,
             to_stamp: Time | ClockTime | None = None, on_text: Callable[[str], None] | None = None,
-            near: PointStamped | None = None, within_m: float = 0.0) -> Reply:
+            near: PointStamped | None = None, within_m: float = 0.0, with_images: bool = False) -> Reply:
         """Ask, and wait for the answer until `timeout_s` seconds have passed; then the node stops answering, too.
 
         Args:
@@ -93,6 +97,7 @@ class StateKVClient:
             temperature: 0 takes the most likely token, above 0 samples with `seed`.
             from_stamp, to_stamp: oldest and newest header stamp that the answer may use.
             near, within_m: use only frames seen from within so many metres of a point; its stamp means nothing.
+            with_images: evidence carries its pictures.
             on_text: called with the answer so far, whenever there is more of it.
 
         Returns:
@@ -103,7 +108,7 @@ class StateKVClient:
         """
         with self._spinning.blocking('ask'):
             asking = self.ask_async(question, camera, timeout_s, max_tokens, temperature, seed, answer_policy, from_stamp,
-                                    to_stamp, on_text, near, within_m)
+                                    to_stamp, on_text, near, within_m, with_images)
             try:
                 return asking.wait_here()
             except BaseException:   # Ctrl-C: nobody wants the answer any more
@@ -113,7 +118,7 @@ class StateKVClient:
     def ask_async(self, question: str, camera: str = '', timeout_s: float = 30.0, max_tokens: int = 0, temperature: float = 0.0,
                   seed: int = 0, answer_policy: str = '', from_stamp: Time | ClockTime | None = None,
                   to_stamp: Time | ClockTime | None = None, on_text: Callable[[str], None] | None = None,
-                  near: PointStamped | None = None, within_m: float = 0.0) -> Asking:
+                  near: PointStamped | None = None, within_m: float = 0.0, with_images: bool = False) -> Asking:
         """As `ask`, without waiting: await what it returns, or give it a callback; its `cancel` ends the answer early.
 
         It goes on while the node is spun, by an executor or by a call of this client that waits.
@@ -121,7 +126,7 @@ class StateKVClient:
         asking = Asking(self.node, self._group, self._ends, self._spinning, self._memory, on_text, self._forget)
         try:
             goal = make_goal(question, camera, timeout_s, max_tokens, temperature, seed, answer_policy, from_stamp, to_stamp,
-                             near, within_m)
+                             near, within_m, with_images)
         except ValueError as error:
             asking.finish(without_answer(Result.FAILED, str(error), Code.INVALID_ARGUMENT))
             return asking
@@ -136,16 +141,29 @@ class StateKVClient:
             RuntimeError: the node is not there or says no; as `WouldBlock`, see the class.
         """
         with self._spinning.blocking('reset'):
-            if not self._find(self._reset.service_is_ready, timeout_s):
-                raise RuntimeError(f'no memory node {self._memory!r}')
-            future = self._reset.call_async(Reset.Request(camera=camera))
-            future.add_done_callback(lambda _: self._spinning.notify())
-            if not self._spinning.wait(future.done, timeout_s):
-                self._reset.remove_pending_request(future)
-                raise RuntimeError(f'no reply from {self._memory!r} within {timeout_s:g} s')
-            if not future.result().success:
-                raise RuntimeError(future.result().error)
-            return future.result().frames_forgotten
+            return self._call(self._reset, Reset.Request(camera=camera), timeout_s).frames_forgotten
+
+    def frames(self, stamps: Sequence[Time | ClockTime] = (), camera: str = '', from_stamp: Time | ClockTime | None = None,
+               to_stamp: Time | ClockTime | None = None, max_images: int = 0, tolerance_s: float = 0.0,
+               timeout_s: float = 10.0) -> list[Picture]:
+        """Pictures of what a camera saw: those nearest to some stamps, or some out of a time span, evenly spread.
+
+        Args:
+            stamps: header stamps, as evidence has them.
+            camera: empty where the node has one only.
+            from_stamp, to_stamp, max_images: without stamps: span, and how many pictures of it (0: 16).
+            tolerance_s: how far from its stamp a picture may be; 0: as far as the nearest is.
+
+        Returns:
+            One for each stamp, with a code and a sentence where there is no picture (msg/Picture.msg).
+
+        Raises:
+            ValueError: a value that cannot work.
+            RuntimeError: the node is not there or says no; as `WouldBlock`, see the class.
+        """
+        request = make_request(stamps, camera, from_stamp, to_stamp, max_images, tolerance_s)
+        with self._spinning.blocking('frames'):
+            return list(self._call(self._frames, request, timeout_s).pictures)
 
     def watch(self, question: str, camera: str = '', condition: str = 'changes', every_steps: int = 0, every_s: float = 0.0,
               debounce: int = 1, expires_s: float = 0.0, max_tokens: int = 0, answer_policy: str = '',
@@ -206,6 +224,18 @@ class StateKVClient:
         """
         with self._spinning.blocking('spin_for'):
             self._spinning.wait(lambda: False, seconds)
+
+    def _call(self, client: Client, request, timeout_s: float):
+        if not self._find(client.service_is_ready, timeout_s):
+            raise RuntimeError(f'no memory node {self._memory!r}')
+        future = client.call_async(request)
+        future.add_done_callback(lambda _: self._spinning.notify())
+        if not self._spinning.wait(future.done, timeout_s):
+            client.remove_pending_request(future)
+            raise RuntimeError(f'no reply from {self._memory!r} within {timeout_s:g} s')
+        if not future.result().success:
+            raise RuntimeError(future.result().error)
+        return future.result()
 
     def _find(self, is_there: Callable[[], bool], timeout_s: float) -> bool:
         end = time.monotonic() + timeout_s

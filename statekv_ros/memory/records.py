@@ -65,11 +65,13 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Evidence:
-    """One frame step, its share (0..1) of the attention that the answer paid to all frames, and where the camera was."""
+    """One frame step, its share (0..1) of the attention that the answer paid to all frames, where the camera was, and the step's
+    number in the stream; -1 where there is none."""
     first_stamp_ns: int
     last_stamp_ns: int
     share: float
     pose: Pose | None = None
+    step: int = -1
 
 
 @dataclass(frozen=True)

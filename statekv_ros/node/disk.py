@@ -7,14 +7,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 import torch
 
 from statekv_ros.errors import StoreError
 from statekv_ros.memory import VideoStream
-from statekv_ros.memory.saved.saving import LONGEST_CYCLE, SavedStep, waiting
+from statekv_ros.memory.saved.saving import LONGEST_CYCLE, WAITING, SavedStep, waiting
+from statekv_ros.node.pictures import Album
 from statekv_ros.store import MemoryStore
 from statekv_ros.store.kept import KeptCamera
+from statekv_ros.store.tier import PICTURE
 
 _MARGIN_STEPS = 8       # a camera's context gets a snapshot when so few steps are left before those that lead to it are dropped
 _LONG_S = 2.0           # a write that takes longer is told
@@ -29,6 +32,7 @@ class Disk:
 
     Attributes:
         on_idle: called in the writing thread whenever something was written.
+        albums: by camera, of those whose steps are stored with their pictures.
     """
 
     def __init__(self, store: MemoryStore, quota_bytes: int, streams: dict[str, VideoStream], kept: dict[str, KeptCamera],
@@ -41,6 +45,7 @@ class Disk:
         """
         self._store, self._quota, self._streams, self._kept, self._log = store, quota_bytes, streams, kept, log
         self.on_idle: Callable[[], None] = lambda: None
+        self.albums: dict[str, Album] = {}
         self._jobs: queue.SimpleQueue[tuple[list[str], Callable[[], None]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open = dict.fromkeys(streams, 0)
@@ -104,6 +109,14 @@ class Disk:
                 self._jobs.put(([], work))
             return not self._closed
 
+    def picture(self, camera: str, step: int) -> bytes | None:
+        """As `KeptCamera.picture`."""
+        return self._kept[camera].picture(step)
+
+    def waiting_picture(self, camera: str) -> bytes | None:
+        """That of the frame that waits for a step."""
+        return self._kept[camera].picture(WAITING)
+
     def close(self, timeout_s: float = 4.0) -> bool:
         """Write what is waiting, flush and close; True when that was done in time."""
         with self._lock:
@@ -146,12 +159,20 @@ class Disk:
             if camera in self._uncleared:
                 kept.clear()
                 self._uncleared.discard(camera)
-            gone += kept.save(steps, packed, needed)
+            gone += kept.save([self._with_picture(camera, step) for step in steps], packed, needed)
+            if camera in self.albums:
+                for step in steps:
+                    self.albums[camera].wrote(step.step)
         if steps:
             saving, size = self._streams[camera].saving, max(step.bytes for step in steps)
             saving.cycle = max(1, min(LONGEST_CYCLE, self._quota // (2 * len(self._streams) * size)))
         self._file_bytes = self._store.file_bytes()
         self._look_after(gone)
+
+    def _with_picture(self, camera: str, step: SavedStep) -> SavedStep:
+        number = step.header['after']['steps'] if step.step == WAITING else step.step
+        picture = self.albums[camera].newest(number) if camera in self.albums else b''
+        return replace(step, parts={**step.parts, PICTURE: picture}) if picture else step
 
     def _put_snapshot(self, camera: str, snapshot: SavedStep) -> None:
         with self._telling(camera):

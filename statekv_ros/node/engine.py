@@ -19,6 +19,7 @@ from statekv_ros.errors import Code, FrameError, Interrupted, QuestionError, Sta
 from statekv_ros.memory import StepReport, VideoStream
 from statekv_ros.node.disk import Disk
 from statekv_ros.node.mailbox import Mailbox
+from statekv_ros.node.pictures import Album
 from statekv_ros.node.questions import Question
 from statekv_ros.node.watches.checks import Checks
 
@@ -36,6 +37,7 @@ class Camera:
         failures: frame steps that failed for another reason; frames_failed: images that they cost.
         frames_processed: images that are in the memory or wait for their partner; with those refused and those failed, all that
             were taken from the mailbox.
+        album: its pictures; None where nobody wants any.
     """
     name: str
     stream: VideoStream
@@ -46,6 +48,7 @@ class Camera:
     frames_failed: int = 0
     last_error: str = ''
     frame_id: str = ''
+    album: Album | None = None
     frames_processed: int = 0
     failures_told: int = 0
     told_at: float = float('-inf')
@@ -63,6 +66,9 @@ class _Reset:
             frames = sum(camera.stream.reset() for camera in self.cameras)
             if self.checks is not None:
                 self.checks.forget_answers([camera.name for camera in self.cameras])
+            for camera in self.cameras:
+                if camera.album is not None:
+                    camera.album.clear()
         except Exception as error:  # whoever asked must hear of it
             self.fail(_reason(error), Code.UNKNOWN)
         else:
@@ -252,9 +258,11 @@ class Engine:
             return False
         arrival = camera.mailbox.take()
         waited_ms, begun, stream = arrival.waited_ms, time.perf_counter(), camera.stream
-        waiting = len(stream.pending)
+        waiting, picture = len(stream.pending), None
         try:
             frame, camera.frame_id = camera.decode(arrival.message)
+            if camera.album is not None:
+                picture = camera.album.take(frame)
             report = stream.step(frame, arrival.stamp_ns, (time.perf_counter() - begun) * 1e3)
         except Interrupted:
             raise
@@ -263,8 +271,12 @@ class Engine:
             camera.last_error = str(error)
         except Exception as error:  # the node must outlive a bad step; what was seen before it is untouched
             self._note_failure(camera, waiting + 1 - len(stream.pending), error)
+            if camera.album is not None:
+                camera.album.put(None, arrival.stamp_ns, picture)
         else:
             camera.frames_processed += 1
+            if camera.album is not None:
+                camera.album.put(report, arrival.stamp_ns, picture)
             if self._disk is not None:
                 self._disk.save(camera.name)
             if report is not None:

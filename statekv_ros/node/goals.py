@@ -90,7 +90,7 @@ class Goals:
         finally:
             del self._questions[key]
         result = Ask.Result(error_msg=outcome.error)
-        self._services.fill(engine, outcome, asked, result)
+        await self._services.fill(engine, outcome, asked, handle.request.with_images, result)
         return result
 
     def _begin(self, engine: Engine, handle: ServerGoalHandle, news: '_News') -> None:

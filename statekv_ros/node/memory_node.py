@@ -29,6 +29,9 @@ from statekv_ros.node.engine import STOPPING, Camera, Engine
 from statekv_ros.node.goals import NOT_ACTIVE, Goals
 from statekv_ros.node.memory_folder import identity_of, open_memory
 from statekv_ros.node.parameters import Parameters
+from statekv_ros.node.pictures import Album, Darkroom
+from statekv_ros.node.pictures.evidence import EvidenceImage
+from statekv_ros.node.pictures.frames import FramesService
 from statekv_ros.node.poses import PoseSource, make_source
 from statekv_ros.node.services import Services
 from statekv_ros.node.transitions import Transitions
@@ -36,6 +39,7 @@ from statekv_ros.node.watches.begin import begin_watches
 from statekv_ros.node.watches.services import WatchServices
 from statekv_ros.store.hours import describe
 from statekv_ros.store.tier import DiskTier
+from statekv_ros.thumbnails import likely_bytes
 from statekv_ros.transport import TransportProfile
 
 # Images come after the memory is planned; this size, height x width, stands for them.
@@ -44,8 +48,8 @@ SUCCESS, FAILURE, ERROR = TransitionCallbackReturn.SUCCESS, TransitionCallbackRe
 
 
 class MemoryNode(LifecycleNode):
-    """A robot's visual memory: watches cameras, publishes ~/timing and ~/answer, serves ~/ask, ~/query and ~/reset, and standing
-    questions (`WatchServices`).
+    """A robot's visual memory: watches cameras, publishes ~/timing, ~/answer and ~/evidence_image, serves ~/ask, ~/query,
+    ~/frames and ~/reset, and standing questions (`WatchServices`).
 
     The action and the services exist from the start and say why they cannot answer; so does /diagnostics. Transitions run in a thread of their
     own (see `Transitions`), all else in the executor's and the engine's.
@@ -75,9 +79,12 @@ class MemoryNode(LifecycleNode):
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
         # A group of their own: while one waits for its answer, the others and all subscriptions go on.
         group = ReentrantCallbackGroup()
-        services = Services(self, group, self._settings, self._require_engine, self._answers.publish)
+        self._darkroom = Darkroom(self.get_logger().error)
+        services = Services(self, group, self._settings, self._require_engine, self._answers.publish, self._darkroom,
+                            EvidenceImage(self, self._darkroom))
         self._goals = Goals(self, group, services)
         self._watches = WatchServices(self, group, self._settings, self._require_engine, services.wake)
+        FramesService(self, group, services)
         # Health must be told and the node must start also while a simulated clock stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(self._settings['diagnostics_period_s'], self._diagnose, clock=steady)
@@ -170,6 +177,7 @@ class MemoryNode(LifecycleNode):
         self._transitions.close()
         self.on_deactivate(None)
         self._release()
+        self._darkroom.close()
         self._reason = STOPPING
 
     def stuck_s(self) -> float:
@@ -214,6 +222,8 @@ class MemoryNode(LifecycleNode):
         disk = self._disk
         checks, kept = begin_watches(get, cameras, disk, Path(get['memory_dir']).expanduser(), backbone.fingerprint,
                                      self._watches.tell, self.get_logger().warning)
+        for camera in cameras:
+            camera.album = self._open_album(camera, disk)
         engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],
                         self.get_logger().error, disk, checks)
         inputs = [CameraInput(self, camera, get[f'{camera.name}.topic'], kinds[camera.name], get[f'{camera.name}.rate_hz'],
@@ -221,7 +231,7 @@ class MemoryNode(LifecycleNode):
         diagnosis = diagnostics.Diagnosis(engine, {
             'model': backbone.name, 'device': backbone.device, 'dtype': backbone.dtype, 'prefill_policy': policy,
             'kv_bytes_per_token': backbone.kv_bytes_per_token, 'demonstration': demonstration_warning(backbone)},
-            disk.facts if disk is not None else dict)
+            lambda: {**(disk.facts() if disk is not None else {}), **self._darkroom.facts()})
         with self._life:
             if self._stopped:
                 raise StateKVError(STOPPING)
@@ -247,6 +257,14 @@ class MemoryNode(LifecycleNode):
             Path(get['memory_dir']).expanduser(), identity, streams, tiers, int(get['disk_cache_gb'] * 1e9), get['sync_period_s'],
             get['restore'], self.get_fully_qualified_name(), log.info, log.warning)
 
+    def _open_album(self, camera: Camera, disk: Disk | None) -> Album:
+        width, quality = self._settings['thumbnail.width'], self._settings['thumbnail.quality']
+        if disk is None:
+            return Album(self._darkroom, camera.stream, width, quality)
+        disk.albums[camera.name] = Album(self._darkroom, camera.stream, width, quality, partial(disk.picture, camera.name),
+                                         disk.waiting_picture(camera.name))
+        return disk.albums[camera.name]
+
     def _require_memory(self, backbone: Backbone, policy: PrefillPolicy) -> tuple[int, int]:
         """Say what watching will need; bytes of each camera's detailed cache on the device and in main memory. Raises
         ParameterError when it cannot fit."""
@@ -260,10 +278,12 @@ class MemoryNode(LifecycleNode):
         device = detailed_bound(plan, get['device_cache_mb'] * 10**6, free, where)
         host = host_bound(get['host_cache_mb'] * 10**6, len(names), backbone.device)
         disk = int(get['disk_cache_gb'] * 1e9) if self._keeps_on_disk else 0
+        width = get['thumbnail.width']
+        picture = likely_bytes(*_ASSUMED_FRAME, width, get['thumbnail.quality']) if width else 0
         self.get_logger().info(
             f'memory, for camera images of {_ASSUMED_FRAME[1]}x{_ASSUMED_FRAME[0]} ({plan.size.step_tokens} tokens per step): '
             f'weights {gigabytes(plan.weights_bytes)}, state {gigabytes(plan.state_bytes)}, workspace about '
-            f'{gigabytes(plan.workspace_bytes)}; {describe(plan, device, host, disk)}')
+            f'{gigabytes(plan.workspace_bytes)}; {describe(plan, device, host, disk, picture)}')
         return device, host
 
     def _release(self) -> None:

@@ -1,8 +1,11 @@
 """From the memory's plain values to the package's messages, and back for stamps."""
 import math
+from array import array
+from collections.abc import Mapping
 
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point, PoseStamped, Quaternion
+from sensor_msgs.msg import CompressedImage
 
 from statekv_ros.action import Ask
 from statekv_ros.memory import Evidence as Looked
@@ -39,15 +42,16 @@ def frame_timing(camera: str, frame_id: str, report: StepReport, wait_ms: float,
     return message
 
 
-def answer(camera_answer: CameraAnswer, asked: Time, frame_id: str) -> Answer:
-    """One camera's answer; `asked` is the node's time of asking."""
+def answer(camera_answer: CameraAnswer, asked: Time, frame_id: str,
+           pictures: Mapping[tuple[str, int], tuple[int, bytes]] | None = None) -> Answer:
+    """One camera's answer; `asked` is the node's time of asking, `pictures` those that its evidence is to carry."""
     result, camera = camera_answer.result, camera_answer.camera
     message = Answer(
         question=result.question, text=result.text, camera=camera, first_stamp=to_stamp(result.first_stamp_ns),
         last_stamp=to_stamp(result.last_stamp_ns), frames_covered=result.frames_covered,
         finish_reason=result.finish_reason, prefill_policy=result.prefill_policy, answer_policy=result.answer_policy,
         demonstration_model=result.demonstration_model,
-        evidence=_evidence(camera, result.evidence),
+        evidence=[_evidence(camera, step) for step in result.evidence],
         timing=AnswerTiming(
             queue_ms=camera_answer.queue_ms, prefill_ms=result.prefill_ms, first_token_ms=camera_answer.first_token_ms,
             decode_ms=result.decode_ms, total_ms=camera_answer.total_ms, question_tokens=result.question_tokens,
@@ -55,13 +59,16 @@ def answer(camera_answer: CameraAnswer, asked: Time, frame_id: str) -> Answer:
             frame_steps_meanwhile=camera_answer.frame_steps_meanwhile))
     message.header.stamp = asked
     message.header.frame_id = frame_id
+    for step, told in zip(result.evidence, message.evidence):
+        if picture := (pictures or {}).get((camera, step.step)):
+            told.image = jpeg(*picture, frame_id)
     return _with_pose(message)
 
 
 def feedback(progress: Progress) -> Ask.Feedback:
     """What a goal's client hears while its answer is in the making."""
     return Ask.Feedback(queue_place=progress.place, camera=progress.camera, text=progress.text, answer_tokens=progress.tokens,
-                        evidence=_evidence(progress.camera, progress.looked_at))
+                        evidence=[_evidence(progress.camera, step) for step in progress.looked_at])
 
 
 def joined(answers: list[Answer]) -> Answer:
@@ -94,7 +101,7 @@ def alert(told: Alert, now: Time, frame_id: str) -> AlertMessage:
     message = AlertMessage(
         id=told.id, question=definition.question, camera=definition.camera, condition=definition.condition,
         text_before=told.before, text=result.text, since=to_stamp(told.since_ns), first_stamp=to_stamp(result.first_stamp_ns),
-        last_stamp=to_stamp(result.last_stamp_ns), evidence=_evidence(definition.camera, result.evidence),
+        last_stamp=to_stamp(result.last_stamp_ns), evidence=[_evidence(definition.camera, step) for step in result.evidence],
         demonstration_model=result.demonstration_model)
     message.header.stamp, message.header.frame_id = now, frame_id
     return _with_pose(message)
@@ -112,9 +119,16 @@ def watch_state(watch: Watch) -> WatchState:
         keeps_up=not watch.behind, error=watch.error)
 
 
-def _evidence(camera: str, steps: tuple[Looked, ...]) -> list[Evidence]:
-    return [Evidence(camera=camera, first_stamp=to_stamp(e.first_stamp_ns), last_stamp=to_stamp(e.last_stamp_ns), share=e.share,
-                     has_pose=e.pose is not None, pose=_pose(e.pose)) for e in steps]
+def jpeg(stamp_ns: int, data: bytes, frame_id: str) -> CompressedImage:
+    """A JPEG as a message; `frame_id`: the camera's."""
+    message = CompressedImage(format='jpeg', data=array('B', data))
+    message.header.stamp, message.header.frame_id = to_stamp(stamp_ns), frame_id
+    return message
+
+
+def _evidence(camera: str, step: Looked) -> Evidence:
+    return Evidence(camera=camera, first_stamp=to_stamp(step.first_stamp_ns), last_stamp=to_stamp(step.last_stamp_ns),
+                    share=step.share, has_pose=step.pose is not None, pose=_pose(step.pose))
 
 
 def _pose(pose: Pose | None) -> PoseStamped:

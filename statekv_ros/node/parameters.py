@@ -24,8 +24,8 @@ from statekv_ros.node.watches.configured import PREFIX, check_names, configured
 from statekv_ros.node.watches.watch import MOST_DEBOUNCE, MOST_SECONDS, MOST_STEPS, MOST_TOKENS
 
 LARGE = 2**31 - 1
-_TAKEN = 'all', 'pose', PREFIX          # by requests, and by parameters
-_TAKEN_NAMES = ' or '.join(f'"{name}"' for name in _TAKEN)
+_TAKEN = 'all', 'pose', 'thumbnail', PREFIX     # by requests, and by parameters
+_TAKEN_NAMES = ', '.join(f'"{name}"' for name in _TAKEN)
 MAX_TOKENS = 65536      # of an answer, also where the question says how many
 _ANSWER_POLICIES = 'all, sparse(n), retrieve(k), state or last(n), with n and k of at least 1'
 _NAME_REMEDY = 'camera names are letters, digits and "_", beginning with a letter'
@@ -188,6 +188,9 @@ NODE = (
          'image\'s own frame'),
     Spec('pose.tolerance_s', 0.5, 'how far from an image\'s stamp the nearest pose may be, in seconds; no image waits for one',
          low=0.0, high=3600.0),
+    Spec('thumbnail.width', 240, 'largest width in pixels of the picture that is kept of each frame step, at most twice as tall; '
+         '0: none', low=0, high=1920),
+    Spec('thumbnail.quality', 75, 'quality of its JPEG', low=1, high=100),
     Spec('watches', [], 'names of standing questions that are there from the start, each with a block of its own, watch.<name>',
          check=check_names, constraints='names of letters, digits and "_", beginning with a letter'),
     Spec('max_watches', 32, 'standing questions that there may be at once', low=1, high=1000),

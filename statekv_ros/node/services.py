@@ -1,6 +1,8 @@
 """~/query and ~/reset: requests become work for the engine, and what comes of it the response. Goals of ~/ask go the same way."""
+import contextlib
 import math
 from collections.abc import Callable
+from typing import Any
 
 from builtin_interfaces.msg import Time
 from rclpy.callback_groups import CallbackGroup
@@ -13,8 +15,10 @@ from statekv_ros.errors import Code, QuestionError, StateKVError
 from statekv_ros.memory.pose import Place
 from statekv_ros.msg import Answer
 from statekv_ros.node import messages
-from statekv_ros.node.engine import Engine
+from statekv_ros.node.engine import STOPPING, Engine
 from statekv_ros.node.parameters import MAX_TOKENS, Parameters
+from statekv_ros.node.pictures import Darkroom
+from statekv_ros.node.pictures.evidence import EvidenceImage, evidence_pictures
 from statekv_ros.node.questions import Outcome, Progress, Question
 from statekv_ros.srv import Query, Reset
 
@@ -26,14 +30,16 @@ class Services:
     """Serves both, and hands questions to the engine. No callback computes or waits."""
 
     def __init__(self, node: Node, group: CallbackGroup, settings: Parameters, engine: Callable[[], Engine],
-                 publish: Callable[[Answer], None]):
+                 publish: Callable[[Answer], None], darkroom: Darkroom, evidence_image: EvidenceImage):
         """
         Args:
             group: a reentrant one: while one waits for its answer, the others go on.
             engine: raises QuestionError while there is none.
-            publish: takes every answer.
+            publish: takes every answer; evidence_image: shows it.
+            darkroom: where pictures are looked up.
         """
         self._node, self._settings, self.engine, self._publish = node, settings, engine, publish
+        self._darkroom, self._evidence_image = darkroom, evidence_image
         node.create_service(Query, '~/query', self._query, qos_profile=DEEP, callback_group=group)
         node.create_service(Reset, '~/reset', self._reset, qos_profile=DEEP, callback_group=group)
 
@@ -44,15 +50,43 @@ class Services:
         engine.ask(question)
         return question
 
-    def fill(self, engine: Engine, outcome: Outcome, asked: Time, response: Query.Response | Ask.Result) -> None:
+    async def fill(self, engine: Engine, outcome: Outcome, asked: Time, with_images: bool,
+                   response: Query.Response | Ask.Result) -> None:
         """Fill in and publish the answers; `asked` is the node's time of asking."""
+        self._evidence_image.show(engine.cameras, outcome.answers, asked)
+        pictures = {}
+        if with_images:
+            loaded = Future()
+            with contextlib.suppress(StateKVError):     # an answer is worth something without them, too
+                self.look_up(lambda: evidence_pictures(engine.cameras, outcome.answers), loaded)
+                pictures = await loaded
         response.success, response.error_code = not outcome.error, outcome.code
-        response.answers = [messages.answer(answer, asked, engine.cameras[answer.camera].frame_id)
+        response.answers = [messages.answer(answer, asked, engine.cameras[answer.camera].frame_id, pictures)
                            for answer in outcome.answers]
         if response.answers:
             response.answer = messages.joined(response.answers)
         for answer in response.answers:
             self._publish(answer)
+
+    def look_up(self, work: Callable[[], Any], found: Future) -> None:
+        """Have pictures looked up by a thread that may wait for a disk; `found` gets the result, or the StateKVError.
+
+        Raises:
+            QuestionError: the node is ending.
+        """
+        def look() -> None:
+            try:
+                found.set_result(work())
+            except StateKVError as error:
+                found.set_exception(error)
+            except BaseException as error:
+                found.set_exception(QuestionError(f'{type(error).__name__}: {error}', Code.UNKNOWN))
+                raise
+            finally:
+                self.wake()
+
+        if not self._darkroom.show(look):
+            raise QuestionError(STOPPING, Code.SHUTTING_DOWN)
 
     def wake(self) -> None:
         """Have the executor look at what a future of ours was given by another thread."""
@@ -68,7 +102,7 @@ class Services:
             response.error, response.error_code = str(error), error.code
             return response
         outcome: Outcome = await answered
-        self.fill(engine, outcome, asked, response)
+        await self.fill(engine, outcome, asked, request.with_images, response)
         response.error = outcome.error
         return response
 
@@ -76,7 +110,7 @@ class Services:
         forgotten = Future()
         try:
             engine = self.engine()
-            engine.reset(_named(engine, request.camera), lambda *told: self._complete(forgotten, told))
+            engine.reset(named(engine, request.camera), lambda *told: self._complete(forgotten, told))
         except StateKVError as error:
             response.error = str(error)
             return response
@@ -102,7 +136,7 @@ class Services:
         options = {'answer_policy': request.answer_policy or self._settings['answer_policy'], 'span': span,
                    'max_tokens': request.max_tokens or self._settings['max_tokens'], 'temperature': request.temperature,
                    'seed': request.seed, 'evidence': self._settings['evidence_frames'], 'place': _place(request)}
-        return Question(request.question, _named(engine, request.camera), options,
+        return Question(request.question, named(engine, request.camera), options,
                         request.timeout_s or self._settings['answer_timeout_s'], done, on_progress)
 
 
@@ -119,7 +153,8 @@ def _place(request: Query.Request | Ask.Goal) -> Place | None:
     return Place(frame, (point.x, point.y, point.z), request.within_m)
 
 
-def _named(engine: Engine, camera: str) -> list[str]:
+def named(engine: Engine, camera: str) -> list[str]:
+    """Names of the cameras that a request is about. Raises QuestionError for an unknown one."""
     names = list(engine.cameras)
     if camera in ('', 'all'):
         return names

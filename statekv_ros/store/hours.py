@@ -4,7 +4,10 @@ from dataclasses import dataclass
 from statekv_ros.memory.capacity import Plan, gigabytes, layout_of
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS, rows_bound
 from statekv_ros.memory.detailed.formats import find_format
+from statekv_ros.store.retention import likely_cost
 from statekv_ros.store.sizes import disk_step
+
+PICTURES_IN_MEMORY = 64 * 10**6     # bytes of each camera's pictures that no disk holds; past it the oldest are dropped
 
 
 @dataclass(frozen=True)
@@ -28,16 +31,17 @@ class TierHours:
                          if hours != 0)
 
 
-def tier_hours(plan: Plan, device_bytes: int, host_bytes: int, disk_bytes: int) -> TierHours:
+def tier_hours(plan: Plan, device_bytes: int, host_bytes: int, disk_bytes: int, picture: int = 0) -> TierHours:
     """Of a plan's cameras together.
 
     Args:
         device_bytes: bound of each camera, 0 for none; host_bytes: of each camera; 0: no such tier.
         disk_bytes: of the folder; 0: no such tier.
+        picture: bytes of a step's picture, about; 0: none is kept.
     """
     size, policy = plan.size, plan.policy
     step = disk_step(layout_of(size), find_format(plan.detailed_format), size.position_axes, size.step_tokens,
-                     policy.budget if policy.kind == 'statekv' else 0, PAGE_TOKENS)
+                     policy.budget if policy.kind == 'statekv' else 0, PAGE_TOKENS, picture=picture)
     per_hour = plan.detailed_bytes_per_hour / plan.cameras
     rows = rows_bound(device_bytes, bool(host_bytes or disk_bytes))
     return TierHours(rows / per_hour if device_bytes else None, host_bytes / per_hour,
@@ -45,10 +49,18 @@ def tier_hours(plan: Plan, device_bytes: int, host_bytes: int, disk_bytes: int) 
                      round(plan.steps_per_hour * step.written / 3600))
 
 
-def describe(plan: Plan, device_bytes: int, host_bytes: int, disk_bytes: int) -> str:
-    """What watching will hold, for a log."""
-    hours = tier_hours(plan, device_bytes, host_bytes, disk_bytes)
+def pictures_per_hour(plan: Plan, picture: int) -> int:
+    """Bytes of the file that the pictures of an hour take, where one of them has about `picture` bytes; all cameras together."""
+    return round(plan.steps_per_hour * likely_cost(picture)) if picture else 0
+
+
+def describe(plan: Plan, device_bytes: int, host_bytes: int, disk_bytes: int, picture: int = 0) -> str:
+    """What watching will hold, for a log; `picture`: bytes of a step's picture, about."""
+    hours = tier_hours(plan, device_bytes, host_bytes, disk_bytes, picture)
     disk = f'; the disk grows by {gigabytes(hours.disk_bytes_per_hour)} per hour' if disk_bytes else ''
+    kept = f', {gigabytes(pictures_per_hour(plan, picture))} per hour of it' if disk_bytes else \
+        f', in main memory, the newest {gigabytes(PICTURES_IN_MEMORY)} of each camera'
+    shown = f'; pictures about {picture / 1e3:.1f} kB a step (by real footage{kept})' if picture else ''
     return (f'detailed cache {gigabytes(plan.detailed_bytes_per_hour)} per hour ({plan.detailed_format}), its index '
             f'{gigabytes(plan.index_bytes_per_hour)}, of each camera {gigabytes(device_bytes)} on the device: the newest '
-            f'{hours}{disk}')
+            f'{hours}{disk}{shown}')

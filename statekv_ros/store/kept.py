@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from statekv_ros.store.store import MemoryStore
-from statekv_ros.store.tier import PACKED, PACKED_PARTS, DiskTier
+from statekv_ros.store.tier import PACKED, PACKED_PARTS, PICTURE, DiskTier
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +70,18 @@ class KeptCamera:
                 break
             self._untrimmed = [other for other in self._untrimmed if other != step]     # it may have left meanwhile
             if self.tier.holds(step):   # else it could not be put into few bits, and stays as it is
-                yield from self._store.amend(self._camera, step, {'raw': False}, {}, keep=PACKED_PARTS)
+                yield from self._store.amend(self._camera, step, {'raw': False}, {}, keep=(*PACKED_PARTS, PICTURE))
+
+    def picture(self, step: int) -> bytes | None:
+        """The picture of a step; None where it has none, or there is no such step. From any thread.
+
+        Raises:
+            StoreError: it is damaged.
+        """
+        record = self._store.record(self._camera, step)
+        if record is None or PICTURE not in record.parts:
+            return None
+        return self._store.load_part(self._camera, step, PICTURE)
 
     def left(self, step: int) -> None:
         """A step had to leave."""

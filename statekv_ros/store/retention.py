@@ -17,10 +17,19 @@ class Held(NamedTuple):
     cost: int
 
 
+def value_cost(size: int) -> int:
+    """Bytes of the file that a value of this size takes. Small ones lie in the tree, in half-filled pages."""
+    return _TREE_BYTES + (-(-(size + 16) // _PAGE_BYTES) * _PAGE_BYTES if size > _PAGE_BYTES // 4 else 2 * size)
+
+
+def likely_cost(size: int) -> int:
+    """The same on average, of values that have about this size: half a page of each is lost."""
+    return _TREE_BYTES + (size + 16 + _PAGE_BYTES // 2 if size > _PAGE_BYTES // 4 else 2 * size)
+
+
 def cost_of(sizes: Iterable[int]) -> int:
-    """Bytes of the file that parts of these sizes take, with their record. Small ones lie in the tree, in half-filled pages."""
-    return sum(_TREE_BYTES + (-(-(size + 16) // _PAGE_BYTES) * _PAGE_BYTES if size > _PAGE_BYTES // 4 else 2 * size)
-               for size in (*sizes, _PAGE_BYTES // 4))
+    """Bytes of the file that parts of these sizes take, with their record."""
+    return sum(map(value_cost, (*sizes, _PAGE_BYTES // 4)))
 
 
 class Retention:

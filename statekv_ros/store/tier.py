@@ -13,6 +13,7 @@ if TYPE_CHECKING:       # `statekv-memory` looks into a memory without loading t
 
 PACKED, INDEX, KEY_POSITIONS = 'packed', 'index', 'key_positions'
 PACKED_PARTS = PACKED, INDEX, KEY_POSITIONS     # all that is read of a step in few bits
+PICTURE = 'picture'
 
 
 class DiskTier:

@@ -99,7 +99,8 @@ class Notes:
         attended = np.flatnonzero(masses > 0)
         best, total = attended[np.argsort(-masses[attended], kind='stable')[:limit]], masses[attended].sum()
         looked_at = ((records[number], float(masses[number] / total)) for number in best.tolist())
-        return tuple(Evidence(record.first_stamp_ns, record.last_stamp_ns, share, record.pose) for record, share in looked_at)
+        return tuple(Evidence(record.first_stamp_ns, record.last_stamp_ns, share, record.pose, record.step)
+                     for record, share in looked_at)
 
     def _by_tokens(self, records: Sequence[StepRecord],
                    tokens: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
