@@ -213,7 +213,7 @@ def test_config_file_shows_a_block_of_a_standing_question_that_works(start, tmp_
 
 @pytest.mark.parametrize('field, value, words', [
     ('condition', 'is open', 'condition must be "changes"'), ('condition', 'rises above .nan', 'needs a finite number'),
-    ('condition', 'matches (a', '")" is missing'), ('every_s', '-1.0', 'must be at least 0'), ('every_steps', '-1', 'at least 0'),
+    ('condition', 'matches (a', 'missing )'), ('every_s', '-1.0', 'must be at least 0'), ('every_steps', '-1', 'at least 0'),
     ('debounce', '0', 'at least 1'), ('camera', 'rear', "unknown camera 'rear'"), ('answer_policy', 'last(0)', 'last'),
     ('max_tokens', '5000', 'at most 1024'), ('question', '7', 'must be of type str')])
 def test_standing_question_that_cannot_be_is_told_with_its_parameter(start, field, value, words):

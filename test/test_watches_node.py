@@ -125,6 +125,9 @@ def test_a_change_is_told_with_what_was_and_is_and_where_it_was_seen(running):
     assert (first.question, first.camera, first.condition) == ('what is in view?', 'front', 'changes')
     assert first.header.frame_id == 'camera_link' and first.demonstration_model and not first.has_pose
     assert to_ns(first.evidence[0].last_stamp) == 2.5 * SECOND and first.evidence[0].share > 0.5
+    picture = first.evidence[0].image
+    assert bytes(picture.data[:2]) == b'\xff\xd8' and picture.header.stamp == first.evidence[0].last_stamp
+    assert not any(len(evidence.image.data) for evidence in first.evidence[1:])
     listed = watcher.listed(2)
     assert (listed[changes].text, listed[changes].checks, listed[changes].alerts) == (BOX, 4, 2)
     assert all(state.keeps_up and state.skipped == 0 and not state.error for state in listed.values())
@@ -177,7 +180,7 @@ def test_another_model_keeps_the_watches_an_unreadable_file_is_told_and_the_node
     ({'camera': 'rear'}, Code.UNKNOWN_CAMERA, "unknown camera 'rear'"),
     ({'camera': 'all'}, Code.UNKNOWN_CAMERA, 'a watch is of one camera, front'),
     ({'condition': ''}, Code.INVALID_CONDITION, 'condition must be'),
-    ({'condition': 'matches (a'}, Code.INVALID_CONDITION, '")" is missing'),
+    ({'condition': 'matches (a'}, Code.INVALID_CONDITION, 'missing )'),
     ({'condition': 'rises above nan'}, Code.INVALID_CONDITION, 'finite number'),
     ({'every_s': -1.0}, Code.INVALID_ARGUMENT, 'every_s must be a number from 0'),
     ({'every_s': float('nan')}, Code.INVALID_ARGUMENT, 'every_s must be a number from 0'),

@@ -83,7 +83,7 @@ class MemoryNode(LifecycleNode):
         services = Services(self, group, self._settings, self._require_engine, self._answers.publish, self._darkroom,
                             EvidenceImage(self, self._darkroom))
         self._goals = Goals(self, group, services)
-        self._watches = WatchServices(self, group, self._settings, self._require_engine, services.wake)
+        self._watches = WatchServices(self, group, self._settings, self._require_engine, services.wake, self._darkroom)
         FramesService(self, group, services)
         # Health must be told and the node must start also while a simulated clock stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)

@@ -2,6 +2,7 @@
 import math
 from array import array
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point, PoseStamped, Quaternion
@@ -17,6 +18,8 @@ from statekv_ros.node.questions import CameraAnswer, Progress
 from statekv_ros.node.watches.watch import Alert, Watch
 
 _NS = 10**9
+# By camera and step: header stamp in nanoseconds, and a JPEG.
+Pictures = Mapping[tuple[str, int], tuple[int, bytes]]
 _LAST_NS = (2**31 - 1) * _NS    # what a stamp can hold
 
 
@@ -43,7 +46,7 @@ def frame_timing(camera: str, frame_id: str, report: StepReport, wait_ms: float,
 
 
 def answer(camera_answer: CameraAnswer, asked: Time, frame_id: str,
-           pictures: Mapping[tuple[str, int], tuple[int, bytes]] | None = None) -> Answer:
+           pictures: Pictures = MappingProxyType({})) -> Answer:
     """One camera's answer; `asked` is the node's time of asking, `pictures` those that its evidence is to carry."""
     result, camera = camera_answer.result, camera_answer.camera
     message = Answer(
@@ -51,7 +54,7 @@ def answer(camera_answer: CameraAnswer, asked: Time, frame_id: str,
         last_stamp=to_stamp(result.last_stamp_ns), frames_covered=result.frames_covered,
         finish_reason=result.finish_reason, prefill_policy=result.prefill_policy, answer_policy=result.answer_policy,
         demonstration_model=result.demonstration_model,
-        evidence=[_evidence(camera, step) for step in result.evidence],
+        evidence=[_evidence(camera, step, pictures, frame_id) for step in result.evidence],
         timing=AnswerTiming(
             queue_ms=camera_answer.queue_ms, prefill_ms=result.prefill_ms, first_token_ms=camera_answer.first_token_ms,
             decode_ms=result.decode_ms, total_ms=camera_answer.total_ms, question_tokens=result.question_tokens,
@@ -59,9 +62,6 @@ def answer(camera_answer: CameraAnswer, asked: Time, frame_id: str,
             frame_steps_meanwhile=camera_answer.frame_steps_meanwhile))
     message.header.stamp = asked
     message.header.frame_id = frame_id
-    for step, told in zip(result.evidence, message.evidence):
-        if picture := (pictures or {}).get((camera, step.step)):
-            told.image = jpeg(*picture, frame_id)
     return _with_pose(message)
 
 
@@ -95,14 +95,14 @@ def joined(answers: list[Answer]) -> Answer:
             frame_steps_meanwhile=last.timing.frame_steps_meanwhile)))
 
 
-def alert(told: Alert, now: Time, frame_id: str) -> AlertMessage:
-    """`now` is the node's time."""
+def alert(told: Alert, now: Time, frame_id: str, pictures: Pictures = MappingProxyType({})) -> AlertMessage:
+    """`now` is the node's time; `pictures` those that its evidence is to carry."""
     definition, result = told.definition, told.result
     message = AlertMessage(
         id=told.id, question=definition.question, camera=definition.camera, condition=definition.condition,
         text_before=told.before, text=result.text, since=to_stamp(told.since_ns), first_stamp=to_stamp(result.first_stamp_ns),
-        last_stamp=to_stamp(result.last_stamp_ns), evidence=[_evidence(definition.camera, step) for step in result.evidence],
-        demonstration_model=result.demonstration_model)
+        last_stamp=to_stamp(result.last_stamp_ns), demonstration_model=result.demonstration_model,
+        evidence=[_evidence(definition.camera, step, pictures, frame_id) for step in result.evidence])
     message.header.stamp, message.header.frame_id = now, frame_id
     return _with_pose(message)
 
@@ -126,9 +126,12 @@ def jpeg(stamp_ns: int, data: bytes, frame_id: str) -> CompressedImage:
     return message
 
 
-def _evidence(camera: str, step: Looked) -> Evidence:
-    return Evidence(camera=camera, first_stamp=to_stamp(step.first_stamp_ns), last_stamp=to_stamp(step.last_stamp_ns),
-                    share=step.share, has_pose=step.pose is not None, pose=_pose(step.pose))
+def _evidence(camera: str, step: Looked, pictures: Pictures = MappingProxyType({}), frame_id: str = '') -> Evidence:
+    message = Evidence(camera=camera, first_stamp=to_stamp(step.first_stamp_ns), last_stamp=to_stamp(step.last_stamp_ns),
+                       share=step.share, has_pose=step.pose is not None, pose=_pose(step.pose))
+    if picture := pictures.get((camera, step.step)):
+        message.image = jpeg(*picture, frame_id)
+    return message
 
 
 def _pose(pose: Pose | None) -> PoseStamped:

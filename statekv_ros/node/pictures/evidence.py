@@ -14,12 +14,11 @@ from sensor_msgs.msg import Image
 
 from statekv_ros.errors import StoreError
 from statekv_ros.node.engine import Camera
+from statekv_ros.node.messages import Pictures
 from statekv_ros.node.pictures.darkroom import Darkroom
 from statekv_ros.node.questions import CameraAnswer
 from statekv_ros.srv import Frames
 from statekv_ros.thumbnails import open_thumbnail
-
-Pictures = Mapping[tuple[str, int], tuple[int, bytes]]      # by camera and step: header stamp (ns) and JPEG
 
 TILE_WIDTH, TILE_HEIGHT, COLUMNS, MOST_TILES = 320, 240, 3, 9
 _HEAD, _LABEL = 24, (6, 232)    # height of a line of text; where that of a tile begins

@@ -13,6 +13,9 @@ from statekv_ros.msg import Watches
 from statekv_ros.node import messages
 from statekv_ros.node.engine import Engine
 from statekv_ros.node.parameters import Parameters
+from statekv_ros.node.pictures import Darkroom
+from statekv_ros.node.pictures.evidence import evidence_pictures
+from statekv_ros.node.questions import CameraAnswer
 from statekv_ros.node.services import DEEP
 from statekv_ros.node.watches.kept import KeptWatches
 from statekv_ros.node.watches.watch import Alert, define
@@ -31,14 +34,15 @@ class WatchServices:
     """
 
     def __init__(self, node: LifecycleNode, group: CallbackGroup, settings: Parameters, engine: Callable[[], Engine],
-                 wake: Callable[[], None]):
+                 wake: Callable[[], None], darkroom: Darkroom):
         """
         Args:
             group: a reentrant one.
             engine: raises QuestionError while there is none.
             wake: has the executor look at what a future of ours was given by another thread.
+            darkroom: where pictures are looked up.
         """
-        self._node, self._settings, self._engine, self._wake = node, settings, engine, wake
+        self._node, self._settings, self._engine, self._wake, self._darkroom = node, settings, engine, wake, darkroom
         self.kept: KeptWatches | None = None
         self._lock = threading.Lock()       # a list must not overtake a newer one
         self._listed: tuple[object, int] = None, 0      # table and version
@@ -48,11 +52,21 @@ class WatchServices:
         node.create_service(Unwatch, '~/unwatch', self._unwatch, qos_profile=DEEP, callback_group=group)
 
     def tell(self, alert: Alert, frame_id: str) -> None:
-        """Publish an alert. From the engine's thread."""
+        """Publish an alert, with a picture of what its answer looked at most. From the engine's thread."""
         now = self._node.get_clock().now().to_msg()
         self._node.get_logger().info(f'alert of watch {alert.id}: {alert.definition.condition!r} of '
                                      f'{alert.definition.question[:80]!r}: {alert.before[:80]!r} -> {alert.result.text[:80]!r}')
-        self._alerts.publish(messages.alert(alert, now, frame_id))
+
+        def publish() -> None:
+            try:
+                seen = CameraAnswer(alert.definition.camera, alert.result, 0.0, 0.0, 0.0, 0)
+                pictures = evidence_pictures(self._engine().cameras, [seen], most=1)
+            except StateKVError:    # the node is being cleaned up; an alert is worth something without it, too
+                pictures = {}
+            self._alerts.publish(messages.alert(alert, now, frame_id, pictures))
+
+        if not self._darkroom.show(publish):
+            self._alerts.publish(messages.alert(alert, now, frame_id))
 
     def publish(self) -> None:
         """The list, if it is another one than it was. From any thread."""
