@@ -196,6 +196,15 @@ def test_a_step_waits_for_no_picture_and_frames_do_not_pile_up_behind_them(backb
         assert node.shown() == wanted(scenes, 2)
 
 
+def test_a_picture_that_is_drawn_for_people_holds_up_nobody_who_looks_one_up():
+    darkroom, drawn, looked_up = Darkroom(print), threading.Event(), threading.Event()
+    assert darkroom.draw(lambda: drawn.wait(60)) and darkroom.show(looked_up.set)
+    assert looked_up.wait(30) and not drawn.is_set()
+    drawn.set()
+    darkroom.close()
+    assert not darkroom.draw(print) and not darkroom.show(print)
+
+
 # --- where it lies ----------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('form', ['bf16', 'int4'])

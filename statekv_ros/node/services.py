@@ -53,7 +53,6 @@ class Services:
     async def fill(self, engine: Engine, outcome: Outcome, asked: Time, with_images: bool,
                    response: Query.Response | Ask.Result) -> None:
         """Fill in and publish the answers; `asked` is the node's time of asking."""
-        self._evidence_image.show(engine.cameras, outcome.answers, asked)
         pictures = {}
         if with_images:
             loaded = Future()
@@ -67,6 +66,7 @@ class Services:
             response.answer = messages.joined(response.answers)
         for answer in response.answers:
             self._publish(answer)
+        self._evidence_image.show(engine.cameras, outcome.answers, asked)
 
     def look_up(self, work: Callable[[], Any], found: Future) -> None:
         """Have pictures looked up by a thread that may wait for a disk; `found` gets the result, or the StateKVError.

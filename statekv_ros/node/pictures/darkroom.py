@@ -1,4 +1,4 @@
-"""The two threads that deal with pictures, so that neither the engine nor a callback does. No ROS in here."""
+"""The threads that deal with pictures, so that neither the engine nor a callback does. No ROS in here."""
 import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +13,8 @@ NO_PICTURE = b''
 
 
 class Darkroom:
-    """Makes thumbnails in one thread and looks them up in another: a disk that takes its time holds up no frame step.
+    """Makes thumbnails in one thread, looks them up in another and draws in a third: a disk that takes its time holds up no frame
+    step, and a picture for people no answer.
 
     Attributes:
         made: thumbnails so far; made_bytes: of them; disk_bytes: that they take of the memory's file, where there is one.
@@ -25,6 +26,7 @@ class Darkroom:
         self.made = self.made_bytes = self.disk_bytes = 0
         self._making = ThreadPoolExecutor(1, 'statekv-thumbnails')
         self._showing = ThreadPoolExecutor(1, 'statekv-pictures')
+        self._drawing = ThreadPoolExecutor(1, 'statekv-drawing')
 
     def make(self, frame: np.ndarray, width: int, quality: int) -> Future[bytes]:
         """A future of the frame's thumbnail; `NO_PICTURE` where it cannot be made."""
@@ -38,16 +40,23 @@ class Darkroom:
 
     def show(self, work: Callable[[], None]) -> bool:
         """Do work that reads pictures, after what came before; false where it is closed."""
-        try:
-            self._showing.submit(self._attempt, work, None)
-        except RuntimeError:    # closed: the node is ending
-            return False
-        return True
+        return self._submit(self._showing, work)
+
+    def draw(self, work: Callable[[], None]) -> bool:
+        """The same of work that nobody waits for."""
+        return self._submit(self._drawing, work)
 
     def close(self) -> None:
         """Begin nothing any more. Does not wait."""
-        for threads in (self._making, self._showing):
+        for threads in (self._making, self._showing, self._drawing):
             threads.shutdown(wait=False)
+
+    def _submit(self, threads: ThreadPoolExecutor, work: Callable[[], None]) -> bool:
+        try:
+            threads.submit(self._attempt, work, None)
+        except RuntimeError:    # closed: the node is ending
+            return False
+        return True
 
     def _make(self, frame: np.ndarray, width: int, quality: int) -> bytes:
         picture = make_thumbnail(frame, width, quality)

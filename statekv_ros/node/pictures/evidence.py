@@ -97,7 +97,7 @@ class EvidenceImage:
         with self._lock:
             idle, self._newest = self._newest is None, lambda: _message(cameras, answers, asked)
         if idle:
-            self._darkroom.show(self._publish)
+            self._darkroom.draw(self._publish)
 
     def _publish(self) -> None:
         with self._lock:
