@@ -1,5 +1,6 @@
 """The programs of docs/examples, each as a process of its own beside a real node, over DDS."""
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,10 @@ import pytest
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 
 from geometry_msgs.msg import PoseStamped  # noqa: E402
-from rclpy.qos import QoSProfile  # noqa: E402
+from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
 
 from live import SECOND, Graph, NodeProcess, environment, image, memory_node, new_domain  # noqa: E402
-from statekv_ros.msg import FrameTiming  # noqa: E402
+from statekv_ros.msg import FrameTiming, Watches  # noqa: E402
 from statekv_ros.patrol.path import FRAME, odometry, pose_at  # noqa: E402
 from statekv_ros.patrol.questions import Question, evidence_steps  # noqa: E402
 from statekv_ros.patrol.video import patrol_frames  # noqa: E402
@@ -90,6 +91,28 @@ def test_report_of_a_shift_has_a_row_for_every_stretch_and_question(shift):
     rows = re.findall(r'^\| (\S+) - \S+ \| ([^|]+) \| ([^|*]+) \| (\S+) \| (\S+), (\S+) \|$', report, re.M)
     assert len(rows) == 2 * 3 and {question for _, question, *_ in rows} == set(questions), report
     assert all(answer.strip() for _, _, answer, *_ in rows)
+
+
+def test_door_watcher_prints_a_line_and_keeps_a_picture_of_each_change(shift, tmp_path):
+    graph, _ = shift
+    process = start(graph.context.get_domain_id(), 'door_watcher.py', 'what is in view?', 'changes', '--pictures', str(tmp_path),
+                    '--unwatch')
+    lists = []
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    graph.node.create_subscription(Watches, '/statekv/watches', lists.append, latched)
+    graph.wait(lambda: lists and lists[-1].watches, 'the watch')
+    begun = int(graph.camera('front')['frames_processed'])
+    for count, (time_ns, pixels) in enumerate(patrol_frames(make_patrol(STEPS, np.random.default_rng(6)), 4, 64, 64), 1):
+        message = image((STEPS + 10) * SECOND + time_ns, 64, 64)
+        message.data = pixels.tobytes()
+        graph.publish(message)
+        graph.wait_for_camera('front', frames_processed=begun + count)
+    graph.wait(lambda: lists[-1].watches[0].alerts, 'an alert')
+    graph.wait(lambda: any(tmp_path.iterdir()), 'its picture')
+    process.send_signal(signal.SIGINT)
+    graph.wait(lambda: process.poll() is not None and not lists[-1].watches, 'its end')
+    assert re.search(r"^watching, id \S+$.*^\d+: '.*' -> '.*'$", output(process), re.M | re.S)
+    assert all(file.read_bytes().startswith(b'\xff\xd8') for file in tmp_path.iterdir())
 
 
 def test_two_robots_answer_for_themselves(tiny_model_dir, tmp_path):
