@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import rclpy
-import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
@@ -22,8 +21,10 @@ from statekv_ros.memory.detailed.formats import find_format
 from statekv_ros.memory.trial import demonstration_warning, try_out
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
+from statekv_ros.node.accelerator import Accelerator, prepare
 from statekv_ros.node.bonding import LifecycleBond
 from statekv_ros.node.camera_input import CameraInput, decoder, message_type
+from statekv_ros.node.device_loss import Recovery, free_device_memory, is_lost
 from statekv_ros.node.disk import Disk
 from statekv_ros.node.engine import STOPPING, Camera, Engine
 from statekv_ros.node.goals import NOT_ACTIVE, Goals
@@ -67,6 +68,7 @@ class MemoryNode(LifecycleNode):
         self._inputs: list[CameraInput] = []
         self._poses: PoseSource | None = None
         self._diagnosis: diagnostics.Diagnosis | None = None
+        self._accelerator: Accelerator | None = None
         self._timing = self.create_lifecycle_publisher(FrameTiming, '~/timing', QoSProfile(depth=100))
         self._answers = self.create_lifecycle_publisher(Answer, '~/answer', QoSProfile(depth=10))
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
@@ -79,6 +81,7 @@ class MemoryNode(LifecycleNode):
         self.create_timer(self._settings['diagnostics_period_s'], self._diagnose, clock=steady)
         self.add_post_set_parameters_callback(self._apply_rates)
         self._transitions = Transitions(self)
+        self._recovery = Recovery(self, lambda: self._state, self._blame, self._transitions.submit)
         # Who activates itself has no manager to be bonded with.
         self._bond = LifecycleBond(self, 0.0 if self._settings['autostart'] else self._settings['bond_heartbeat_period'])
         if self._settings['autostart']:
@@ -172,6 +175,11 @@ class MemoryNode(LifecycleNode):
         """Seconds since the engine, at work, last made progress; 0 while it waits for work or there is none."""
         return self._engine.stuck_s() if self._engine is not None else 0.0
 
+    def _blame(self, reason: str) -> str:
+        before, self._reason = self._reason, reason
+        self.get_logger().error(reason)
+        return before
+
     def _tell(self, done: str, error: Exception) -> None:
         if self._stopped:
             return
@@ -192,6 +200,7 @@ class MemoryNode(LifecycleNode):
             self.get_logger().warning(demonstration_warning(backbone))
         policy = get.prefill_policy()
         device_cache_bytes, host_cache_bytes = self._require_memory(backbone, policy)
+        warm = prepare(backbone, policy, _ASSUMED_FRAME, get['positions'], get['detailed_format'], self.get_logger())
         poses = make_source(self, get['pose.topic'], get['pose.type'], get['pose.target_frame'], get['pose.source_frame'],
                             get['pose.tolerance_s'])
         cameras, kinds = [], {}
@@ -210,16 +219,20 @@ class MemoryNode(LifecycleNode):
         disk = self._disk
         engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],
                         self.get_logger().error, disk)
+        engine.is_lost = partial(is_lost, backbone.device)
+        engine.on_lost = lambda reason: self._recovery.lost(reason, self._keeps_on_disk, lambda: self._engine is engine)
+        accelerator = Accelerator(backbone.device, {camera.name: camera.stream for camera in cameras}, warm)
         inputs = [CameraInput(self, camera, get[f'{camera.name}.topic'], kinds[camera.name], get[f'{camera.name}.rate_hz'],
                               get[f'{camera.name}.reliability'], engine.notify) for camera in cameras]
         diagnosis = diagnostics.Diagnosis(engine, {
             'model': backbone.name, 'device': backbone.device, 'dtype': backbone.dtype, 'prefill_policy': policy,
             'kv_bytes_per_token': backbone.kv_bytes_per_token, 'demonstration': demonstration_warning(backbone)},
-            disk.facts if disk is not None else dict)
+            lambda: accelerator.facts() | (disk.facts() if disk is not None else {}))
         with self._life:
             if self._stopped:
                 raise StateKVError(STOPPING)
             self._backbone, self._engine, self._inputs, self._diagnosis, self._poses = backbone, engine, inputs, diagnosis, poses
+            self._accelerator = accelerator
             engine.start()
         topics = ', '.join(f'{source.camera.name} on {source.topic}' for source in inputs)
         topics += f'; poses from {poses.name}' if poses is not None else ''
@@ -262,7 +275,7 @@ class MemoryNode(LifecycleNode):
     def _release(self) -> None:
         with self._life:
             engine, sources, disk = self._engine, self._sources, self._disk
-            self._engine = self._backbone = self._diagnosis = self._disk = self._poses = None
+            self._engine = self._backbone = self._diagnosis = self._disk = self._poses = self._accelerator = None
             self._disk_problem = ''
             self._inputs = []
             if engine is not None and not engine.stop():
@@ -273,8 +286,7 @@ class MemoryNode(LifecycleNode):
                 source.close()
         del engine, sources, disk
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_device_memory(self.get_logger().warning)
 
     def _autostart(self) -> None:
         self._start.cancel()
@@ -335,8 +347,9 @@ class MemoryNode(LifecycleNode):
             array.status.append(diagnostics.loading(state, self._settings['model'], time.monotonic() - since))
         else:
             array.status.append(diagnostics.not_configured(state, self._reason))
-        disk, problem = self._disk, self._disk_problem
-        diagnostics.note_problem(array.status[1], '; '.join(filter(None, [problem, disk.problem if disk is not None else ''])))
+        disk, accelerator = self._disk, self._accelerator
+        problems = [self._disk_problem, *(part.problem for part in (disk, accelerator, self._recovery) if part is not None)]
+        diagnostics.note_problem(array.status[1], '; '.join(filter(None, problems)))
         diagnostics.note_problem(array.status[1], self._look_for_twins())
         for status in array.status:         # several nodes of one machine tell of themselves on this topic
             status.name = f'{self.get_fully_qualified_name()[1:]}: {status.name}'
