@@ -269,7 +269,7 @@ class MemoryNode(LifecycleNode):
         self.get_logger().info(
             f'memory, for camera images of {_ASSUMED_FRAME[1]}x{_ASSUMED_FRAME[0]} ({plan.size.step_tokens} tokens per step): '
             f'weights {gigabytes(plan.weights_bytes)}, state {gigabytes(plan.state_bytes)}, workspace about '
-            f'{gigabytes(plan.workspace_bytes)}; {describe(plan, device, host, disk)}')
+            f'{gigabytes(plan.workspace_bytes)}, reserve {gigabytes(plan.reserve_bytes)}; {describe(plan, device, host, disk)}')
         return device, host
 
     def _release(self) -> None:
