@@ -100,6 +100,7 @@ def _values(plan: 'Plan') -> dict:
     return {'step_tokens': plan.size.step_tokens, 'kv_bytes_per_token': plan.size.kv_bytes_per_token,
             'detailed_bytes_per_token': plan.detailed_bytes_per_token,
             'weights_bytes': plan.weights_bytes, 'state_bytes': plan.state_bytes, 'workspace_bytes': plan.workspace_bytes,
+            'reserve_bytes': plan.reserve_bytes,
             'detailed_bytes_per_hour': plan.detailed_bytes_per_hour, 'detailed_bytes': plan.detailed_bytes,
             'index_bytes_per_hour': plan.index_bytes_per_hour, 'index_bytes': plan.index_bytes,
             'total_bytes': plan.total_bytes}
@@ -146,10 +147,11 @@ def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
         table.add_column(column, justify='right', overflow='fold')
     for plan in plans:
         size = plan.size
-        table.add_row(short.get(size.name, size.name), str(size.step_tokens), f'{plan.detailed_bytes_per_token:,.0f}', *map(
-            gigabytes, (plan.weights_bytes, plan.state_bytes, plan.workspace_bytes,
-                        plan.detailed_bytes_per_hour + plan.index_bytes_per_hour, plan.detailed_bytes + plan.index_bytes,
-                        plan.total_bytes)))
+        besides = plan.workspace_bytes + plan.reserve_bytes
+        table.add_row(short.get(size.name, size.name), str(size.step_tokens), f'{plan.detailed_bytes_per_token:,.0f}',
+                      gigabytes(plan.weights_bytes), gigabytes(plan.state_bytes), f'{besides / 1e9:.2f} GB', *map(
+                          gigabytes, (plan.detailed_bytes_per_hour + plan.index_bytes_per_hour,
+                                      plan.detailed_bytes + plan.index_bytes, plan.total_bytes)))
     console.print(table)
     picture = _picture(args)
     about = f'; pictures are about {picture / 1e3:.1f} kB a step, going by real footage' if picture else ''

@@ -1,14 +1,17 @@
 """The plan's numbers, checked by hand, and the refusal of what cannot fit."""
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from statekv_ros import plan as command
 from statekv_ros.backbones.published import PUBLISHED
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import VideoStream, parse_prefill_policy
-from statekv_ros.memory.capacity import detailed_bound, make_plan, require_fit
+from statekv_ros.memory.capacity import available_memory, detailed_bound, make_plan, require_fit
 from statekv_ros.memory.detailed.cache import EXACT_STEPS, PAGE_TOKENS
 from statekv_ros.memory.detailed.formats import find_format
 from statekv_ros.memory.detailed.sizes import step_bytes
@@ -32,6 +35,37 @@ def test_qwen3_vl_2b_by_hand():
     native = make_plan(size, STATEKV, rate_hz=2.0, hours=8, positions='native')
     assert native.state_bytes == (4096 + 205) * (114_688 + 28 * 8 * 12)
     assert plan.weights_bytes == pytest.approx(2 * 2.127e9, rel=0.01)
+
+
+def test_the_reserve_covers_recorded_steps_of_each_camera_and_one_answer():
+    size = PUBLISHED['Qwen3-VL-2B'].size(448, 448)
+    one, four = (make_plan(size, STATEKV, rate_hz=2.0, cameras=cameras) for cameras in (1, 4))
+    vision, product = 205 * 2**17, 32 * 2**20
+    answer = 3 * 4 * 16 * 64 * (4096 + 205) + one.state_bytes       # of 16 query heads: scores, exponentials, fp32 keys; the state
+    assert one.workspace_bytes < vision, 'so it is the vision tower that a recording needs most memory for'
+    assert one.reserve_bytes == (vision + product) + product + vision + answer
+    assert four.reserve_bytes - one.reserve_bytes == 3 * (vision + product)
+    assert one.at_start_bytes == one.weights_bytes + one.state_bytes + one.workspace_bytes + one.reserve_bytes
+    # Whatever the memory holds, an answer's scores are bounded.
+    full = make_plan(size, parse_prefill_policy('full'), rate_hz=2.0)
+    assert full.reserve_bytes == 2 * (vision + product) + 3 * 4 * 2**25
+    with pytest.raises(ParameterError, match='a reserve for 99 camera.*"cameras"'):
+        require_fit(make_plan(PUBLISHED['Qwen3-VL-2B'].size(448, 448), parse_prefill_policy('none'), 2.0, cameras=99),
+                    5 * 10**9, 'a GPU')
+
+
+@pytest.mark.skipif(not Path('/proc/meminfo').exists(), reason='not Linux')
+@pytest.mark.parametrize('integrated', [True, False])
+def test_page_cache_counts_as_free_where_the_gpu_computes_in_main_memory(integrated, monkeypatch):
+    """A Jetson's mem_get_info tells what nobody uses, which is little after a checkpoint was read."""
+    properties = SimpleNamespace(is_integrated=integrated)
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (10**6, 8 * 10**9))
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda device: properties)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'Orin')
+    told = [int(line.split()[1]) * 1024 for line in Path('/proc/meminfo').read_text().splitlines() if 'MemAvailable' in line][0]
+    free, name = available_memory(torch.device('cuda', 0))
+    assert name == 'Orin' and (free == pytest.approx(told, rel=.2) if integrated else free == 10**6)
+    assert available_memory(torch.device('cpu'))[0] == pytest.approx(told, rel=.2)
 
 
 def test_internvl3_8b_by_hand():

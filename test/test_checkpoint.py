@@ -123,6 +123,12 @@ def test_bad_devices_and_dtypes_are_named(tiny_model_dir):
     assert 'max_frame_pixels' in refusal(tiny_model_dir, max_frame_pixels=-1)
 
 
+def test_a_gpu_that_is_not_there_is_named(tiny_model_dir, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    assert "device 'cuda:7' is not there, torch sees 2 GPU(s)" in refusal(tiny_model_dir, device='cuda:7')
+
+
 def change_config(folder: Path, part: str, **values) -> None:
     config = json.loads((folder / 'config.json').read_text())
     config[part].update(values)

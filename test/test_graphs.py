@@ -1,8 +1,11 @@
-"""Frame steps as recorded graphs: to the bit the eager stream, bounded, and eager again for good when something is wrong.
+"""Frame steps as recorded graphs: to the bit the eager stream, bounded, and eager again for a while when something is wrong.
 
 Without a GPU the recorder is a stand-in that runs the function again on its fixed memory: all but CUDA's own part.
 """
+import gc
+import time
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from statekv_ros.backbones import TokenInputs, load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.errors import Interrupted, ParameterError
 from statekv_ros.memory import VideoStream
-from statekv_ros.memory.graphs import StepGraphs, make_graphs
+from statekv_ros.memory.graphs import PAUSES_S, StepGraphs, make_graphs
 
 BUDGET = 30
 
@@ -57,9 +60,9 @@ def backbones(tmp_path_factory):
             for family in LIBRARIES}
 
 
-def graphed(backbone, record=None, most: int = 4, **options) -> VideoStream:
+def graphed(backbone, record=None, most: int = 4, now=time.monotonic, **options) -> VideoStream:
     stream = VideoStream(backbone, f'statekv({BUDGET})', **options)
-    stream.graphs = StepGraphs(backbone, record or Rerun(), most)
+    stream.graphs = StepGraphs(backbone, (lambda: record) if record else Rerun, most, now)
     return stream
 
 
@@ -137,16 +140,82 @@ def failing(function):
 
 @pytest.mark.parametrize('record, reason', [
     (failing, 'not permitted when stream is capturing'), (Rerun(error=.1), 'differs'), (Rerun(error=torch.nan), 'differs')])
-def test_a_stream_that_cannot_be_recorded_says_so_once_and_stays_eager(record, reason, backbone, frames):
+def test_a_stream_that_cannot_be_recorded_says_so_once_and_runs_eagerly(record, reason, backbone, frames):
     ours, right = graphed(backbone, record), eager(backbone)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         watch(ours, frames, range(25))
     assert [str(warning.message) for warning in caught if 'CUDA graphs' in str(warning.message)] == [
-        f'frame steps are not replayed as CUDA graphs but run eagerly, which is slower: {ours.graphs.off}']
+        f'frame steps are not replayed as CUDA graphs but run eagerly, which is slower: {ours.graphs.off} (failure 1 of 4; tried '
+        'again in 60 s)']
     assert reason in ours.graphs.off and ours.graphs.recorded == ours.graphs.replays == 0
     watch(right, frames, range(25))
     assert_same(ours, right)
+
+
+@pytest.mark.filterwarnings('ignore:frame steps are not replayed')
+def test_recording_that_fails_is_tried_again_after_a_while_and_not_for_ever(backbone, frames):
+    tries, clock = [], [0.0]
+
+    def record(function):
+        tries.append(clock[0])
+        failing(function)
+
+    ours, right = graphed(backbone, record, now=lambda: clock[0]), eager(backbone)
+    watch(ours, frames, range(12)), watch(right, frames, range(12))
+    step = 12
+    for count, pause_s in enumerate(PAUSES_S, 1):
+        assert f'(failure {count} of 4; tried again in {pause_s:.0f} s)' in ours.graphs.problem
+        for wait_s, message in ((pause_s - 1, 'tried again in 1 s'), (1.0, '')):
+            clock[0] += wait_s
+            assert message in ours.graphs.problem and bool(message) == bool(ours.graphs.problem)
+            watch(ours, frames, range(step, step + 4)), watch(right, frames, range(step, step + 4))
+            step += 4
+        assert len(tries) == count + 1
+    assert 'failure 4 of 4; not tried again' in ours.graphs.problem
+    ours.reset(), right.reset()
+    clock[0] += 10**9
+    watch(ours, frames, range(12)), watch(right, frames, range(12))
+    assert len(tries) == 4, 'nor after a reset'
+    assert_same(ours, right)
+
+
+@pytest.mark.filterwarnings('ignore:frame steps are not replayed')
+def test_after_a_failure_that_passes_steps_are_recorded_again(backbone, frames):
+    clock, rerun = [0.0], Rerun()
+    ours = graphed(backbone, lambda function: rerun(function) if clock[0] else failing(function), now=lambda: clock[0])
+    right = eager(backbone)
+    watch(ours, frames, range(12)), watch(right, frames, range(12))
+    clock[0] = PAUSES_S[0]
+    watch(ours, frames, range(12, 24)), watch(right, frames, range(12, 24))
+    assert ours.graphs.replays > 5 and ours.graphs.problem == ''
+    assert_same(ours, right)
+
+
+def test_all_recordings_gone_a_new_recorder_is_taken_for_the_next(backbone, frames):
+    """The pool of a recorder dies with its recordings: torch may record none in it any more."""
+    made = []
+
+    def record_while_alive():
+        recorded = []
+
+        def record(function):
+            again, result = Rerun()(function)
+            assert not recorded or any(reference() is not None for reference in recorded), 'use_count > 0'
+            recorded.append(weakref.ref(again))
+            return again, result
+
+        made.append(record)
+        return record
+
+    stream = VideoStream(backbone, f'statekv({BUDGET})')
+    stream.graphs = StepGraphs(backbone, record_while_alive)
+    for _ in range(2):
+        watch(stream, frames, range(12))
+        assert stream.graphs.off == '' and stream.graphs.recorded
+        stream.reset()
+        gc.collect()
+    assert len(made) == 2
 
 
 def test_an_interrupted_replay_leaves_the_memory_as_it_was(backbone, frames):

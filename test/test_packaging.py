@@ -303,3 +303,10 @@ def test_ros_packages_come_as_wheels_where_no_distribution_supplies_them():
     messages = {element.text for tag in ('depend', 'exec_depend') for element in manifest.iter(tag)
                 if re.fullmatch(r'\w+_msgs', element.text)}
     assert messages <= wheels
+
+
+@pytest.mark.parametrize('machine, wanted', [('x86_64', True), ('aarch64', True), ('riscv64', False)])
+def test_triton_comes_along_where_it_has_wheels(machine, wanted):
+    [triton] = [each for each in map(Requirement, PYPROJECT['project']['dependencies']) if each.name == 'triton']
+    assert triton.marker.evaluate({'sys_platform': 'linux', 'platform_machine': machine}) == wanted
+    assert not triton.marker.evaluate({'sys_platform': 'darwin', 'platform_machine': 'aarch64'})

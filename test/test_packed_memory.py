@@ -291,7 +291,7 @@ def test_lockstep_is_each_video_alone(family, backbones, frames):
 def test_replayed_steps_are_packed_as_eager_ones(family, backbones, frames):
     """A recorded graph has each step's positions in the same place."""
     ours, right = (VideoStream(backbones[family], 'statekv(20)', detailed_format='int4', page_tokens=PAGE) for _ in range(2))
-    ours.graphs = StepGraphs(backbones[family], Rerun(), 4)
+    ours.graphs = StepGraphs(backbones[family], Rerun)
     for stream in (ours, right):
         for index in range(60):
             stream.step(frames[index % 32], stamp(index))

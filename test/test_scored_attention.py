@@ -269,6 +269,7 @@ try:
     scored_attention(tensor, tensor, tensor, implementation='triton')
 except ValueError as error:
     print(error)
+torch.cuda.get_device_capability = lambda device: (9, 0)
 print(default_implementation(torch.device('cuda')))
 """
     environment = {name: value for name, value in os.environ.items() if name != 'TRITON_INTERPRET'}

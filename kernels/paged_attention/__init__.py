@@ -4,12 +4,13 @@ import math
 
 import torch
 
-from statekv_ros.kernels.scored_attention import IMPLEMENTATIONS, default_implementation
+from statekv_ros.kernels.fitness import run_or_stand_in
+from statekv_ros.kernels.scored_attention import IMPLEMENTATIONS
 
 from .naive import naive_paged_attention
 from .pool import PackedPool, Rope
 
-_triton_is_installed = importlib.util.find_spec('triton') is not None
+OPERATION = 'paged_attention'
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -36,7 +37,7 @@ def paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, value: 
         rope: how keys turn.
         entries: [kv_heads, pages] int32, row of the scales and zeros that each page has in a `PackedPool`.
         implementation: 'triton' (CUDA; head_dim up to 256, 128 of a PackedPool), 'naive' (any device), or None for 'triton'
-            on CUDA where it is installed and 'naive' elsewhere. Only 'naive' checks that pages are in the pool: a GPU would
+            on CUDA where it runs and 'naive' elsewhere. Only 'naive' checks that pages are in the pool: a GPU would
             have to be waited for.
 
     Returns:
@@ -59,15 +60,20 @@ def paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, value: 
     _check(query, key, value, starts, lengths, moves, noted, rope, entries)
     if not 0 < scale < math.inf:
         raise ValueError(f'scale must be a positive number, got {scale}')
-    name = implementation or default_implementation(query.device)
     arguments = (query, key, value, starts, lengths, scale, moves, noted, rope, entries)
-    if name == 'naive':
+    if implementation is None and query.device.type == 'cuda':
+        return run_or_stand_in(OPERATION, query.device, lambda: _run_triton(*arguments), lambda: naive_paged_attention(*arguments))
+    if implementation in (None, 'naive'):
         return naive_paged_attention(*arguments)
-    if name != 'triton':
-        raise ValueError(f'implementation must be one of {", ".join(IMPLEMENTATIONS)}, got {name!r}')
-    if not _triton_is_installed:
+    if implementation != 'triton':
+        raise ValueError(f'implementation must be one of {", ".join(IMPLEMENTATIONS)}, got {implementation!r}')
+    if importlib.util.find_spec('triton') is None:
         raise ValueError("implementation 'triton' needs the package triton, which is not installed: pip install triton, or "
                          "use 'naive'")
+    return _run_triton(*arguments)
+
+
+def _run_triton(*arguments) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     # Here rather than above: most machines without a GPU never need it, and some cannot install it.
     from .triton import triton_paged_attention
     return triton_paged_attention(*arguments)

@@ -1,14 +1,15 @@
 """Attention of one frame step that also tells how much softmax mass each key received (its importance)."""
 import importlib.util
 import math
-import warnings
 
 import torch
+
+from statekv_ros.kernels.fitness import choose, run_or_stand_in
 
 from .naive import naive_scored_attention
 
 IMPLEMENTATIONS = ('naive', 'triton')
-_triton_is_installed = importlib.util.find_spec('triton') is not None
+OPERATION = 'scored_attention'
 
 
 def scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None = None,
@@ -25,8 +26,8 @@ def scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
         key: [batch, kv_heads, keys, head_dim], keys >= queries: the state's keys first, then the frame's. Same dtype.
         value: as `key`.
         scale: factor on the scores, above 0; 1 / sqrt(head_dim) when None.
-        implementation: 'triton' (CUDA; head_dim up to 256), 'naive' (any device), or None for 'triton' on CUDA where it is
-            installed and 'naive' elsewhere.
+        implementation: 'triton' (CUDA; head_dim up to 256), 'naive' (any device), or None for 'triton' on CUDA where it
+            runs and 'naive' elsewhere.
         importance_out: where to put the importance, [batch, kv_heads, keys] fp32, 1 apart along keys; a new tensor when None.
 
     Returns:
@@ -48,28 +49,30 @@ def scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
         scale = query.shape[-1] ** -0.5
     if not 0 < scale < math.inf:
         raise ValueError(f'scale must be a positive number, got {scale}')
-    name = implementation or default_implementation(query.device)
-    if name == 'naive':
-        return naive_scored_attention(query, key, value, scale, importance), importance
-    if name != 'triton':
-        raise ValueError(f'implementation must be one of {", ".join(IMPLEMENTATIONS)}, got {name!r}')
-    if not _triton_is_installed:
+    arguments = query, key, value, scale, importance
+    if implementation is None and query.device.type == 'cuda':
+        output = run_or_stand_in(OPERATION, query.device, lambda: _run_triton(*arguments),
+                                 lambda: naive_scored_attention(*arguments))
+        return output, importance
+    if implementation in (None, 'naive'):
+        return naive_scored_attention(*arguments), importance
+    if implementation != 'triton':
+        raise ValueError(f'implementation must be one of {", ".join(IMPLEMENTATIONS)}, got {implementation!r}')
+    if importlib.util.find_spec('triton') is None:
         raise ValueError("implementation 'triton' needs the package triton, which is not installed: pip install triton, or "
                          "use 'naive'")
-    # Here rather than above: most machines without a GPU never need it, and some cannot install it.
-    from .triton import triton_scored_attention
-    return triton_scored_attention(query, key, value, scale, importance), importance
+    return _run_triton(*arguments), importance
 
 
 def default_implementation(device: torch.device) -> str:
     """What `scored_attention` takes on this device when it is not told; warns (once) of a GPU without Triton."""
-    if device.type != 'cuda':
-        return 'naive'
-    if not _triton_is_installed:
-        warnings.warn('the package triton is not installed, so attention on this GPU is the naive one, many times slower: '
-                      'pip install triton', RuntimeWarning, stacklevel=2)
-        return 'naive'
-    return 'triton'
+    return choose(OPERATION, device)
+
+
+def _run_triton(*arguments) -> torch.Tensor:
+    # Here rather than above: most machines without a GPU never need it, and some cannot install it.
+    from .triton import triton_scored_attention
+    return triton_scored_attention(*arguments)
 
 
 def _importance(key: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:

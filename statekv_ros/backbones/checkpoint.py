@@ -151,6 +151,9 @@ def _device(device: str) -> torch.device:
     if where.type == 'cuda' and not torch.cuda.is_available():
         raise ModelError(f'device {device!r} asks for CUDA, but torch {torch.__version__} sees no GPU: '
                          'set the parameter "device" to cpu')
+    if where.type == 'cuda' and (where.index or 0) >= torch.cuda.device_count():
+        raise ModelError(f'device {device!r} is not there, torch sees {torch.cuda.device_count()} GPU(s), cuda:0 first: set the '
+                         'parameter "device" to one of them')
     return where
 
 

@@ -79,6 +79,8 @@ def gpu(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', default='cuda', help='default: %(default)s')
     parser.add_argument('--minutes', type=float, default=10.0,
                         help='what has not begun by then is left out; default: %(default)s')
+    parser.add_argument('--part-minutes', type=float, default=5.0,
+                        help='a part that takes longer hangs and is ended; default: %(default)s')
 
 
 def aot(parser: argparse.ArgumentParser) -> None:

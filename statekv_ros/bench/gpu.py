@@ -1,6 +1,8 @@
 """Everything that only a GPU can say, in one go: the tests that need one, the kernel and two whole steps; results as files."""
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,17 +14,18 @@ import statekv_ros
 from statekv_ros.bench.hardware import device_name, parse_device, versions
 from statekv_ros.errors import ParameterError
 
-TESTS = ('test_scored_attention.py', 'test_paged_attention.py', 'test_state_update.py', 'test_sync_free.py', 'test_graphs.py')
+TESTS = ('test_scored_attention.py', 'test_paged_attention.py', 'test_state_update.py', 'test_sync_free.py', 'test_graphs.py',
+         'test_warmup.py')
 
 
 def run(args: argparse.Namespace) -> dict:
-    """Run each part as a process of its own, so that none takes the others down.
+    """Run each part as a process of its own, so that none takes the others down; one that hangs is ended.
 
     Writes into FOLDER: tests.txt, kernel.json, step-<model>.json, .png and .profile.txt, and summary.json.
 
     Returns:
-        {'benchmark', 'device', 'versions', 'parts': [{name, exit_code (None: left out), seconds, output}], 'failed': names of
-        parts that failed or were left out}.
+        {'benchmark', 'device', 'versions', 'parts': [{name, exit_code (None: left out), timed_out, seconds, output}],
+        'failed': names of parts that failed, hung or were left out}.
 
     Raises:
         ParameterError: no such device, or the folder is there already.
@@ -36,7 +39,7 @@ def run(args: argparse.Namespace) -> dict:
         raise ParameterError(f'--out {args.out} is there already: name a new folder, so that no result is lost') from None
     deadline, parts = time.monotonic() + 60 * args.minutes, []
     for name, command, output in commands(args.models, args.device, out):
-        parts.append(_run(name, command, output, deadline, Console(stderr=True, quiet=args.json)))
+        parts.append(run_part(name, command, output, deadline, 60 * args.part_minutes, Console(stderr=True, quiet=args.json)))
     result = {'benchmark': 'gpu', 'device': device_name(device), 'versions': versions(), 'parts': parts,
               'failed': [part['name'] for part in parts if part['exit_code'] != 0]}
     (out / 'summary.json').write_text(json.dumps(result, indent=1))
@@ -59,16 +62,27 @@ def commands(models: list[str], device: str, out: Path) -> list[tuple[str, list[
     return parts
 
 
-def _run(name: str, command: list[str], output: Path, deadline: float, console: Console) -> dict:
+def run_part(name: str, command: list[str], output: Path, deadline: float, limit_s: float, console: Console) -> dict:
+    """Run one part, unless the deadline (of `time.monotonic`) is over; past `limit_s` seconds it and all that it started is ended,
+    and what it had printed is kept."""
     begun = time.monotonic()
     if begun >= deadline:
         console.print(f'[red]left out[/] {name}: no time left (--minutes)')
-        return {'name': name, 'exit_code': None, 'seconds': 0.0, 'output': ''}
+        return {'name': name, 'exit_code': None, 'timed_out': False, 'seconds': 0.0, 'output': ''}
     console.print(f'running {name}')
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if output.suffix == '.txt' else None,
-                          text=True)
-    lines = done.stdout.splitlines(keepends=True)
-    output.write_text(''.join(lines[-1:] if output.suffix == '.json' else lines))
+    part = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if output.suffix == '.txt' else None, text=True,
+                            start_new_session=True)
+    try:
+        printed, timed_out = part.communicate(timeout=limit_s)[0], False
+    except subprocess.TimeoutExpired:
+        os.killpg(part.pid, signal.SIGKILL)
+        printed, timed_out = part.communicate()[0], True
+    except BaseException:   # Ctrl-C reaches this process alone
+        os.killpg(part.pid, signal.SIGKILL)
+        raise
+    lines = printed.splitlines(keepends=True)
+    output.write_text(''.join(lines[-1:] if output.suffix == '.json' and not timed_out else lines))
     seconds = round(time.monotonic() - begun, 1)
-    console.print(f'{"[red]failed[/]" if done.returncode else "done"} {name} in {seconds} s: {output}')
-    return {'name': name, 'exit_code': done.returncode, 'seconds': seconds, 'output': output.name}
+    outcome = f'[red]hung, ended[/] {name}' if timed_out else f'{"[red]failed[/]" if part.returncode else "done"} {name}'
+    console.print(f'{outcome} after {seconds} s{" (--part-minutes)" * timed_out}: {output}')
+    return {'name': name, 'exit_code': part.returncode, 'timed_out': timed_out, 'seconds': seconds, 'output': output.name}

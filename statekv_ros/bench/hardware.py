@@ -66,12 +66,13 @@ def median_ms(function: Callable, layers: list, device: torch.device) -> float:
     if device.type == 'cpu':
         return statistics.median(_seconds(function, tensors) for _ in range(3) for tensors in layers) * 1e3
     from triton.testing import do_bench
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for tensors in layers:
-            function(tensors)
-    return do_bench(graph.replay, warmup=50, rep=200, return_mode='median') / len(layers)
+    with torch.cuda.device(device):     # the stream that is recorded and the events that time it are those of the present device
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+            for tensors in layers:
+                function(tensors)
+        return do_bench(graph.replay, warmup=50, rep=200, return_mode='median') / len(layers)
 
 
 def _seconds(function: Callable, tensors) -> float:

@@ -1,12 +1,14 @@
 """What a configuration will need in memory, before the first frame: weights, carried state, detailed cache, workspace."""
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import ParameterError
+from statekv_ros.memory.answering.reading import MOST_SCORES
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS
 from statekv_ros.memory.detailed.formats import RAW, find_format
 from statekv_ros.memory.detailed.sizes import step_bytes
@@ -15,6 +17,9 @@ from statekv_ros.memory.policies import UNLIMITED, PrefillPolicy
 _TAG_BYTES = 12         # per slot of the compressed state: int64 ordinal and fp32 importance,
 _PLACE_BYTES = 32       # and four int64 of its place, unless positions are native
 _SECONDS_PER_HOUR = 3600
+_PRODUCT_BYTES = 2**25          # workspace of matrix products that torch keeps for a stream: 32 MiB on sm_90, 8 on most others
+_VISION_TOKEN_BYTES = 2**17     # temporaries of a vision tower's layer: 4 patches a token, 12 numbers of width 1280, two bytes each
+_SLICE_TOKENS = 64              # of a question, read at once, unless the parameter "slice_tokens" is set to more
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,9 @@ class Plan:
             and without the mean key of each step that the answer policy `retrieve` adds.
         index_bytes_per_hour, index_bytes: the same of the pages' index.
         workspace_bytes: estimate of a step's temporaries.
+        reserve_bytes: estimate of what a GPU takes besides: for each camera the memory of its recorded steps, where a step's
+            temporaries lie once more, and the workspace of its matrix products; temporaries of the vision tower; scores and masses
+            of an answer, and the copy of one camera's state that it reads.
         steps_per_hour: frame steps.
     """
     size: ModelSize
@@ -42,17 +50,18 @@ class Plan:
     index_bytes_per_hour: int
     index_bytes: int
     workspace_bytes: int
+    reserve_bytes: int
     detailed_format: str
     steps_per_hour: float
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.state_bytes + self.detailed_bytes + self.index_bytes + self.workspace_bytes
+        return self.at_start_bytes + self.detailed_bytes + self.index_bytes
 
     @property
     def at_start_bytes(self) -> int:
         """Without the detailed cache and its index: what must fit for the node to run at all."""
-        return self.weights_bytes + self.state_bytes + self.workspace_bytes
+        return self.weights_bytes + self.state_bytes + self.workspace_bytes + self.reserve_bytes
 
     def hours_until_full(self, available_bytes: int) -> float:
         """Hours of watching until the detailed cache and its index have filled what is left of `available_bytes`."""
@@ -80,7 +89,8 @@ def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: i
     return Plan(size, policy, cameras, hours, size.weights_bytes, cameras * state, step.rows / size.step_tokens,
                 cameras * round(steps_per_hour * step.rows), cameras * round(held * step.rows),
                 cameras * round(steps_per_hour * step.index), cameras * round(held * step.index),
-                _workspace_bytes(size, policy), detailed_format, cameras * steps_per_hour)
+                _workspace_bytes(size, policy), _reserve_bytes(size, policy, cameras, state), detailed_format,
+                cameras * steps_per_hour)
 
 
 def layout_of(size: ModelSize) -> KVLayout:
@@ -104,6 +114,7 @@ def require_fit(plan: Plan, available_bytes: int, where: str) -> None:
     parts = {
         f'a state of {plan.policy} for {plan.cameras} camera(s)': (plan.state_bytes, 'lower "budget" or "window_frames"'),
         f'workspace for {plan.size.step_tokens} tokens per step': (plan.workspace_bytes, 'lower "budget" or "max_frame_pixels"'),
+        f'a reserve for {plan.cameras} camera(s) and answers': (plan.reserve_bytes, 'lower "budget", or watch fewer "cameras"'),
         'the weights': (plan.weights_bytes, 'take a smaller "model" or "dtype"'),
     }
     part, (size, remedy) = max(parts.items(), key=lambda item: item[1][0])
@@ -163,10 +174,24 @@ def _is_main_memory(device: torch.device) -> bool:
 
 
 def available_memory(device: torch.device) -> tuple[int, str]:
-    """Bytes free on a device, and its name."""
-    if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
-    return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'), 'this machine\'s main memory'
+    """Bytes that can be had on a device, and its name.
+
+    A GPU without memory of its own (Jetson, DGX Spark) reports as free what nobody uses, and leaves out what the kernel would give
+    back of its page cache: on a robot that records bags or has just read a checkpoint, that is most of it. There, and on a CPU, it is
+    Linux's own estimate (MemAvailable) that counts.
+    """
+    if device.type != 'cuda':
+        return _available_main_memory(), 'this machine\'s main memory'
+    free, name = torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
+    return (max(free, _available_main_memory()) if _is_main_memory(device) else free), name
+
+
+def _available_main_memory() -> int:
+    try:
+        lines = dict(line.split(':', 1) for line in Path('/proc/meminfo').read_text().splitlines())
+        return int(lines['MemAvailable'].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):     # not Linux, or an old one
+        return os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
 def gigabytes(size: float) -> str:
@@ -196,3 +221,12 @@ def _workspace_bytes(size: ModelSize, policy: PrefillPolicy) -> int:
     # Scores and their softmax, for the query heads of one KV head at a time (the naive twin; fused kernels need none).
     scores = 2 * tokens * (size.q_heads // size.kv_heads) * keys * 4
     return max(feed_forward, projections + scores) + 4 * size.vocabulary
+
+
+def _reserve_bytes(size: ModelSize, policy: PrefillPolicy, cameras: int, state_bytes: int) -> int:
+    """state_bytes: of one camera."""
+    workspace, vision = _workspace_bytes(size, policy), size.step_tokens * _VISION_TOKEN_BYTES
+    bounded = policy.kind == 'statekv' and policy.budget < UNLIMITED
+    scores = min(MOST_SCORES, size.q_heads * _SLICE_TOKENS * (policy.budget + size.step_tokens)) if bounded else MOST_SCORES
+    answer = 3 * 4 * scores + (state_bytes if policy.kind == 'statekv' else 0)     # scores, their exponentials, keys in fp32
+    return cameras * (max(workspace, vision) + _PRODUCT_BYTES) + _PRODUCT_BYTES + vision + answer

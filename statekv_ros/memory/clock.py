@@ -8,7 +8,7 @@ class PhaseClock:
     """Marks moments on the device's own time line; reading them waits once, at the end."""
 
     def __init__(self, device: torch.device):
-        self._cuda = device.type == 'cuda'
+        self._cuda, self._device = device.type == 'cuda', device
         self._marks: list = []
         self.mark()
 
@@ -16,7 +16,7 @@ class PhaseClock:
         """Note the present moment."""
         if self._cuda:
             event = torch.cuda.Event(enable_timing=True)
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))   # the present device may be another one
             self._marks.append(event)
         else:
             self._marks.append(time.perf_counter())

@@ -1,7 +1,9 @@
 """A stream's frame steps as recorded graphs, once its state is full: same shapes, same places, no Python between kernels."""
+import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +17,8 @@ from statekv_ros.memory.detailed.cache import DetailedCache
 from statekv_ros.memory.recorded import CudaRecorder, RecordedStep, Recorder
 
 CUDA_GRAPH = ('auto', 'off')
+# After recording has failed once, twice, three times it is tried again after so many seconds; the fourth failure is for good.
+PAUSES_S = (60.0, 600.0, 3600.0)
 # A recording may choose other kernels than the eager step; relative errors by norm that this explains.
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
@@ -31,18 +35,24 @@ class StepGraphs:
 
     A shape is the frames' size and the number of tokens: a step's text grows by a token as it counts frames or seconds. Each
     recording is replayed once on the frame it was recorded with and compared with the eager step. When that differs, or
-    nothing can be recorded, one warning says why, and the stream stays eager for good.
+    nothing can be recorded, a warning says why, and the stream stays eager for `PAUSES_S`.
 
     Attributes:
         replays: steps that were replayed.
-        off: why the stream stays eager; '' while it does not.
+        failures: how often recording failed; only a new object forgets them.
     """
 
-    def __init__(self, backbone: Family, record: Recorder, most: int = 4):
-        """most: recordings kept; the one that was not used for longest goes."""
-        self._backbone, self._recorder, self._most = backbone, record, most
-        self.replays = 0
-        self.off = ''
+    def __init__(self, backbone: Family, make_recorder: Callable[[], Recorder], most: int = 4,
+                 now: Callable[[], float] = time.monotonic):
+        """
+        Args:
+            make_recorder: asked for a new one after all recordings of the one before were let go.
+            most: recordings kept; the one that was not used for longest goes.
+            now: seconds.
+        """
+        self._backbone, self._make_recorder, self._most, self._now = backbone, make_recorder, most, now
+        self.replays = self.failures = 0
+        self._reason, self._off_until = '', float('-inf')
         self.clear()
 
     @property
@@ -50,8 +60,22 @@ class StepGraphs:
         """Recordings held."""
         return len(self._recorded)
 
+    @property
+    def off(self) -> str:
+        """Why the stream stays eager for now; '' while it does not."""
+        return self._reason if self._now() < self._off_until else ''
+
+    @property
+    def problem(self) -> str:
+        """As `off`, as a sentence that says when recording is tried again; from any thread."""
+        reason, left_s = self.off, self._off_until - self._now()
+        again = f'tried again in {max(0.0, left_s):.0f} s' if left_s < float('inf') else 'not tried again until it is configured anew'
+        return reason and (f'frame steps are not replayed as CUDA graphs but run eagerly, which is slower: {reason} '
+                           f'(failure {self.failures} of {len(PAUSES_S) + 1}; {again})')
+
     def clear(self) -> None:
         """Forget all recordings."""
+        self._recorder: Recorder | None = None
         # By shape: where the state lay, and the recording.
         self._recorded: OrderedDict[tuple, tuple[tuple, RecordedStep]] = OrderedDict()
         self._step: StagedStep | None = None
@@ -95,6 +119,7 @@ class StepGraphs:
         written = [hidden, *state.frame()]
         right = [tensor.clone() for tensor in written]
         try:
+            self._recorder = self._recorder or self._make_recorder()
             recorded = RecordedStep(self._backbone, self._recorder, step.on(self._backbone.device), state)
             recorded.encode(step)
             replayed = [recorded.forward(inputs), *state.frame()]
@@ -105,15 +130,19 @@ class StepGraphs:
                                       'importance)')
         except Exception as error:  # CUDA and the library raise many kinds; eager steps go on after any of them
             self.clear()
-            self.off = f'{type(error).__name__}: {error}'
-            warnings.warn(f'frame steps are not replayed as CUDA graphs but run eagerly, which is slower: {self.off}',
-                          RuntimeWarning, stacklevel=2)
+            self._pause(f'{type(error).__name__}: {error}')
         else:
             self._recorded[self._shape] = place, recorded
             if len(self._recorded) > self._most:
                 self._recorded.popitem(last=False)
         for tensor, eager in zip(written, right):
             tensor.copy_(eager)
+
+    def _pause(self, reason: str) -> None:
+        pause_s = PAUSES_S[self.failures] if self.failures < len(PAUSES_S) else float('inf')
+        self.failures += 1
+        self._reason, self._off_until = reason, self._now() + pause_s
+        warnings.warn(self.problem, RuntimeWarning, stacklevel=3)
 
 
 def make_graphs(cuda_graph: str, backbone, prefill_kind: str) -> StepGraphs | None:
@@ -127,7 +156,7 @@ def make_graphs(cuda_graph: str, backbone, prefill_kind: str) -> StepGraphs | No
         raise ParameterError(f'cuda_graph must be {" or ".join(CUDA_GRAPH)}, got {cuda_graph!r}')
     if cuda_graph == 'off' or backbone.device.type != 'cuda' or prefill_kind != 'statekv' or not isinstance(backbone, Family):
         return None
-    return StepGraphs(backbone, CudaRecorder(backbone.device))
+    return StepGraphs(backbone, partial(CudaRecorder, backbone.device))
 
 
 def _relative_error(ours: torch.Tensor, right: torch.Tensor) -> float:

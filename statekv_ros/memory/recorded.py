@@ -14,9 +14,14 @@ Result = TypeVar('Result')
 Recorder = Callable[[Callable[[], Result]], tuple[Callable[[], None], Result]]
 
 
+# Graphs whose capture could not be ended. The allocator goes on asking them which memory is theirs, so none may be destroyed.
+_half_captured: list[torch.cuda.CUDAGraph] = []
+
+
 class CudaRecorder:
     """Records CUDA graphs that share one pool of memory: they are replayed one at a time, and nobody reads an older one's
-    result by then."""
+    result by then. The pool dies with the last of them, and older versions of torch record none in it afterwards: who lets go
+    of all of them takes a new recorder."""
 
     def __init__(self, device: torch.device):
         self._device, self._stream = device, torch.cuda.Stream(device)
@@ -24,9 +29,20 @@ class CudaRecorder:
 
     def __call__(self, function: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
         graph = torch.cuda.CUDAGraph()
-        # Other threads may use the GPU meanwhile; only this one's mistakes shall break the recording.
-        with torch.cuda.device(self._device), torch.cuda.graph(graph, self._pool, self._stream, 'thread_local'):
-            result = function()
+        # torch keeps the workspace of matrix products per stream, in the pool of the graph that asked for it first. A later graph on
+        # the same stream would use it on after the first one and its pool are gone. So each begins without, and leaves none behind.
+        torch._C._cuda_clearCublasWorkspaces()
+        try:
+            # `graph` does not come back to this thread's stream when the capture cannot be ended; the `stream` around it does.
+            # Other threads may use the GPU meanwhile; only this one's mistakes shall break the recording.
+            with torch.cuda.device(self._device), torch.cuda.stream(self._stream), \
+                    torch.cuda.graph(graph, self._pool, self._stream, 'thread_local'):
+                result = function()
+        except BaseException:
+            _half_captured.append(graph)
+            raise
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()
         self._pool = graph.pool()
         return graph.replay, result
 

@@ -88,6 +88,7 @@ class Engine:
         steps: frame steps of all cameras so far.
         active: questions that are being answered.
         checks: of the watches; None where there are none.
+        is_lost: whether an error means that the device is gone; the engine then ends. on_lost: told of it, with the reason.
     """
 
     def __init__(self, cameras: list[Camera], on_step: Callable[[Camera, StepReport, float], None],
@@ -111,6 +112,9 @@ class Engine:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._working, self._progress = False, 0.0
+        self.is_lost: Callable[[Exception], bool] = lambda error: False
+        self.on_lost: Callable[[str], None] = lambda reason: None
+        self._ended = STOPPING, Code.SHUTTING_DOWN      # what is said to those that wait, or come, after the end
         self._disk = disk
         if disk is not None:
             disk.on_idle = self.notify
@@ -137,7 +141,7 @@ class Engine:
         self.notify()
         if self._thread is not None:
             self._thread.join(timeout_s)
-        self._fail_all(STOPPING)
+        self._fail_all()
         return self._thread is None or not self._thread.is_alive()
 
     def notify(self) -> None:
@@ -183,7 +187,7 @@ class Engine:
     def _put(self, entry: Question | _Reset) -> None:
         # Under the lock that `_fail_all` takes after `stopping` was set: whatever comes in is failed there or refused here.
         if self.stopping:
-            raise QuestionError(STOPPING, Code.SHUTTING_DOWN)
+            raise QuestionError(*self._ended)
         self._inbox.append(entry)
         self._wake.notify()
 
@@ -200,7 +204,16 @@ class Engine:
                 break
             except Exception:  # of a callback: nobody's trouble may end the only thread that watches
                 self._log(f'a callback failed: {traceback.format_exc()}')
-        self._fail_all(STOPPING)
+        self._working = False
+        self._fail_all()
+
+    def _end_if_lost(self, error: Exception) -> None:
+        """Raise Interrupted for good when the device is gone: every further step would fail too."""
+        if self.is_lost(error):
+            self._ended = f'the GPU was lost ({_reason(error)}): /diagnostics says what becomes of the node', Code.NOT_CONFIGURED
+            self._stopping.set()
+            self.on_lost(_reason(error))
+            raise Interrupted('the GPU was lost')
 
     def _note_progress(self) -> bool:
         self._progress = time.monotonic()
@@ -233,6 +246,7 @@ class Engine:
             entry.tell_progress(len(self.active))
         except Exception as error:  # a question's trouble is its own
             entry.fail(_reason(error), _code(error))
+            self._end_if_lost(error)
             return False
         return True
 
@@ -273,6 +287,7 @@ class Engine:
             self._note_failure(camera, waiting + 1 - len(stream.pending), error)
             if camera.album is not None:
                 camera.album.put(None, arrival.stamp_ns, picture)
+            self._end_if_lost(error)
         else:
             camera.frames_processed += 1
             if camera.album is not None:
@@ -317,6 +332,7 @@ class Engine:
                 self._log(f'answering {question.text[:80]!r} failed: {traceback.format_exc()}')
             finished = True
             question.fail(_reason(error), _code(error))
+            self._end_if_lost(error)
         finally:    # also when the callback that takes the outcome raises: one that stayed would be told without end
             if not finished:
                 self.active.rotate(-1)
@@ -327,14 +343,14 @@ class Engine:
     def _check(self) -> bool:
         return self.checks is not None and self.checks.advance(self._slice_tokens())
 
-    def _fail_all(self, reason: str) -> None:
+    def _fail_all(self) -> None:
         with self._wake:
             entries = [*self.active, *self._inbox]
             self.active.clear()
             self._inbox.clear()
         for entry in entries:
             try:
-                entry.fail(reason, Code.SHUTTING_DOWN)
+                entry.fail(*self._ended)
             except Exception:  # of its callback: the others are told all the same
                 self._log(f'a callback failed: {traceback.format_exc()}')
 

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import rclpy
-import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
@@ -22,8 +21,10 @@ from statekv_ros.memory.detailed.formats import find_format
 from statekv_ros.memory.trial import demonstration_warning, try_out
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
+from statekv_ros.node.accelerator import Accelerator, prepare
 from statekv_ros.node.bonding import LifecycleBond
 from statekv_ros.node.camera_input import CameraInput, decoder, message_type
+from statekv_ros.node.device_loss import Recovery, free_device_memory, is_lost
 from statekv_ros.node.disk import Disk
 from statekv_ros.node.engine import STOPPING, Camera, Engine
 from statekv_ros.node.goals import NOT_ACTIVE, Goals
@@ -74,6 +75,7 @@ class MemoryNode(LifecycleNode):
         self._inputs: list[CameraInput] = []
         self._poses: PoseSource | None = None
         self._diagnosis: diagnostics.Diagnosis | None = None
+        self._accelerator: Accelerator | None = None
         self._timing = self.create_lifecycle_publisher(FrameTiming, '~/timing', QoSProfile(depth=100))
         self._answers = self.create_lifecycle_publisher(Answer, '~/answer', QoSProfile(depth=10))
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', QoSProfile(depth=10))
@@ -90,6 +92,7 @@ class MemoryNode(LifecycleNode):
         self.create_timer(self._settings['diagnostics_period_s'], self._diagnose, clock=steady)
         self.add_post_set_parameters_callback(self._apply_rates)
         self._transitions = Transitions(self)
+        self._recovery = Recovery(self, lambda: self._state, self._blame, self._transitions.submit)
         # Who activates itself has no manager to be bonded with.
         self._bond = LifecycleBond(self, 0.0 if self._settings['autostart'] else self._settings['bond_heartbeat_period'])
         if self._settings['autostart']:
@@ -184,6 +187,11 @@ class MemoryNode(LifecycleNode):
         """Seconds since the engine, at work, last made progress; 0 while it waits for work or there is none."""
         return self._engine.stuck_s() if self._engine is not None else 0.0
 
+    def _blame(self, reason: str) -> str:
+        before, self._reason = self._reason, reason
+        self.get_logger().error(reason)
+        return before
+
     def _tell(self, done: str, error: Exception) -> None:
         if self._stopped:
             return
@@ -204,6 +212,7 @@ class MemoryNode(LifecycleNode):
             self.get_logger().warning(demonstration_warning(backbone))
         policy = get.prefill_policy()
         device_cache_bytes, host_cache_bytes = self._require_memory(backbone, policy)
+        warm = prepare(backbone, policy, _ASSUMED_FRAME, get['positions'], get['detailed_format'], self.get_logger())
         poses = make_source(self, get['pose.topic'], get['pose.type'], get['pose.target_frame'], get['pose.source_frame'],
                             get['pose.tolerance_s'])
         cameras, kinds = [], {}
@@ -226,17 +235,21 @@ class MemoryNode(LifecycleNode):
             camera.album = self._open_album(camera, disk)
         engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],
                         self.get_logger().error, disk, checks)
+        engine.is_lost = partial(is_lost, backbone.device)
+        engine.on_lost = lambda reason: self._recovery.lost(reason, self._keeps_on_disk, lambda: self._engine is engine)
+        accelerator = Accelerator(backbone.device, {camera.name: camera.stream for camera in cameras}, warm)
         inputs = [CameraInput(self, camera, get[f'{camera.name}.topic'], kinds[camera.name], get[f'{camera.name}.rate_hz'],
                               get[f'{camera.name}.reliability'], engine.notify) for camera in cameras]
         diagnosis = diagnostics.Diagnosis(engine, {
             'model': backbone.name, 'device': backbone.device, 'dtype': backbone.dtype, 'prefill_policy': policy,
             'kv_bytes_per_token': backbone.kv_bytes_per_token, 'demonstration': demonstration_warning(backbone)},
-            lambda: {**(disk.facts() if disk is not None else {}), **self._darkroom.facts()})
+            lambda: {**accelerator.facts(), **(disk.facts() if disk is not None else {}), **self._darkroom.facts()})
         with self._life:
             if self._stopped:
                 raise StateKVError(STOPPING)
             self._backbone, self._engine, self._inputs, self._diagnosis, self._poses = backbone, engine, inputs, diagnosis, poses
             self._watches.kept = kept
+            self._accelerator = accelerator
             engine.start()
         topics = ', '.join(f'{source.camera.name} on {source.topic}' for source in inputs)
         topics += f'; poses from {poses.name}' if poses is not None else ''
@@ -283,13 +296,14 @@ class MemoryNode(LifecycleNode):
         self.get_logger().info(
             f'memory, for camera images of {_ASSUMED_FRAME[1]}x{_ASSUMED_FRAME[0]} ({plan.size.step_tokens} tokens per step): '
             f'weights {gigabytes(plan.weights_bytes)}, state {gigabytes(plan.state_bytes)}, workspace about '
-            f'{gigabytes(plan.workspace_bytes)}; {describe(plan, device, host, disk, picture)}')
+            f'{gigabytes(plan.workspace_bytes)}, reserve {gigabytes(plan.reserve_bytes)}; '
+            f'{describe(plan, device, host, disk, picture)}')
         return device, host
 
     def _release(self) -> None:
         with self._life:
             engine, sources, disk = self._engine, self._sources, self._disk
-            self._engine = self._backbone = self._diagnosis = self._disk = self._poses = None
+            self._engine = self._backbone = self._diagnosis = self._disk = self._poses = self._accelerator = None
             self._disk_problem = ''
             self._inputs = []
             if engine is not None and not engine.stop():
@@ -303,8 +317,7 @@ class MemoryNode(LifecycleNode):
                 source.close()
         del engine, sources, disk
         gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_device_memory(self.get_logger().warning)
 
     def _autostart(self) -> None:
         self._start.cancel()
@@ -370,8 +383,9 @@ class MemoryNode(LifecycleNode):
         if diagnosis is not None and engine is not None and len(engine.checks.table):
             array.status.append(diagnosis.watches(engine.checks, self._settings['watch_share'], state == 'active',
                                                   kept.problem if kept is not None else ''))
-        disk, problem = self._disk, self._disk_problem
-        diagnostics.note_problem(array.status[1], '; '.join(filter(None, [problem, disk.problem if disk is not None else ''])))
+        disk, accelerator = self._disk, self._accelerator
+        problems = [self._disk_problem, *(part.problem for part in (disk, accelerator, self._recovery) if part is not None)]
+        diagnostics.note_problem(array.status[1], '; '.join(filter(None, problems)))
         diagnostics.note_problem(array.status[1], self._look_for_twins())
         for status in array.status:         # several nodes of one machine tell of themselves on this topic
             status.name = f'{self.get_fully_qualified_name()[1:]}: {status.name}'

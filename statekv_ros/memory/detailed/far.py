@@ -45,7 +45,7 @@ class FarSteps:
 
     def __init__(self, backbone: Backbone, form: Format, below: Sequence[Tier], host_cache_bytes: int, staging_bytes: int):
         self.steps: list[HeldStep] = []
-        self.host = HostTier(host_cache_bytes, backbone.device.type == 'cuda')
+        self.host = HostTier(host_cache_bytes, backbone.device)
         self.staging: Staging | None = None
         self._backbone, self._form, self._staging_bytes = backbone, form, staging_bytes
         self._below = tuple(below)

@@ -49,19 +49,20 @@ class HostTier:
     """
     as_computed = False
 
-    def __init__(self, max_bytes: int, pinned: bool):
+    def __init__(self, max_bytes: int, device: torch.device):
+        """device: where the steps come from."""
         self.max_bytes, self.bytes = max_bytes, 0
-        self._pinned = pinned
+        self._device, self._pinned = device, device.type == 'cuda'
         self._steps: OrderedDict[int, dict[str, torch.Tensor]] = OrderedDict()
         self._arriving: dict[int, torch.cuda.Event] = {}    # by step; who writes does not wait for the device, who reads does
 
     def put(self, step: int, parts: dict[str, torch.Tensor]) -> None:
         """Hold a step, newer than all that are here."""
-        self._steps[step] = parts = {name: self._on_host(part) for name, part in parts.items()}
-        self.bytes += _bytes(parts)
+        held = self._steps[step] = {name: self._on_host(part) for name, part in parts.items()}
+        self.bytes += _bytes(held)
         if self._pinned:
             self._arriving[step] = event = torch.cuda.Event()
-            event.record()
+            event.record(torch.cuda.current_stream(self._device))    # the present device may be another one
 
     def crowded_out(self, elsewhere: Callable[[int], bool], most_waiting: int) -> list[int]:
         """Let the oldest go until the bound is kept. Those that are not `elsewhere` may wait, `most_waiting` of them at most;

@@ -1,0 +1,44 @@
+"""What /diagnostics says of the device that computes: kernels it has to do without, steps that are not replayed, the warm-up."""
+import torch
+from rclpy.impl.rcutils_logger import RcutilsLogger
+
+from statekv_ros.backbones import Backbone
+from statekv_ros.memory import PrefillPolicy, VideoStream
+from statekv_ros.memory.warmup import WarmUp, problems, warm_up
+
+
+def prepare(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, int], positions: str, detailed_format: str,
+            log: RcutilsLogger) -> WarmUp | None:
+    """Warm up, and say what came of it; arguments and result as of `warm_up`."""
+    warm = warm_up(backbone, policy, frame_size, positions, detailed_format)
+    if warm is not None:
+        # rclpy wants a place in the code to log at one level only.
+        if warm.problems:
+            log.warning(str(warm))
+        else:
+            log.info(str(warm))
+    return warm
+
+
+class Accelerator:
+    """The device of a configured node; asked from the thread that publishes diagnostics."""
+
+    def __init__(self, device: torch.device, streams: dict[str, VideoStream], warm: WarmUp | None):
+        """streams: by camera; warm: None where nothing had to be warmed up."""
+        self._device, self._streams, self._warm = device, streams, warm
+
+    @property
+    def problem(self) -> str:
+        """What makes it slower than it could be; '' when nothing does."""
+        told = list(problems(self._device))
+        for name, stream in self._streams.items():
+            if stream.graphs is not None and (problem := stream.graphs.problem):
+                told.append(f'camera {name}: {problem}')
+        return '; '.join(told)
+
+    def facts(self) -> dict:
+        """For the engine's status; nothing on a CPU."""
+        if self._warm is None:
+            return {}
+        return {'attention': 'naive' if problems(self._device) else 'triton', 'warm_up_s': round(self._warm.seconds, 1),
+                'replayed_steps': sum(stream.graphs.replays for stream in self._streams.values() if stream.graphs is not None)}

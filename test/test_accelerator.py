@@ -1,0 +1,76 @@
+"""What /diagnostics says of a device that computes more slowly than it could."""
+import signal
+
+import pytest
+import torch
+
+pytest.importorskip('rclpy', reason='rclpy is not installed')
+
+from conftest import SECOND  # noqa: E402
+from live import Graph, NodeProcess, image, new_domain  # noqa: E402
+from statekv_ros.kernels import fitness  # noqa: E402
+from statekv_ros.memory import VideoStream  # noqa: E402
+from statekv_ros.memory.graphs import StepGraphs  # noqa: E402
+from statekv_ros.memory.warmup import WarmUp  # noqa: E402
+from statekv_ros.node.accelerator import Accelerator  # noqa: E402
+
+CUDA = torch.device('cuda', 0)
+# A node whose frame steps should be recorded and cannot be.
+PROGRAM = '''
+import sys
+from statekv_ros.memory import stream
+from statekv_ros.memory.graphs import StepGraphs
+from statekv_ros.node.__main__ import main
+
+
+def record(function):
+    raise RuntimeError('CUDA error: operation not permitted when stream is capturing')
+
+
+stream.make_graphs = lambda mode, backbone, kind: StepGraphs(backbone, lambda: record)
+sys.exit(main())
+'''
+
+
+class NoGraphsNode(NodeProcess):
+    program = ('-c', PROGRAM)
+
+
+@pytest.mark.timeout(300)
+def test_a_node_tells_that_its_steps_are_not_replayed_and_when_that_is_tried_again(tiny_model_dir, tmp_path):
+    domain = new_domain()
+    node = NoGraphsNode(tmp_path, domain, model=tiny_model_dir, reliability='reliable', rate_hz='1000.0', budget=30,
+                        diagnostics_period_s='0.1', cameras='[front]')
+    graph = Graph(domain)
+    try:
+        graph.wait_for_state('active')
+        assert graph.fresh_health()['engine'][1].startswith('active, 0 frame steps')
+        for number in range(24):
+            graph.publish(image((number + 1) * SECOND, seed=number))
+            graph.wait(lambda: graph.health['front'][2]['frames_held'] == str(number + 1), f'frame {number}')
+        level, message, _ = graph.fresh_health()['engine']
+        assert level == 1 and 'camera front: frame steps are not replayed as CUDA graphs' in message
+        assert 'not permitted when stream is capturing (failure 1 of 4; tried again in ' in message
+        assert 'not replayed as CUDA graphs' in node.log
+    finally:
+        graph.close()
+        node.stop(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings('ignore:.*is the naive one', 'ignore:frame steps are not replayed')
+def test_missing_kernels_and_recordings_that_went_off_are_told_and_nothing_while_all_is_well(backbone, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
+    fitness._unfit.cache_clear()
+    fitness.forget_failures()
+    streams = {name: VideoStream(backbone, 'statekv(30)') for name in ('front', 'rear')}
+    streams['front'].graphs = StepGraphs(backbone, lambda: None)
+    accelerator = Accelerator(CUDA, streams, WarmUp(3.21, ('20 tokens',), 6, 8, ()))
+    assert accelerator.problem == '' and accelerator.facts() == {'attention': 'triton', 'warm_up_s': 3.2, 'replayed_steps': 0}
+    streams['front'].graphs._pause('RuntimeError: no')
+    fitness.note_failure('paged_attention', CUDA, RuntimeError('no'))
+    assert accelerator.problem.count(';') >= 1
+    assert 'paged_attention without its Triton kernel' in accelerator.problem and 'camera front: frame steps' in accelerator.problem
+    assert accelerator.facts()['attention'] == 'naive'
+    fitness.forget_failures()
+    fitness._unfit.cache_clear()
+    assert Accelerator(torch.device('cpu'), {}, None).facts() == {}
