@@ -15,8 +15,7 @@ from rclpy.qos import QoSProfile
 
 from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.errors import Code, QuestionError, StateKVError
-from statekv_ros.memory import PrefillPolicy, StepReport, VideoStream
-from statekv_ros.memory.capacity import available_memory, detailed_bound, gigabytes, host_bound, make_plan, require_fit
+from statekv_ros.memory import StepReport, VideoStream
 from statekv_ros.memory.detailed.formats import find_format
 from statekv_ros.memory.trial import demonstration_warning, try_out
 from statekv_ros.msg import Answer, FrameTiming
@@ -30,21 +29,20 @@ from statekv_ros.node.engine import STOPPING, Camera, Engine
 from statekv_ros.node.goals import NOT_ACTIVE, Goals
 from statekv_ros.node.memory_folder import identity_of, open_memory
 from statekv_ros.node.parameters import Parameters
-from statekv_ros.node.pictures import Album, Darkroom
+from statekv_ros.node.pictures import Darkroom
+from statekv_ros.node.pictures.begin import open_album
 from statekv_ros.node.pictures.evidence import EvidenceImage
 from statekv_ros.node.pictures.frames import FramesService
+from statekv_ros.node.planning import ASSUMED_FRAME, require_memory
 from statekv_ros.node.poses import PoseSource, make_source
 from statekv_ros.node.services import Services
 from statekv_ros.node.transitions import Transitions
+from statekv_ros.node.twins import Twins
 from statekv_ros.node.watches.begin import begin_watches
 from statekv_ros.node.watches.services import WatchServices
-from statekv_ros.store.hours import describe
 from statekv_ros.store.tier import DiskTier
-from statekv_ros.thumbnails import likely_bytes
 from statekv_ros.transport import TransportProfile
 
-# Images come after the memory is planned; this size, height x width, stands for them.
-_ASSUMED_FRAME = (480, 640)
 SUCCESS, FAILURE, ERROR = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE, TransitionCallbackReturn.ERROR
 
 
@@ -67,7 +65,7 @@ class MemoryNode(LifecycleNode):
         self._loading_since: float | None = None    # of `time.monotonic`, while a model loads
         self._life = threading.RLock()      # `stop` may come from another thread than the transition under way
         self._stopped = False
-        self._twins = 0
+        self._twins = Twins(self)
         self._backbone: Backbone | None = None
         self._engine: Engine | None = None
         self._disk: Disk | None = None
@@ -211,8 +209,8 @@ class MemoryNode(LifecycleNode):
         if backbone.demonstration:
             self.get_logger().warning(demonstration_warning(backbone))
         policy = get.prefill_policy()
-        device_cache_bytes, host_cache_bytes = self._require_memory(backbone, policy)
-        warm = prepare(backbone, policy, _ASSUMED_FRAME, get['positions'], get['detailed_format'], self.get_logger())
+        device_cache_bytes, host_cache_bytes = require_memory(get, backbone, policy, self._keeps_on_disk, self.get_logger().info)
+        warm = prepare(backbone, policy, ASSUMED_FRAME, get['positions'], get['detailed_format'], self.get_logger())
         poses = make_source(self, get['pose.topic'], get['pose.type'], get['pose.target_frame'], get['pose.source_frame'],
                             get['pose.tolerance_s'])
         cameras, kinds = [], {}
@@ -232,7 +230,7 @@ class MemoryNode(LifecycleNode):
         checks, kept = begin_watches(get, cameras, disk, Path(get['memory_dir']).expanduser(), backbone.fingerprint,
                                      self._watches.tell, self.get_logger().warning)
         for camera in cameras:
-            camera.album = self._open_album(camera, disk)
+            camera.album = open_album(self._darkroom, camera, disk, get['thumbnail.width'], get['thumbnail.quality'])
         engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],
                         self.get_logger().error, disk, checks)
         engine.is_lost = partial(is_lost, backbone.device)
@@ -269,36 +267,6 @@ class MemoryNode(LifecycleNode):
         self._disk, self._disk_problem = open_memory(
             Path(get['memory_dir']).expanduser(), identity, streams, tiers, int(get['disk_cache_gb'] * 1e9), get['sync_period_s'],
             get['restore'], self.get_fully_qualified_name(), log.info, log.warning)
-
-    def _open_album(self, camera: Camera, disk: Disk | None) -> Album:
-        width, quality = self._settings['thumbnail.width'], self._settings['thumbnail.quality']
-        if disk is None:
-            return Album(self._darkroom, camera.stream, width, quality)
-        disk.albums[camera.name] = Album(self._darkroom, camera.stream, width, quality, partial(disk.picture, camera.name),
-                                         disk.waiting_picture(camera.name))
-        return disk.albums[camera.name]
-
-    def _require_memory(self, backbone: Backbone, policy: PrefillPolicy) -> tuple[int, int]:
-        """Say what watching will need; bytes of each camera's detailed cache on the device and in main memory. Raises
-        ParameterError when it cannot fit."""
-        get, names = self._settings, self._settings['cameras']
-        rate_hz = sum(get[f'{name}.rate_hz'] for name in names) / len(names)
-        plan = make_plan(backbone.size(*_ASSUMED_FRAME), policy, rate_hz, len(names), positions=get['positions'],
-                         detailed_format=get['detailed_format'])
-        free, where = available_memory(backbone.device)
-        free += plan.weights_bytes      # they are loaded already
-        require_fit(plan, free, where)
-        device = detailed_bound(plan, get['device_cache_mb'] * 10**6, free, where)
-        host = host_bound(get['host_cache_mb'] * 10**6, len(names), backbone.device)
-        disk = int(get['disk_cache_gb'] * 1e9) if self._keeps_on_disk else 0
-        width = get['thumbnail.width']
-        picture = likely_bytes(*_ASSUMED_FRAME, width, get['thumbnail.quality']) if width else 0
-        self.get_logger().info(
-            f'memory, for camera images of {_ASSUMED_FRAME[1]}x{_ASSUMED_FRAME[0]} ({plan.size.step_tokens} tokens per step): '
-            f'weights {gigabytes(plan.weights_bytes)}, state {gigabytes(plan.state_bytes)}, workspace about '
-            f'{gigabytes(plan.workspace_bytes)}, reserve {gigabytes(plan.reserve_bytes)}; '
-            f'{describe(plan, device, host, disk, picture)}')
-        return device, host
 
     def _release(self) -> None:
         with self._life:
@@ -386,23 +354,10 @@ class MemoryNode(LifecycleNode):
         disk, accelerator = self._disk, self._accelerator
         problems = [self._disk_problem, *(part.problem for part in (disk, accelerator, self._recovery) if part is not None)]
         diagnostics.note_problem(array.status[1], '; '.join(filter(None, problems)))
-        diagnostics.note_problem(array.status[1], self._look_for_twins())
+        diagnostics.note_problem(array.status[1], self._twins.look())
         for status in array.status:         # several nodes of one machine tell of themselves on this topic
             status.name = f'{self.get_fully_qualified_name()[1:]}: {status.name}'
         self._diagnostics.publish(array)
-
-    def _look_for_twins(self) -> str:
-        """What is wrong when other nodes have this one's name; logged when their number changes."""
-        name = self.get_fully_qualified_name()
-        names = [f'{space.rstrip("/")}/{node}' for node, space in self.get_node_names_and_namespaces()]
-        twins = names.count(name) - 1
-        sentence = '' if twins < 1 else (
-            f'{twins} more node{"s have" if twins > 1 else " has"} the name {name}: a question reaches all of them, and the '
-            'first answer counts; give each a name (-r __node:=...) or a namespace of its own')
-        if twins > self._twins:
-            self.get_logger().warning(sentence)
-        self._twins = twins
-        return sentence
 
     def _apply_rates(self, parameters: list[rclpy.Parameter]) -> None:
         for parameter in parameters:
