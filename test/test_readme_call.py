@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 
 from live import SECOND, Graph, NodeProcess, environment, image, new_domain
 
@@ -77,3 +78,21 @@ def test_log_diagnostics_and_answers_say_that_the_model_is_a_demonstration(runni
 def test_the_log_has_no_line_of_a_progress_bar(running):
     node, _ = running
     assert all(line.strip() and '%|' not in line for line in node.log.splitlines()), node.log
+
+
+def test_the_table_of_interfaces_tells_what_is_there_and_its_qos(running):
+    node, graph = running
+    table = README.split('## Interfaces')[1].split('## Parameters')[0]
+    topics = re.findall(r'^\| `~/(\w+)` \| topic `(\w+/(?:msg/)?\w+)` \| ([^|]+) \|', table, re.M)
+    assert len(topics) >= 5
+    for name, kind, told in topics:
+        [info] = graph.node.get_publishers_info_by_topic(f'/statekv/{name}')
+        assert info.topic_type.replace('/msg/', '/') == kind.replace('/msg/', '/'), name
+        assert 'reliable' in told and info.qos_profile.reliability == ReliabilityPolicy.RELIABLE, name
+        assert ('transient local' in told) == (info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL), name
+    there = {name for name, kinds in graph.node.get_topic_names_and_types() if kinds[0].startswith(('statekv_ros/', 'sensor_msgs/'))
+             and name.startswith('/statekv/') and '/_action/' not in name}
+    assert there == {f'/statekv/{name}' for name, *_ in topics}
+    services = {name.removeprefix('/statekv/') for name, kinds in graph.node.get_service_names_and_types()
+                if kinds[0].startswith('statekv_ros/srv/') and '/_action/' not in name}
+    assert services == set(re.findall(r'`~/(\w+)`(?=[^|]*\| services? )', table))

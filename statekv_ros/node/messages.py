@@ -7,6 +7,7 @@ from types import MappingProxyType
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Point, PoseStamped, Quaternion
 from sensor_msgs.msg import CompressedImage
+from std_msgs.msg import Header
 
 from statekv_ros.action import Ask
 from statekv_ros.memory import Evidence as Looked
@@ -81,7 +82,7 @@ def joined(answers: list[Answer]) -> Answer:
     first, last = answers[0], answers[-1]
     timings = [a.timing for a in answers]
     return _with_pose(Answer(
-        header=first.header, question=first.question, text='\n'.join(f'{a.camera}: {a.text}' for a in answers),
+        header=Header(stamp=first.header.stamp), question=first.question, text='\n'.join(f'{a.camera}: {a.text}' for a in answers),
         camera=','.join(a.camera for a in answers), frames_covered=sum(a.frames_covered for a in answers),
         first_stamp=min((a.first_stamp for a in answers), key=to_ns), last_stamp=max((a.last_stamp for a in answers), key=to_ns),
         finish_reason=next((a.finish_reason for a in answers if a.finish_reason != 'stop'), 'stop'),
