@@ -333,3 +333,15 @@ def test_a_write_that_fails_is_told_once_and_leaves_the_old_file(tmp_path):
     (tmp_path / f'{FILE}.new').rmdir()
     kept.save(table)
     assert kept.problem == '' and len(restored(tmp_path)[0]) == 2
+
+
+def test_a_pattern_that_takes_too_long_fails_its_own_watch_alone():
+    table = WatchTable(['front'], 10)
+    slow = table.add(definition(condition='matches (a|aa)+$'))
+    ball = table.add(definition(condition='matches a'))
+    table.note_step('front', SECOND)
+    watches = table.take_due()
+    assert watches == [slow, ball], 'one answer for both'
+    [alert] = table.take(watches, answer('a' * 200 + '!'))
+    assert alert.id == ball.id and not ball.error
+    assert (slow.failed, slow.checks) == (1, 0) and 'more than 50 ms' in slow.error

@@ -132,14 +132,18 @@ class WatchTable:
 
     def take(self, watches: Iterable[Watch], result: AnswerResult) -> list[Alert]:
         """The answer of a check of these; what is to be told. In the engine's thread, which alone changes what a watch holds."""
-        held = [watch.holds(result.text) for watch in watches]     # may take milliseconds: not under the lock
+        held = [_whether_holds(watch, result.text) for watch in watches]     # may take milliseconds: not under the lock
         alerts = []
         with self._lock:
             for watch, holds in zip(watches, held):
-                if self._watches.get(watch.id) is watch:
-                    alert, counts = watch.take(result, holds)
-                    alerts += filter(None, [alert])
-                    self.dirty |= counts
+                if self._watches.get(watch.id) is not watch:
+                    continue
+                if isinstance(holds, QuestionError):
+                    watch.fail(str(holds))
+                    continue
+                alert, counts = watch.take(result, holds)
+                alerts += filter(None, [alert])
+                self.dirty |= counts
             self.version += 1
         return alerts
 
@@ -157,3 +161,11 @@ class WatchTable:
                 if watch.definition.camera in cameras:
                     watch.forget_answers()
             self.version, self.dirty = self.version + 1, True
+
+
+def _whether_holds(watch: Watch, text: str) -> bool | QuestionError:
+    """The error where it cannot be said, which is no matter of the other watches that share the answer."""
+    try:
+        return watch.holds(text)
+    except QuestionError as error:
+        return error
