@@ -39,12 +39,21 @@ class CudaRecorder:
                     torch.cuda.graph(graph, self._pool, self._stream, 'thread_local'):
                 result = function()
         except BaseException:
-            _half_captured.append(graph)
+            if not _has_ended(graph):
+                _half_captured.append(graph)
             raise
         finally:
             torch._C._cuda_clearCublasWorkspaces()
         self._pool = graph.pool()
         return graph.replay, result
+
+
+def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:
+    try:
+        graph.pool()
+    except RuntimeError:    # which only a graph whose capture has ended can tell
+        return False
+    return True
 
 
 class RecordedStep:
