@@ -28,7 +28,7 @@ def test_a_capture_that_cannot_end_leaves_the_thread_where_it_was(device, cuda: 
 
 
 @pytest.mark.parametrize('ends, kept', [(False, 1), (True, 0)])
-def test_a_half_captured_graph_is_kept_for_the_allocator_that_still_asks_it(ends, kept, cuda: FakeCuda, monkeypatch):  # noqa: F811
+def test_a_half_captured_graph_is_kept_for_the_allocator_that_asks_it(ends, kept, cuda: FakeCuda, monkeypatch):  # noqa: F811
     monkeypatch.setattr(recorded, '_half_captured', [])
     cuda.refuses_to_end = not ends
 
