@@ -26,8 +26,8 @@ _told: set[tuple[str, int]] = set()
 
 
 def problem(operation: str, device: torch.device) -> str:
-    """Why an operation ('scored_attention', 'paged_attention') has no Triton kernel on a CUDA device; '' where it has one, or where
-    that has not been tried."""
+    """Why an operation ('scored_attention', 'paged_attention') has no Triton kernel on a CUDA device; '' where it has one, or
+    where that has not been tried."""
     return _unfit(device) or _failed.get((operation, device.index or 0), '') if device.type == 'cuda' else ''
 
 

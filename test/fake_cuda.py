@@ -93,6 +93,8 @@ def make_graph_class(cuda: FakeCuda) -> type:
             self.ended = True
 
         def pool(self):
+            if not getattr(self, 'ended', False):
+                raise RuntimeError('Called CUDAGraph::pool() without a preceding successful capture.')
             return self.id
 
         def replay(self):

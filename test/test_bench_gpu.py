@@ -19,7 +19,8 @@ time.sleep(600)
 @pytest.mark.timeout(60)
 def test_a_part_that_hangs_is_ended_and_named_and_what_it_printed_is_kept(tmp_path):
     told, begun = StringIO(), time.monotonic()
-    part = run_part('kernel', [sys.executable, '-c', HANGS], tmp_path / 'kernel.json', begun + 600, 2.0, Console(file=told, width=200))
+    part = run_part('kernel', [sys.executable, '-c', HANGS], tmp_path / 'kernel.json', begun + 600, 2.0,
+                    Console(file=told, width=200))
     assert part['timed_out'] and part['exit_code'] != 0 and time.monotonic() - begun < 40
     assert 'hung, ended kernel' in told.getvalue() and '--part-minutes' in told.getvalue()
     child = int((tmp_path / 'kernel.json').read_text())

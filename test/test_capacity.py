@@ -41,7 +41,7 @@ def test_the_reserve_covers_recorded_steps_of_each_camera_and_one_answer():
     size = PUBLISHED['Qwen3-VL-2B'].size(448, 448)
     one, four = (make_plan(size, STATEKV, rate_hz=2.0, cameras=cameras) for cameras in (1, 4))
     vision, product = 205 * 2**17, 32 * 2**20
-    answer = 3 * 4 * 16 * 64 * (4096 + 205) + one.state_bytes       # of 16 query heads: scores, exponentials, fp32 keys; the state
+    answer = 3 * 4 * 16 * 64 * (4096 + 205) + one.state_bytes   # 16 heads' scores, exponentials, fp32 keys; the state
     assert one.workspace_bytes < vision, 'so it is the vision tower that a recording needs most memory for'
     assert one.reserve_bytes == (vision + product) + product + vision + answer
     assert four.reserve_bytes - one.reserve_bytes == 3 * (vision + product)

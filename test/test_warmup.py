@@ -13,8 +13,8 @@ POLICY = parse_prefill_policy('statekv(48)')
 
 
 def launches() -> tuple[list[tuple[str, int]], list[str]]:
-    """Kernels in the order in which a model of 4 heads launches them, each with its splits, and what is said of it; Triton interprets
-    them."""
+    """Kernels in the order in which a model of 4 heads launches them, each with its splits, and what is said of it; Triton
+    interprets them."""
     from statekv_ros.kernels.scored_attention import triton, variants
     launched = []
 
@@ -62,7 +62,8 @@ def gpu(backbone, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, 'synchronize', lambda device: None)
     # Streams compute on the CPU; only what the warm-up itself asks of the device is the stand-in's.
-    monkeypatch.setattr(warmup, 'VideoStream', lambda gpu, *arguments, **options: VideoStream(gpu._backbone, *arguments, **options))
+    monkeypatch.setattr(warmup, 'VideoStream',
+                        lambda gpu, *arguments, **options: VideoStream(gpu._backbone, *arguments, **options))
     fitness._unfit.cache_clear()
     fitness.forget_failures()
     yield OnAGpu(backbone)
@@ -90,7 +91,8 @@ def test_a_kernel_that_cannot_be_built_is_told_and_steps_and_answers_are_run_all
     assert gpu.size(64, 64).step_tokens in queries and state == 48
     assert result.variants == () and (result.steps, result.answers) == (6, 8)
     [problem] = result.problems
-    assert 'scored_attention without its Triton kernel' in problem and 'There should only be one' in problem and problem in str(result)
+    assert 'scored_attention without its Triton kernel' in problem and 'There should only be one' in problem
+    assert problem in str(result)
 
 
 def test_what_failed_before_is_tried_again_and_told_no_more(gpu, monkeypatch):

@@ -62,7 +62,8 @@ def paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, value: 
         raise ValueError(f'scale must be a positive number, got {scale}')
     arguments = (query, key, value, starts, lengths, scale, moves, noted, rope, entries)
     if implementation is None and query.device.type == 'cuda':
-        return run_or_stand_in(OPERATION, query.device, lambda: _run_triton(*arguments), lambda: naive_paged_attention(*arguments))
+        return run_or_stand_in(OPERATION, query.device, lambda: _run_triton(*arguments),
+                               lambda: naive_paged_attention(*arguments))
     if implementation in (None, 'naive'):
         return naive_paged_attention(*arguments)
     if implementation != 'triton':

@@ -63,15 +63,15 @@ def commands(models: list[str], device: str, out: Path) -> list[tuple[str, list[
 
 
 def run_part(name: str, command: list[str], output: Path, deadline: float, limit_s: float, console: Console) -> dict:
-    """Run one part, unless the deadline (of `time.monotonic`) is over; past `limit_s` seconds it and all that it started is ended,
-    and what it had printed is kept."""
+    """Run one part, unless the deadline (of `time.monotonic`) is over; past `limit_s` seconds it and all that it started is
+    ended, and what it had printed is kept."""
     begun = time.monotonic()
     if begun >= deadline:
         console.print(f'[red]left out[/] {name}: no time left (--minutes)')
         return {'name': name, 'exit_code': None, 'timed_out': False, 'seconds': 0.0, 'output': ''}
     console.print(f'running {name}')
-    part = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if output.suffix == '.txt' else None, text=True,
-                            start_new_session=True)
+    part = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT if output.suffix == '.txt' else None,
+                            text=True, start_new_session=True)
     try:
         printed, timed_out = part.communicate(timeout=limit_s)[0], False
     except subprocess.TimeoutExpired:

@@ -18,7 +18,7 @@ _TAG_BYTES = 12         # per slot of the compressed state: int64 ordinal and fp
 _PLACE_BYTES = 32       # and four int64 of its place, unless positions are native
 _SECONDS_PER_HOUR = 3600
 _PRODUCT_BYTES = 2**25          # workspace of matrix products that torch keeps for a stream: 32 MiB on sm_90, 8 on most others
-_VISION_TOKEN_BYTES = 2**17     # temporaries of a vision tower's layer: 4 patches a token, 12 numbers of width 1280, two bytes each
+_VISION_TOKEN_BYTES = 2**17     # temporaries of a vision tower's layer: 4 patches a token, 12 times 1280 numbers of 2 bytes
 _SLICE_TOKENS = 64              # of a question, read at once, unless the parameter "slice_tokens" is set to more
 
 
@@ -34,8 +34,8 @@ class Plan:
         index_bytes_per_hour, index_bytes: the same of the pages' index.
         workspace_bytes: estimate of a step's temporaries.
         reserve_bytes: estimate of what a GPU takes besides: for each camera the memory of its recorded steps, where a step's
-            temporaries lie once more, and the workspace of its matrix products; temporaries of the vision tower; scores and masses
-            of an answer, and the copy of one camera's state that it reads.
+            temporaries lie once more, and the workspace of its matrix products; temporaries of the vision tower; scores and
+            masses of an answer, and the copy of one camera's state that it reads.
         steps_per_hour: frame steps.
     """
     size: ModelSize
@@ -176,9 +176,9 @@ def _is_main_memory(device: torch.device) -> bool:
 def available_memory(device: torch.device) -> tuple[int, str]:
     """Bytes that can be had on a device, and its name.
 
-    A GPU without memory of its own (Jetson, DGX Spark) reports as free what nobody uses, and leaves out what the kernel would give
-    back of its page cache: on a robot that records bags or has just read a checkpoint, that is most of it. There, and on a CPU, it is
-    Linux's own estimate (MemAvailable) that counts.
+    A GPU without memory of its own (Jetson, DGX Spark) reports as free what nobody uses, and leaves out what the kernel would
+    give back of its page cache: on a robot that records bags or has just read a checkpoint, that is most of it. There, and on a
+    CPU, it is Linux's own estimate (MemAvailable) that counts.
     """
     if device.type != 'cuda':
         return _available_main_memory(), 'this machine\'s main memory'

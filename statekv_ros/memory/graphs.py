@@ -69,7 +69,7 @@ class StepGraphs:
     def problem(self) -> str:
         """As `off`, as a sentence that says when recording is tried again; from any thread."""
         reason, left_s = self.off, self._off_until - self._now()
-        again = f'tried again in {max(0.0, left_s):.0f} s' if left_s < float('inf') else 'not tried again until it is configured anew'
+        again = f'tried again in {max(0.0, left_s):.0f} s' if left_s < float('inf') else 'not tried again'
         return reason and (f'frame steps are not replayed as CUDA graphs but run eagerly, which is slower: {reason} '
                            f'(failure {self.failures} of {len(PAUSES_S) + 1}; {again})')
 

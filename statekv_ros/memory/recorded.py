@@ -29,8 +29,8 @@ class CudaRecorder:
 
     def __call__(self, function: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
         graph = torch.cuda.CUDAGraph()
-        # torch keeps the workspace of matrix products per stream, in the pool of the graph that asked for it first. A later graph on
-        # the same stream would use it on after the first one and its pool are gone. So each begins without, and leaves none behind.
+        # torch keeps the workspace of matrix products per stream, in the pool of the graph that asked for it first. A later graph
+        # on the same stream would use it on after that one and its pool are gone. So each begins without, and leaves none behind.
         torch._C._cuda_clearCublasWorkspaces()
         try:
             # `graph` does not come back to this thread's stream when the capture cannot be ended; the `stream` around it does.
@@ -39,12 +39,21 @@ class CudaRecorder:
                     torch.cuda.graph(graph, self._pool, self._stream, 'thread_local'):
                 result = function()
         except BaseException:
-            _half_captured.append(graph)
+            if not _has_ended(graph):
+                _half_captured.append(graph)
             raise
         finally:
             torch._C._cuda_clearCublasWorkspaces()
         self._pool = graph.pool()
         return graph.replay, result
+
+
+def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:
+    try:
+        graph.pool()
+    except RuntimeError:    # which only a graph whose capture has ended can tell
+        return False
+    return True
 
 
 class RecordedStep:

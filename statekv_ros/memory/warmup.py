@@ -16,7 +16,7 @@ from statekv_ros.memory.policies import UNLIMITED, PrefillPolicy
 from statekv_ros.memory.stream import VideoStream
 
 OPERATIONS = (scored.OPERATION, paged.OPERATION)
-# An answer's kernel is compiled apart for a question and for a token, for one page and for many, for pages that move and that do not.
+# An answer's kernel is compiled apart for a question and for a token, for one page and for many, for pages that are turned.
 _ANSWERS = ('all', 'sparse(64)', 'sparse(256)', 'retrieve(2)')
 _MOST_STATE = 16384     # tokens; larger ones run the same code
 
@@ -47,8 +47,8 @@ def warm_up(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, in
     """Compile and run each kernel variant that this configuration needs, and a few steps and answers; None on a CPU, which has
     nothing to compile.
 
-    A kernel that cannot be built is no error: its naive twin runs instead, and the result says why. Kernels that failed before are
-    tried again.
+    A kernel that cannot be built is no error: its naive twin runs instead, and the result says why. Kernels that failed before
+    are tried again.
 
     Args:
         frame_size: height and width of the camera images to expect.
@@ -70,8 +70,8 @@ def warm_up(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, in
 def problems(device: torch.device) -> tuple[str, ...]:
     """Why operations of this package have no kernel on a device."""
     found = {operation: fitness.problem(operation, device) for operation in OPERATIONS}
-    return tuple(dict.fromkeys(f'attention is many times slower than it could be ({operation} without its Triton kernel): {reason}'
-                               for operation, reason in found.items() if reason))
+    return tuple(f'attention is many times slower than it could be ({operation} without its Triton kernel): {reason}'
+                 for operation, reason in found.items() if reason)
 
 
 def _run_kernels(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, int]) -> list[str]:

@@ -39,7 +39,8 @@ def free_device_memory(log: Callable[[str], None]) -> None:
 
 
 class Recovery:
-    """Leaves the active state when the GPU is lost and configures the node again; a second loss within `WINDOW_S` leaves it inactive."""
+    """Leaves the active state when the GPU is lost and configures the node again; a second loss within `WINDOW_S` leaves it
+    inactive."""
 
     def __init__(self, node: LifecycleNode, state: Callable[[], str], blame: Callable[[str], str],
                  submit: Callable[[Callable[[], None]], None], now: Callable[[], float] = time.monotonic):
@@ -81,14 +82,14 @@ class Recovery:
         if was_active:
             self._node.trigger_deactivate()
         if again:
-            self._blame(f'the GPU was lost a second time within {WINDOW_S:.0f} s ({reason}): look after it (nvidia-smi, dmesg), then '
-                        'clean the node up and configure it, or start it again')
+            self._blame(f'the GPU was lost a second time within {WINDOW_S:.0f} s ({reason}): look after it (nvidia-smi, dmesg), '
+                        'then clean the node up and configure it, or start it again')
             return
         self._blame(f'the GPU was lost ({reason}): the node is being configured again, once')
         if self._node.trigger_cleanup() != SUCCESS or self._node.trigger_configure() != SUCCESS:
             why = self._blame(f'the GPU was lost ({reason}), and configuring again failed')
-            self._blame(f'the GPU was lost ({reason}), and configuring again failed ({why}): within a process a CUDA context may stay '
-                        f'lost, so start the node again; {restored}')
+            self._blame(f'the GPU was lost ({reason}), and configuring again failed ({why}): within a process a CUDA context '
+                        f'may stay lost, so start the node again; {restored}')
             return
         self._problem = f'the GPU was lost ({reason}) and the node was configured again: {restored}'
         self._node.get_logger().warning(self._problem)
