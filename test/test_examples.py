@@ -26,9 +26,9 @@ EXAMPLES = Path(__file__).resolve().parents[1] / 'docs' / 'examples'
 STEPS = 24
 
 
-def start(domain: int, name: str, *arguments: str) -> subprocess.Popen:
+def start(domain: int, name: str, *arguments: str, **options) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, str(EXAMPLES / name), *arguments], env=environment(domain), text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
 def output(process: subprocess.Popen, code: int = 0) -> str:
@@ -96,7 +96,7 @@ def test_report_of_a_shift_has_a_row_for_every_stretch_and_question(shift):
 def test_door_watcher_prints_a_line_and_keeps_a_picture_of_each_change(shift, tmp_path):
     graph, _ = shift
     process = start(graph.context.get_domain_id(), 'door_watcher.py', 'what is in view?', 'changes', '--pictures', str(tmp_path),
-                    '--unwatch')
+                    '--unwatch', preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))     # as in the background of a shell
     lists = []
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     graph.node.create_subscription(Watches, '/statekv/watches', lists.append, latched)

@@ -5,6 +5,7 @@
 The node goes on watching when this program ends, and over its own restarts; `--unwatch` ends the watch with the program.
 """
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def main() -> int:
     parser.add_argument('--pictures', type=Path, help='folder for pictures')
     parser.add_argument('--unwatch', action='store_true', help='end the watch with the program')
     arguments = parser.parse_args(remove_ros_args(sys.argv)[1:])
-    # Ctrl-C ends the loop and not ROS, so that the watch can be ended afterwards.
+    # Ctrl-C ends the loop and not ROS, so that the watch can be ended afterwards; so does `kill -INT` of a shell's background job,
+    # which begins with that signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     rclpy.init(args=sys.argv, signal_handler_options=SignalHandlerOptions.NO)
     node = DoorWatcher(arguments.question, arguments.condition, arguments.camera, arguments.pictures)
     try:
