@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 
 Result = TypeVar('Result')
+IMPLEMENTATIONS = ('naive', 'triton')
 OLDEST_CAPABILITY = 80      # below it bf16 is emulated, and the tiles of configs.py are larger than the chip's shared memory
 _COMPILERS = ('gcc', 'clang')
 # What is known of this machine, by operation and number of the device: why its kernel does not run, and who has been told.
@@ -46,6 +47,25 @@ def forget_failures() -> None:
     """Try again what has failed: somebody may have mended it."""
     _failed.clear()
     _told.clear()
+
+
+def run(operation: str, implementation: str | None, device: torch.device, kernel: Callable[[], Result],
+        naive: Callable[[], Result]) -> Result:
+    """What the implementation gives that was asked for; None: the kernel on CUDA, where it runs, and the naive twin elsewhere.
+
+    Raises:
+        ValueError: the implementation is unknown or cannot run here; as `run_or_stand_in`.
+    """
+    if implementation is None and device.type == 'cuda':
+        return run_or_stand_in(operation, device, kernel, naive)
+    if implementation in (None, 'naive'):
+        return naive()
+    if implementation != 'triton':
+        raise ValueError(f'implementation must be one of {", ".join(IMPLEMENTATIONS)}, got {implementation!r}')
+    if not _triton_is_installed():
+        raise ValueError("implementation 'triton' needs the package triton, which is not installed: pip install triton, or "
+                         "use 'naive'")
+    return kernel()
 
 
 def run_or_stand_in(operation: str, device: torch.device, kernel: Callable[[], Result], naive: Callable[[], Result]) -> Result:
@@ -96,9 +116,13 @@ def explain(error: Exception) -> str:
     return f'Triton could not build its launcher ({first}): see what the compiler says above'
 
 
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec('triton') is not None
+
+
 @functools.lru_cache
 def _unfit(device: torch.device) -> str:
-    if importlib.util.find_spec('triton') is None:
+    if not _triton_is_installed():
         return 'the package triton is not installed: pip install triton'
     major, minor = torch.cuda.get_device_capability(device)
     if 10 * major + minor < OLDEST_CAPABILITY:

@@ -174,9 +174,10 @@ class _Checked(NamedTuple):
 
 def _to_rgb(pixels: np.ndarray, name: str, width: int, height: int) -> np.ndarray:
     """uint8 pixels of an encoding as RGB, by cv_bridge or OpenCV."""
-    if bridge_for(name) is None:
+    bridge = bridge_for(name)
+    if bridge is None:
         return cv2.cvtColor(pixels, ENCODINGS[name].to_rgb)
-    return _by_bridge(bridge_for(name), pixels, name, width, height)
+    return _by_bridge(bridge, pixels, name, width, height)
 
 
 def _by_bridge(bridge: Any, pixels: np.ndarray, name: str, width: int, height: int) -> np.ndarray:

@@ -10,7 +10,7 @@ the message's sender, which is not used again.
 Whoever opens a port that its maker was killed in the midst of making waits without end, too (`boost::interprocess`,
 `managed_open_or_create_impl`); such a port is taken away and marked as corrupted, for which Fast DDS makes a new one.
 """
-import errno
+import contextlib
 import fcntl
 import os
 import platform
@@ -54,8 +54,8 @@ class _Port:
 
 
 class Ports:
-    """All ports of this machine that are this user's. `look` twice a second: a writer comes to stand still one to two seconds after
-    the death of a reader, and goes on within a second after the message was struck out."""
+    """All ports of this machine that are this user's. `look` twice a second: a writer comes to stand still one to two seconds
+    after the death of a reader, and goes on within a second after the message was struck out."""
 
     def __init__(self, folder: str | Path = '/dev/shm'):
         """folder: where the system keeps shared memory."""
@@ -161,12 +161,9 @@ class Ports:
             return 0
         port.half_since = None
         path = self._folder / port.name
-        try:
+        with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == port.inode:
                 path.unlink()
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
         # Those who wait look at the file that they have opened: at its size, then at its first word.
         if size:
             os.pwrite(port.end, struct.pack('<I', _CORRUPTED), 0)

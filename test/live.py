@@ -1,5 +1,6 @@
 """A memory node in a process of its own, and a test's own place in its ROS domain. Nothing here stands in for ROS."""
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -162,9 +163,7 @@ class Graph:
         future = self.ask_later(question, **fields)
         if not self._answered:
             # ROS 2 calls a service ready before its server has found the client's reader; a reply at that moment is lost.
-            end = time.monotonic() + PATIENCE_S / 6
-            while not future.done() and time.monotonic() < end:
-                self.executor.spin_once(0.05)
+            self.executor.spin_until_future_complete(future, PATIENCE_S / 6)
             future = future if future.done() else self.ask_later(question, **fields)
         response = self.response(future)
         self._answered = True
@@ -244,6 +243,13 @@ def memory_node(folder: Path, model: str, ending: int = signal.SIGINT, **paramet
     finally:
         graph.close()
         node.stop(ending)
+
+
+def docs_program(file: Path, domain: int) -> subprocess.Popen:
+    """The first program of a page, as it stands there, in a process of its own; its output is a pipe."""
+    program = re.search(r'```python\n(.*?)```', file.read_text(), re.DOTALL)[1]
+    return subprocess.Popen([sys.executable, '-c', program], env=environment(domain), text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
 
 
 def image(stamp_ns: int, width: int = 64, height: int = 64, encoding: str = 'rgb8', seed: int = 0, **fields) -> Image:

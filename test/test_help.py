@@ -34,11 +34,11 @@ def run(command: list[str], argument: str) -> subprocess.CompletedProcess:
 
 def test_choices_that_benchmarks_offer_are_those_that_there_are():
     from statekv_ros.bench import arguments, cli, hardware, kernel
-    from statekv_ros.kernels import scored_attention
+    from statekv_ros.kernels import fitness
     from statekv_ros.memory import graphs
     assert arguments.DTYPES == tuple(hardware.DTYPES)
     assert arguments.CUDA_GRAPH == graphs.CUDA_GRAPH
-    assert arguments.IMPLEMENTATIONS == scored_attention.IMPLEMENTATIONS
+    assert arguments.IMPLEMENTATIONS == fitness.IMPLEMENTATIONS
     assert arguments.KERNEL_MODELS == tuple(kernel.MODELS)
     assert arguments.ADD.keys() == cli.BENCHMARKS.keys()
 

@@ -3,11 +3,13 @@ import ctypes
 import mmap
 import os
 import re
+import select
 import signal
 import struct
 import subprocess
 import sys
 import time
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,8 @@ from live import environment as environment_of  # noqa: E402
 from statekv_ros.shm_ports import MUTEX_SIZE, STATUS, Ports  # noqa: E402
 
 SHM = Path('/dev/shm')
+_NEWEST_WITH_THE_FAULT = 3, 6, 1
+_WAITED_FOR = 2         # the first word of glibc's mutex that is locked and waited for
 READER = """
 import rclpy
 from std_msgs.msg import String
@@ -49,7 +53,6 @@ class Talk:
         environment = environment_of(new_domain())
         self.writer = self._start(WRITER, environment)
         self.reader = self._start(READER, environment)
-        os.set_blocking(self.writer.stdout.fileno(), False)
         assert self.reader.stdout.readline() == 'heard\n'
 
     @staticmethod
@@ -68,19 +71,14 @@ class Talk:
 
     def writes(self, seconds: float) -> bool:
         """Whether the writer gets on within that time."""
-        self._read()        # what it had written before
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if self._read():
-                return True
-            time.sleep(0.05)
-        return False
+        output = self.writer.stdout.fileno()
+        while select.select([output], [], [], 0)[0]:    # what it had written before
+            os.read(output, 1 << 20)
+        return bool(select.select([output], [], [], seconds)[0])
 
-    def _read(self) -> bytes:
-        try:
-            return os.read(self.writer.stdout.fileno(), 1 << 20)
-        except BlockingIOError:
-            return b''
+    def stands(self) -> bool:
+        """Whether it comes to stand still, which it does at its next message to a port."""
+        return any(not self.writes(5) for _ in range(4))
 
     def close(self) -> None:
         for process in (self.writer, self.reader):
@@ -103,12 +101,24 @@ def _mark_as_broken(end: int, meanwhile=lambda: None) -> None:
         lock = ctypes.c_void_p(ctypes.addressof(buffer) + STATUS - MUTEX_SIZE)
         libc = ctypes.CDLL(None)
         assert libc.pthread_mutex_lock(lock) == 0
-        time.sleep(0.3)
+        end = time.monotonic() + 0.5
+        while struct.unpack_from('<i', memory, STATUS - MUTEX_SIZE)[0] != _WAITED_FOR and time.monotonic() < end:
+            time.sleep(0.001)       # of some ports nobody comes to wait for the lock
         meanwhile()
         word, = struct.unpack_from('<I', memory, 256 + 44)
         struct.pack_into('<I', memory, 256 + 44, word & ~1)
         libc.pthread_mutex_unlock(lock)
         del buffer
+
+
+def _require_that_it_stands(talk: Talk) -> None:
+    """Skips where Fast DDS is newer than any version that is known to have the fault."""
+    if talk.stands():
+        return
+    known = {distribution.metadata['Name']: distribution.version for distribution in distributions()}.get('ros-fastdds', '')
+    number = tuple(map(int, re.findall(r'\d+', known)[:3]))
+    assert not number or number > _NEWEST_WITH_THE_FAULT, f'Fast DDS {known} has the fault, and the test did not bring it about'
+    pytest.skip(f'Fast DDS {known or "of this system"} does not stand still')
 
 
 def _held(ends: list[int]) -> int:
@@ -125,8 +135,7 @@ def test_a_writer_goes_on_whose_reader_was_killed_while_it_took_a_message(talk):
     for end in ends:
         os.pwrite(end, bytes([os.pread(end, 1, STATUS)[0] | 5]), STATUS)
         _mark_as_broken(end)
-    if talk.writes(5):
-        pytest.skip('this version of Fast DDS does not stand still')
+    _require_that_it_stands(talk)
     ports.look()
     assert _held(ends) == len(ends), 'seen for the first time: the reader may be at work'
     assert ports.look() >= 1
@@ -148,8 +157,7 @@ def test_a_writer_goes_on_that_meets_a_port_whose_maker_was_killed(talk):
         end = os.open(file, os.O_RDWR)
         _mark_as_broken(end, lambda: replace(file))
         os.close(end)
-    if talk.writes(5):
-        pytest.skip('this version of Fast DDS does not stand still')
+    _require_that_it_stands(talk)
     ports.look()
     assert not talk.writes(1)
     time.sleep(3)

@@ -1,7 +1,5 @@
 """Behaviour trees: real ones of py_trees against a real node over DDS, and the C++ node's ports against the action."""
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,7 +13,7 @@ import rclpy  # noqa: E402
 from py_trees.blackboard import Blackboard  # noqa: E402
 from py_trees.common import Status  # noqa: E402
 
-from live import PATIENCE_S, SECOND, environment, memory_node  # noqa: E402
+from live import PATIENCE_S, SECOND, docs_program, memory_node  # noqa: E402
 from statekv_ros.action import Ask as AskAction  # noqa: E402
 from statekv_ros.client import StateKVClient  # noqa: E402
 from statekv_ros.errors import Code, QuestionError  # noqa: E402
@@ -130,9 +128,7 @@ def test_wait_for_that_is_interrupted_ends_its_watch_whenever_that_is(watcher, m
 
 
 def test_the_program_of_the_docs_finds_the_ball(watcher):
-    program = re.search(r'```python\n(.*?)```', (ROOT / 'docs/trees.md').read_text(), re.DOTALL)[1]
-    process = subprocess.Popen([sys.executable, '-c', program], env=environment(watcher.graph.context.get_domain_id()),
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = docs_program(ROOT / 'docs/trees.md', watcher.graph.context.get_domain_id())
     try:
         watcher.listed(1)
         watcher.show('nothing', BALL, checked=False)

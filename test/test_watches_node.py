@@ -1,8 +1,6 @@
 """Standing questions of a real node over DDS, with the patrol model: alerts, lists, refusals, restarts, the client."""
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,7 +15,7 @@ from diagnostic_msgs.msg import DiagnosticArray  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
 
-from live import SECOND, Graph, environment, image, memory_node, new_domain  # noqa: E402
+from live import SECOND, Graph, docs_program, image, memory_node, new_domain  # noqa: E402
 from statekv_ros.client import StateKVClient, WatchRefused, WouldBlock  # noqa: E402
 from statekv_ros.errors import Code  # noqa: E402
 from statekv_ros.msg import Alert, Watches  # noqa: E402
@@ -330,9 +328,7 @@ def test_client_inside_a_node_waits_in_no_callback_and_hears_alerts_there(shared
 
 def test_the_program_of_the_docs_prints_the_alert(shared):
     shared.unwatch('all')
-    program = re.search(r'```python\n(.*?)```', (ROOT / 'docs/watching.md').read_text(), re.DOTALL)[1]
-    process = subprocess.Popen([sys.executable, '-c', program], env=environment(shared.graph.context.get_domain_id()),
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = docs_program(ROOT / 'docs/watching.md', shared.graph.context.get_domain_id())
     try:
         shared.listed(1)
         shared.show('nothing', BALL, checked=False)

@@ -1,11 +1,9 @@
 """Attention of an answer over chosen pages of its memory, which may be in few bits, and what share each page got."""
-import importlib.util
 import math
 
 import torch
 
-from statekv_ros.kernels.fitness import run_or_stand_in
-from statekv_ros.kernels.scored_attention import IMPLEMENTATIONS
+from statekv_ros.kernels.fitness import run
 
 from .naive import naive_paged_attention
 from .pool import PackedPool, Rope
@@ -61,17 +59,8 @@ def paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, value: 
     if not 0 < scale < math.inf:
         raise ValueError(f'scale must be a positive number, got {scale}')
     arguments = (query, key, value, starts, lengths, scale, moves, noted, rope, entries)
-    if implementation is None and query.device.type == 'cuda':
-        return run_or_stand_in(OPERATION, query.device, lambda: _run_triton(*arguments),
-                               lambda: naive_paged_attention(*arguments))
-    if implementation in (None, 'naive'):
-        return naive_paged_attention(*arguments)
-    if implementation != 'triton':
-        raise ValueError(f'implementation must be one of {", ".join(IMPLEMENTATIONS)}, got {implementation!r}')
-    if importlib.util.find_spec('triton') is None:
-        raise ValueError("implementation 'triton' needs the package triton, which is not installed: pip install triton, or "
-                         "use 'naive'")
-    return _run_triton(*arguments)
+    return run(OPERATION, implementation, query.device, lambda: _run_triton(*arguments),
+               lambda: naive_paged_attention(*arguments))
 
 
 def _run_triton(*arguments) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:

@@ -1,14 +1,12 @@
 """Attention of one frame step that also tells how much softmax mass each key received (its importance)."""
-import importlib.util
 import math
 
 import torch
 
-from statekv_ros.kernels.fitness import choose, run_or_stand_in
+from statekv_ros.kernels.fitness import choose, run
 
 from .naive import naive_scored_attention
 
-IMPLEMENTATIONS = ('naive', 'triton')
 OPERATION = 'scored_attention'
 
 
@@ -50,18 +48,9 @@ def scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     if not 0 < scale < math.inf:
         raise ValueError(f'scale must be a positive number, got {scale}')
     arguments = query, key, value, scale, importance
-    if implementation is None and query.device.type == 'cuda':
-        output = run_or_stand_in(OPERATION, query.device, lambda: _run_triton(*arguments),
-                                 lambda: naive_scored_attention(*arguments))
-        return output, importance
-    if implementation in (None, 'naive'):
-        return naive_scored_attention(*arguments), importance
-    if implementation != 'triton':
-        raise ValueError(f'implementation must be one of {", ".join(IMPLEMENTATIONS)}, got {implementation!r}')
-    if importlib.util.find_spec('triton') is None:
-        raise ValueError("implementation 'triton' needs the package triton, which is not installed: pip install triton, or "
-                         "use 'naive'")
-    return _run_triton(*arguments), importance
+    output = run(OPERATION, implementation, query.device, lambda: _run_triton(*arguments),
+                 lambda: naive_scored_attention(*arguments))
+    return output, importance
 
 
 def default_implementation(device: torch.device) -> str:

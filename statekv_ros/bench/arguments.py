@@ -4,7 +4,7 @@ import argparse
 # What other modules define that take seconds to import; a test holds them together.
 DTYPES = ('bf16', 'fp16', 'fp32')                       # hardware.DTYPES
 CUDA_GRAPH = ('auto', 'off')                            # memory.graphs.CUDA_GRAPH
-IMPLEMENTATIONS = ('naive', 'triton')                   # kernels.scored_attention.IMPLEMENTATIONS
+IMPLEMENTATIONS = ('naive', 'triton')                   # kernels.fitness.IMPLEMENTATIONS
 KERNEL_MODELS = ('Qwen3-VL-2B', 'Qwen3-VL-4B', 'Qwen3-VL-8B', 'InternVL3-1B', 'InternVL3-2B', 'InternVL3-8B')     # kernel.MODELS
 GPU_MODELS = ('InternVL3-8B', 'Qwen3-VL-8B')
 CHIPS = (80, 87, 89, 90, 100, 110, 120)

@@ -21,8 +21,6 @@ def make_goal(question: str, camera: str, timeout_s: float, max_tokens: int, tem
         ValueError: a value that cannot work; says which, and what was expected.
     """
     _require_texts(question=question, camera=camera, answer_policy=answer_policy)
-    if not question.strip():
-        raise ValueError('question is empty: ask something')
     _require(_is_number(timeout_s) and 0 < timeout_s < _LARGEST, 'timeout_s', 'a positive number of seconds', timeout_s)
     _require(_is_number(temperature) and 0 <= temperature < _LARGEST, 'temperature', '0 (greedy) or a positive number',
              temperature)
@@ -47,7 +45,7 @@ def make_request(stamps, camera: str, from_stamp, to_stamp, max_images: int, tol
         ValueError: as `make_goal`.
     """
     most = Frames.Request.MOST_IMAGES
-    _require(isinstance(camera, str) and _encodes(camera), 'camera', 'a string', camera)
+    _require_texts(camera=camera)
     _require(isinstance(stamps, (list, tuple)) and len(stamps) <= most, 'stamps', f'a list of at most {most} header stamps',
              stamps)
     _require(_is_whole(max_images) and 0 <= max_images <= most, 'max_images', f'a whole number from 0 (16) to {most}', max_images)
@@ -68,8 +66,6 @@ def make_watch(question: str, camera: str, condition: str, every_steps: int, eve
         ValueError: a value that cannot work; says which, and what was expected.
     """
     _require_texts(question=question, camera=camera, condition=condition, answer_policy=answer_policy)
-    if not question.strip():
-        raise ValueError('question is empty: ask something')
     for name, value in (('every_steps', every_steps), ('debounce', debounce), ('max_tokens', max_tokens)):
         _require(_is_whole(value) and 0 <= value < 2**32, name, 'a whole number from 0', value)
     for name, value in (('every_s', every_s), ('expires_s', expires_s)):
@@ -84,6 +80,8 @@ def _require_texts(**texts: str) -> None:
         _require(isinstance(value, str), name, 'a string', value)
         # What Python lets stand in a string (half a surrogate pair), UTF-8 has no bytes for.
         _require(_encodes(value), name, 'text that UTF-8 can express', value)
+    if not texts.get('question', 'some').strip():
+        raise ValueError('question is empty: ask something')
 
 
 def _stamp(name: str, value) -> Time:

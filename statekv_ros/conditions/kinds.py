@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from statekv_ros.errors import Code, QuestionError
 from statekv_ros.conditions.pattern import Pattern
+from statekv_ros.errors import Code, QuestionError
 
 MOST_CHARS = 300        # of a condition
 _NUMBER = re.compile(r'[-+]?(?:\d{1,30}(?:\.\d{1,30})?|\.\d{1,30})')
@@ -105,4 +105,3 @@ def _number(argument: str, kind: str) -> float:
         raise QuestionError(f'condition "{kind}" needs a finite number, as in "{kind} 3", got {argument!r}',
                             Code.INVALID_CONDITION)
     return number
-

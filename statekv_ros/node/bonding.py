@@ -19,14 +19,9 @@ class LifecycleBond:
         self._node, self._period_s = node, period_s
         self._bond = None
 
-    @property
-    def held(self) -> bool:
-        """Whether heartbeats are sent."""
-        return self._bond is not None
-
     def hold(self) -> None:
         """Begin to send heartbeats; also while nobody listens yet, since the manager begins after the transition."""
-        if Bond is None or not self._period_s or self.held:
+        if Bond is None or not self._period_s or self._bond is not None:
             return
         self._bond = Bond(Owner(self._node), _TOPIC, self._node.get_name())
         self._bond.set_heartbeat_period(self._period_s)

@@ -21,6 +21,7 @@ from statekv_ros.node.watches.watch import Alert, Watch
 _NS = 10**9
 # By camera and step: header stamp in nanoseconds, and a JPEG.
 Pictures = Mapping[tuple[str, int], tuple[int, bytes]]
+_NONE: Pictures = MappingProxyType({})
 _LAST_NS = (2**31 - 1) * _NS    # what a stamp can hold
 
 
@@ -46,8 +47,7 @@ def frame_timing(camera: str, frame_id: str, report: StepReport, wait_ms: float,
     return message
 
 
-def answer(camera_answer: CameraAnswer, asked: Time, frame_id: str,
-           pictures: Pictures = MappingProxyType({})) -> Answer:
+def answer(camera_answer: CameraAnswer, asked: Time, frame_id: str, pictures: Pictures = _NONE) -> Answer:
     """One camera's answer; `asked` is the node's time of asking, `pictures` those that its evidence is to carry."""
     result, camera = camera_answer.result, camera_answer.camera
     message = Answer(
@@ -82,7 +82,8 @@ def joined(answers: list[Answer]) -> Answer:
     first, last = answers[0], answers[-1]
     timings = [a.timing for a in answers]
     return _with_pose(Answer(
-        header=Header(stamp=first.header.stamp), question=first.question, text='\n'.join(f'{a.camera}: {a.text}' for a in answers),
+        header=Header(stamp=first.header.stamp), question=first.question,
+        text='\n'.join(f'{a.camera}: {a.text}' for a in answers),
         camera=','.join(a.camera for a in answers), frames_covered=sum(a.frames_covered for a in answers),
         first_stamp=min((a.first_stamp for a in answers), key=to_ns), last_stamp=max((a.last_stamp for a in answers), key=to_ns),
         finish_reason=next((a.finish_reason for a in answers if a.finish_reason != 'stop'), 'stop'),
@@ -96,7 +97,7 @@ def joined(answers: list[Answer]) -> Answer:
             frame_steps_meanwhile=last.timing.frame_steps_meanwhile)))
 
 
-def alert(told: Alert, now: Time, frame_id: str, pictures: Pictures = MappingProxyType({})) -> AlertMessage:
+def alert(told: Alert, now: Time, frame_id: str, pictures: Pictures = _NONE) -> AlertMessage:
     """`now` is the node's time; `pictures` those that its evidence is to carry."""
     definition, result = told.definition, told.result
     message = AlertMessage(
@@ -127,7 +128,7 @@ def jpeg(stamp_ns: int, data: bytes, frame_id: str) -> CompressedImage:
     return message
 
 
-def _evidence(camera: str, step: Looked, pictures: Pictures = MappingProxyType({}), frame_id: str = '') -> Evidence:
+def _evidence(camera: str, step: Looked, pictures: Pictures = _NONE, frame_id: str = '') -> Evidence:
     message = Evidence(camera=camera, first_stamp=to_stamp(step.first_stamp_ns), last_stamp=to_stamp(step.last_stamp_ns),
                        share=step.share, has_pose=step.pose is not None, pose=_pose(step.pose))
     if picture := pictures.get((camera, step.step)):

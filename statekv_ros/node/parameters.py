@@ -19,16 +19,16 @@ from statekv_ros.memory.carried.positions import POSITIONS
 from statekv_ros.memory.detailed.formats import FORMATS, RAW
 from statekv_ros.memory.graphs import CUDA_GRAPH
 from statekv_ros.node.memory_folder import RESTORE
+from statekv_ros.node.names import allowed, check_names
 from statekv_ros.node.poses.topic import KINDS
-from statekv_ros.node.watches.configured import PREFIX, check_names, configured
+from statekv_ros.node.watches.configured import PREFIX, configured
 from statekv_ros.node.watches.watch import MOST_DEBOUNCE, MOST_SECONDS, MOST_STEPS, MOST_TOKENS
 
 LARGE = 2**31 - 1
 _TAKEN = 'all', 'pose', 'thumbnail', PREFIX     # by requests, and by parameters
-_TAKEN_NAMES = ', '.join(f'"{name}"' for name in _TAKEN)
+_TAKEN_OF_WATCHES = 'all',
 MAX_TOKENS = 65536      # of an answer, also where the question says how many
 _ANSWER_POLICIES = 'all, sparse(n), retrieve(k), state or last(n), with n and k of at least 1'
-_NAME_REMEDY = 'camera names are letters, digits and "_", beginning with a letter'
 
 
 @dataclass(frozen=True)
@@ -103,11 +103,11 @@ class Spec:
 def _check_cameras(names: list[str]) -> None:
     if not names:
         raise ParameterError('cameras must name at least one camera, got an empty list')
-    for name in names:
-        if not (name.isascii() and name.replace('_', 'a').isalnum() and name[0].isalpha()) or name in _TAKEN:
-            raise ParameterError(f'camera name {name!r} cannot be used: {_NAME_REMEDY}, and not {_TAKEN_NAMES}')
-    if len(set(names)) < len(names):
-        raise ParameterError(f'camera names must differ, got {list(names)}')
+    check_names('camera', names, _TAKEN)
+
+
+def _check_watches(names: list[str]) -> None:
+    check_names('watch', names, _TAKEN_OF_WATCHES)
 
 
 def _check_topic(name: str) -> None:
@@ -159,8 +159,7 @@ NODE = (
     Spec('restore', 'auto', 'auto: go on where the memory stood, begin a new one beside it where that cannot be; require: do '
          'not start then; never: begin a new one', choices=RESTORE),
     Spec('answer_policy', 'sparse(8192)', 'what a question may read unless it says so itself: all, sparse(n), retrieve(k), state '
-         'or last(n)', runtime=True, check=parse_answer_policy,
-         constraints=_ANSWER_POLICIES),
+         'or last(n)', runtime=True, check=parse_answer_policy, constraints=_ANSWER_POLICIES),
     Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=MAX_TOKENS, runtime=True),
     Spec('answer_timeout_s', 30.0, 'time limit of a question that gives none, in seconds', low=0.001, high=86400.0,
          runtime=True),
@@ -192,14 +191,14 @@ NODE = (
          '0: none', low=0, high=1920),
     Spec('thumbnail.quality', 75, 'quality of its JPEG', low=1, high=100),
     Spec('watches', [], 'names of standing questions that are there from the start, each with a block of its own, watch.<name>',
-         check=check_names, constraints='names of letters, digits and "_", beginning with a letter'),
+         check=_check_watches, constraints=allowed('watch', _TAKEN_OF_WATCHES)),
     Spec('max_watches', 32, 'standing questions that there may be at once', low=1, high=1000),
     Spec('watch_share', 0.25, 'of the engine\'s time, what standing questions may take at most', low=0.01, high=1.0,
          runtime=True),
     Spec('watch_answer_policy', 'last(4)', 'what a standing question may read unless it says so itself; as answer_policy',
          runtime=True, check=parse_answer_policy, constraints=_ANSWER_POLICIES),
     Spec('cameras', ['camera'], 'names of the cameras; each has a memory of its own', check=_check_cameras,
-         constraints=f'at least one; {_NAME_REMEDY}, and not {_TAKEN_NAMES}'),
+         constraints=f'at least one; {allowed("camera", _TAKEN)}'),
 )
 
 
@@ -328,8 +327,8 @@ class Parameters:
 
     def _require_time(self, spec: Spec) -> None:
         if not (spec.runtime or spec.fixed or self._state() == 'unconfigured'):
-            raise ParameterError(f'{spec.name} is used when the node is configured, and may change while it is unconfigured; it is '
-                                 f'{self._state()} now: do the lifecycle transition "cleanup" first')
+            raise ParameterError(f'{spec.name} is used when the node is configured, and may change while it is unconfigured; it '
+                                 f'is {self._state()} now: do the lifecycle transition "cleanup" first')
 
     def _note(self, parameters: list[Parameter]) -> None:
         for parameter in parameters:

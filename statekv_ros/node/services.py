@@ -57,7 +57,8 @@ class Services:
         if with_images:
             loaded = Future()
             with contextlib.suppress(StateKVError):     # an answer is worth something without them, too
-                self.look_up(lambda: evidence_pictures(engine.cameras, outcome.answers), loaded)
+                looked_at = [(answer.camera, answer.result.evidence) for answer in outcome.answers]
+                self.look_up(lambda: evidence_pictures(engine.cameras, looked_at), loaded)
                 pictures = await loaded
         response.success, response.error_code = not outcome.error, outcome.code
         response.answers = [messages.answer(answer, asked, engine.cameras[answer.camera].frame_id, pictures)

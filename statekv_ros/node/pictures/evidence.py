@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -13,6 +13,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
 
 from statekv_ros.errors import StoreError
+from statekv_ros.memory import Evidence
 from statekv_ros.node.engine import Camera
 from statekv_ros.node.messages import Pictures
 from statekv_ros.node.pictures.darkroom import Darkroom
@@ -25,19 +26,19 @@ _HEAD, _LABEL = 24, (6, 232)    # height of a line of text; where that of a tile
 _GREY, _WHITE = (40, 40, 40), (255, 255, 255)
 
 
-def evidence_pictures(cameras: Mapping[str, Camera], answers: Sequence[CameraAnswer], most_bytes: int = Frames.Request.MOST_BYTES,
-                      most: int | None = None) -> Pictures:
-    """Those of the answers' evidence that are kept, as far as all of them are no more bytes; `most`: of each answer."""
+def evidence_pictures(cameras: Mapping[str, Camera], looked_at: Iterable[tuple[str, Sequence[Evidence]]],
+                      most_bytes: int = Frames.Request.MOST_BYTES) -> Pictures:
+    """Those that are kept of the steps of cameras, as far as all of them are no more bytes."""
     found = {}
-    for answer in answers:
-        album = cameras[answer.camera].album
-        for step in answer.result.evidence[:most] if album is not None else ():
+    for name, steps in looked_at:
+        album = cameras[name].album
+        for step in steps if album is not None else ():
             try:
                 picture = album.picture(step.step, step.last_stamp_ns)
             except StoreError:      # damaged: no picture, as others have none; `statekv-memory check` tells
                 continue
             if picture is not None and (most_bytes := most_bytes - len(picture[1])) >= 0:
-                found[answer.camera, step.step] = picture
+                found[name, step.step] = picture
     return found
 
 
@@ -106,7 +107,8 @@ class EvidenceImage:
 
 
 def _message(cameras: Mapping[str, Camera], answers: Sequence[CameraAnswer], asked: Time) -> Image:
-    picture = tile(answers, evidence_pictures(cameras, answers, most=MOST_TILES))
+    picture = tile(answers, evidence_pictures(
+        cameras, ((answer.camera, answer.result.evidence[:MOST_TILES]) for answer in answers)))
     height, width = picture.shape[:2]
     message = Image(height=height, width=width, encoding='rgb8', step=3 * width, data=array('B', picture.tobytes()))
     message.header.stamp, message.header.frame_id = asked, cameras[answers[0].camera].frame_id

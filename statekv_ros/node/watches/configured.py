@@ -1,10 +1,12 @@
 """Watches of the node's parameters: a list of names, and a block for each."""
 from collections.abc import Callable
+from dataclasses import fields
 
-from statekv_ros.errors import ParameterError, StateKVError
-from statekv_ros.node.watches.watch import Watch, define
+from statekv_ros.errors import StateKVError
+from statekv_ros.node.watches.watch import Definition, Watch, define
 
 PREFIX = 'watch'
+_FIELDS = tuple(field.name for field in fields(Definition) if field.name != 'expires_s')   # what is configured does not expire
 
 
 def configured(get: Callable[[str], object]) -> tuple[list[Watch], list[str]]:
@@ -15,24 +17,13 @@ def configured(get: Callable[[str], object]) -> tuple[list[Watch], list[str]]:
     """
     watches, problems = [], []
     for name in get('watches') or ():
-        fields = {field: get(f'{PREFIX}.{name}.{field}') for field in
-                  ('question', 'camera', 'condition', 'every_steps', 'every_s', 'debounce', 'max_tokens', 'answer_policy')}
+        given = {field: get(f'{PREFIX}.{name}.{field}') for field in _FIELDS}
         try:
             watches.append(Watch(name, define(get('cameras'), get('watch_answer_policy'), get('max_tokens'), expires_s=0.0,
-                                              **fields), configured=True))
+                                              **given), configured=True))
         except StateKVError as error:
             problems.append(f'watches names {name!r}, which cannot be: {error} (parameters "{PREFIX}.{name}.*")')
     if len(watches) > get('max_watches'):
         problems.append(f'watches names {len(watches)}, {get("max_watches")} are allowed: name fewer, or raise the parameter '
                         '"max_watches"')
     return watches, problems
-
-
-def check_names(names: list[str]) -> None:
-    """Raises ParameterError for names that cannot be part of a parameter's, or that are there twice."""
-    for name in names:
-        if not (name.isascii() and name.replace('_', 'a').isalnum() and name[0].isalpha()) or name == 'all':
-            raise ParameterError(f'watch name {name!r} cannot be used: names are letters, digits and "_", beginning with a '
-                                 'letter, and not "all"')
-    if len(set(names)) < len(names):
-        raise ParameterError(f'watch names must differ, got {list(names)}')

@@ -15,7 +15,6 @@ from statekv_ros.node.engine import Engine
 from statekv_ros.node.parameters import Parameters
 from statekv_ros.node.pictures import Darkroom
 from statekv_ros.node.pictures.evidence import evidence_pictures
-from statekv_ros.node.questions import CameraAnswer
 from statekv_ros.node.services import DEEP
 from statekv_ros.node.watches.kept import KeptWatches
 from statekv_ros.node.watches.watch import Alert, define
@@ -59,8 +58,7 @@ class WatchServices:
 
         def publish() -> None:
             try:
-                seen = CameraAnswer(alert.definition.camera, alert.result, 0.0, 0.0, 0.0, 0)
-                pictures = evidence_pictures(self._engine().cameras, [seen], most=1)
+                pictures = evidence_pictures(self._engine().cameras, [(alert.definition.camera, alert.result.evidence[:1])])
             except StateKVError:    # the node is being cleaned up; an alert is worth something without it, too
                 pictures = {}
             self._alerts.publish(messages.alert(alert, now, frame_id, pictures))

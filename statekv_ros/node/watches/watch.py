@@ -3,9 +3,9 @@ import math
 import time
 from dataclasses import dataclass, field
 
+from statekv_ros.conditions import Condition, parse_condition, plain
 from statekv_ros.errors import Code, QuestionError
 from statekv_ros.memory import AnswerResult, parse_answer_policy
-from statekv_ros.conditions import Condition, parse_condition, plain
 
 MOST_TOKENS = 1024      # of an answer
 MOST_STEPS = 10**9
