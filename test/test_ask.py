@@ -66,9 +66,10 @@ def test_feedback_lets_the_answer_be_seen_to_grow_and_where_its_newest_token_loo
     graph.wait(lambda: len(goal.feedback) > 5, 'feedback')
     goal.handle.cancel_goal_async()
     _, result = graph.result(goal)
-    first, *others = goal.feedback
-    assert (first.queue_place, first.text, first.answer_tokens, first.camera) == (0, '', 0, '')
-    grown = [told for told in others if told.answer_tokens]
+    assert all(told.queue_place == 0 for told in goal.feedback)
+    # Of what a slow executor has not sent yet only the newest is: how often a goal is told before its first token differs.
+    grown = [told for told in goal.feedback if told.answer_tokens]
+    assert all(told.text == '' and not told.evidence for told in goal.feedback if not told.answer_tokens)
     assert len(grown) > 2 and [told.answer_tokens for told in grown] == sorted({told.answer_tokens for told in grown})
     assert all(told.camera == 'front' for told in grown)
     # The last character may be half of one.

@@ -46,13 +46,20 @@ def slow(tiny_model_dir, tmp_path) -> tuple[str, SlowFile]:
     return str(folder), SlowFile(folder / 'tokenizer_config.json')
 
 
-def change_later(graph: Graph, transition: int):
-    """A future of the response of change_state."""
-    client = graph.node.create_client(ChangeState, '/statekv/change_state')
-    graph.wait(client.service_is_ready, 'change_state')
-    request = ChangeState.Request()
-    request.transition.id = transition
-    return client.call_async(request)
+@pytest.fixture
+def change_later():
+    """A function: ask for a transition, and get a future of its response."""
+    clients = {}
+
+    def change(graph: Graph, transition: int):
+        # By one client: DDS keeps the order of what one writer sends, not that of several.
+        client = clients.get(graph) or clients.setdefault(graph, graph.node.create_client(ChangeState, '/statekv/change_state'))
+        graph.wait(client.service_is_ready, 'change_state')
+        request = ChangeState.Request()
+        request.transition.id = transition
+        return client.call_async(request)
+
+    return change
 
 
 def test_while_a_model_loads_the_node_tells_how_long_and_answers_all_its_services(slow, tmp_path):
@@ -74,7 +81,7 @@ def test_while_a_model_loads_the_node_tells_how_long_and_answers_all_its_service
         graph.wait_for_camera('front', frames_held=1)
 
 
-def test_what_is_asked_for_while_a_model_loads_takes_effect_when_it_is_there(slow, tmp_path):
+def test_what_is_asked_for_while_a_model_loads_takes_effect_when_it_is_there(slow, change_later, tmp_path):
     model, file = slow
     with memory_node(tmp_path, model, cameras='[front]', autostart='false') as (node, graph):
         wanted = [change_later(graph, Transition.TRANSITION_CONFIGURE)]
@@ -89,7 +96,7 @@ def test_what_is_asked_for_while_a_model_loads_takes_effect_when_it_is_there(slo
         assert graph.lifecycle_state() == 'unconfigured' and graph.health['engine'][0] == 0
 
 
-def test_a_configure_that_fails_late_is_answered_with_failure_and_the_reason_is_told(slow, tmp_path):
+def test_a_configure_that_fails_late_is_answered_with_failure_and_the_reason_is_told(slow, change_later, tmp_path):
     model, file = slow
     with memory_node(tmp_path, model, cameras='[front]', autostart='false') as (node, graph):
         configured = change_later(graph, Transition.TRANSITION_CONFIGURE)
