@@ -18,6 +18,7 @@ from statekv_ros.node.engine import Camera, Engine
 from statekv_ros.node.memory_folder import identity_of, open_memory
 from statekv_ros.node.questions import Question
 from statekv_ros.store import StoreReader
+from statekv_ros.store.reader import FORMAT_VERSION
 from statekv_ros.store.tier import DiskTier
 
 QUOTA = 50 * 10**6
@@ -131,7 +132,7 @@ def make_newer(folder) -> None:
         transaction.put(b'about', json.dumps({**about, 'version': about['version'] + 1}).encode())
 
 
-@pytest.mark.parametrize('spoil,words', [(damage_end, 'is damaged'), (make_newer, 'has format version 2')])
+@pytest.mark.parametrize('spoil,words', [(damage_end, 'is damaged'), (make_newer, f'has format version {FORMAT_VERSION + 1}')])
 def test_a_folder_that_cannot_be_understood_is_left_and_what_was_begun_beside_it_is_found(spoil, words, tiny, frames, tmp_path):
     folder = tmp_path / 'memory'
     with Node(tiny, folder) as node:

@@ -130,6 +130,14 @@ def test_old_steps_are_in_few_bits_on_disk_and_nothing_else_is_kept_of_them(back
     assert store.check() == []
 
 
+def test_records_of_old_steps_share_pages_of_their_tree(backbones, frames, store):  # noqa: F811
+    watched = Watched(backbones['internvl'], store, 'int4')
+    watched.see(frames, 0, 100)
+    with store._environment.begin() as transaction:
+        tree = transaction.stat(store._records)
+    assert tree['leaf_pages'] <= tree['entries'] / 4
+
+
 @pytest.mark.parametrize('form', FORMATS)
 def test_a_step_takes_of_the_disk_what_is_planned(form, backbones, frames, store):  # noqa: F811
     backbone = backbones['internvl']

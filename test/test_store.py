@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import lmdb
@@ -17,7 +18,7 @@ from statekv_ros.memory.detailed.tiers import Run
 from statekv_ros.store import MemoryStore, StoreReader
 from statekv_ros.store.cli import main as statekv_memory
 from statekv_ros.store.folder import file_system
-from statekv_ros.store.reader import ABOUT
+from statekv_ros.store.reader import ABOUT, FORMAT_VERSION, RECORDS
 
 WRITER = Path(__file__).with_name('store_writer.py')
 
@@ -174,11 +175,36 @@ def test_a_newer_format_is_refused_and_left_as_it_is(tmp_path):
     opened(tmp_path).close()
     environment = lmdb.open(str(tmp_path), max_dbs=2)
     with environment.begin(write=True) as transaction:
-        transaction.put(ABOUT, json.dumps({'version': 2, 'something': 'else'}).encode())
+        transaction.put(ABOUT, json.dumps({'version': FORMAT_VERSION + 1, 'something': 'else'}).encode())
     environment.close()
     for use in (opened, StoreReader.look):
-        with pytest.raises(StoreError, match='format version 2, and this package knows up to 1'):
+        with pytest.raises(StoreError, match=f'format version {FORMAT_VERSION + 1}, and this package knows up to {FORMAT_VERSION}'):
             use(tmp_path)
+
+
+def test_a_memory_of_the_first_format_is_read_and_goes_on_in_the_present_one(tmp_path):
+    with opened(tmp_path) as store:
+        for step in range(2):
+            store.put('front', step, {'at': step}, parts_of(step))
+    environment = lmdb.open(str(tmp_path), max_dbs=2)
+    with environment.begin(write=True) as transaction:
+        transaction.put(ABOUT, json.dumps({**json.loads(transaction.get(ABOUT)), 'version': 1}).encode())
+        with transaction.cursor(environment.open_db(RECORDS, txn=transaction)) as cursor:
+            for key, value in list(cursor):
+                plain = zlib.decompress(value[4:])
+                cursor.put(key, zlib.crc32(plain).to_bytes(4, 'big') + plain)
+    environment.close()
+    for look in (StoreReader.look, opened):
+        with look(tmp_path) as store:
+            header, parts = store.load_step('front', 1)
+            assert header == {'at': 1} and same(parts['key'], parts_of(1)['key']) and store.check() == []
+    with opened(tmp_path) as store:
+        store.put('front', 2, {'at': 2}, parts_of(2))
+        assert [header for _, header in store.steps('front')] == [{'at': 0}, {'at': 1}, {'at': 2}]
+    environment = lmdb.open(str(tmp_path), max_dbs=2)
+    with environment.begin() as transaction:
+        assert json.loads(transaction.get(ABOUT))['version'] == FORMAT_VERSION > 1
+    environment.close()
 
 
 def test_a_data_file_of_another_program_is_refused_and_left_as_it_is(tmp_path):

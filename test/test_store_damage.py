@@ -252,6 +252,7 @@ def test_a_tree_that_ends_the_process_does_so_once_and_is_said_to_be_damaged_fro
     spoil_tree(data)
     (folder / 'data.mdb').write_bytes(data)
     assert open_in_a_child(folder)[0] < 0, 'after a clean end nothing is looked for'
+    data = (folder / 'data.mdb').read_bytes()
     for _ in range(2):
         code, said = open_in_a_child(folder)
         assert code == 0 and 'is damaged (a process that went through its trees was ended by SIG' in said

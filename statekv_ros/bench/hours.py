@@ -8,7 +8,7 @@ import argparse
 import contextlib
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -21,12 +21,14 @@ from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.bench.hardware import device_name, versions
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import VideoStream, parse_answer_policy
+from statekv_ros.memory.detailed.cache import PAGE_TOKENS
 from statekv_ros.memory.detailed.formats import find_format
 from statekv_ros.memory.saved.saving import Saving
 from statekv_ros.patrol.render import render
 from statekv_ros.patrol.world import make_patrol
 from statekv_ros.store import MemoryStore
 from statekv_ros.store.kept import KeptCamera
+from statekv_ros.store.sizes import disk_step
 from statekv_ros.store.tier import DiskTier
 
 WINDOW_S, EARLY_S = 600, 300        # windows of ten minutes, the first of which begins after five
@@ -46,7 +48,8 @@ def run(args: argparse.Namespace) -> dict:
         {policy: {...}}, 'step_ratio', 'rss_mb_per_hour', ...}. A ratio is the last ten minutes over minutes 5-15: `over_early`
         of the same memory, `in_turn` of the young one. RSS is main memory of the process; its slope leaves the first half hour
         out.
-        `peak_bytes` is the most that the detailed cache ever took, by tier.
+        `peak_bytes` is the most that the detailed cache ever took, by tier. `disk_planned_bytes` is what the planner says that
+        the steps held take of the file, `disk_bytes`.
 
     Raises:
         ParameterError, PolicyError: an argument that cannot work.
@@ -108,6 +111,7 @@ class _Watch:
     """
 
     def __init__(self, backbone: Backbone, args: argparse.Namespace, folders: contextlib.ExitStack):
+        self._format = args.detailed_format
         tier = DiskTier(packed=not find_format(args.detailed_format).rotated) if args.disk_cache_gb else None
         self.stream = VideoStream(
             backbone, args.prefill_policy, device_cache_bytes=round(args.device_cache_mb * 1e6), detailed_format=args.detailed_format,
@@ -148,6 +152,16 @@ class _Watch:
                 answer = answering.result()
                 begin_ms, total_ms = ((until - asked) * 1e3 for until in (begun, time.perf_counter()))
                 self.answers[policy].append((time_s, begin_ms + answer.first_token_ms, total_ms, answer.answer_tokens))
+
+    def planned_bytes(self) -> int:
+        """Of the file, by what is planned for steps of the lengths of those held; without a store 0."""
+        if self.store is None:
+            return 0
+        backbone, policy = self.stream.backbone, self.stream.prefill_policy
+        form, budget = find_format(self._format), policy.budget if policy.kind == 'statekv' else 0
+        lengths = Counter(record.tokens for record in self.stream.detailed.records())
+        return sum(times * disk_step(backbone.layout, form, backbone.position_axes, tokens, budget, PAGE_TOKENS).kept
+                   for tokens, times in lengths.items())
 
     def window(self, begin: float, end: float) -> dict:
         """Medians and 90th percentiles of what was measured from second `begin` until `end`."""
@@ -193,7 +207,8 @@ def _summary(old: _Watch, young: _Watch, seconds: float, policies: Sequence[str]
             'step_ratio': {name: round(float(late['step_ms_p50'] / other['step_ms_p50']), 4)
                            for name, other in (('over_early', windows[0]), ('in_turn', in_turn))},
             'rss_mb_per_hour': None if slope is None else round(float(slope), 3), 'peak_bytes': dict(old.peak_bytes),
-            'disk_bytes': old.store.file_bytes() if old.store else 0, 'steps_below_device': old.stream.detailed.steps_below,
+            'disk_bytes': old.store.file_bytes() if old.store else 0, 'disk_planned_bytes': old.planned_bytes(),
+            'steps_below_device': old.stream.detailed.steps_below,
             'forgotten_frames': old.stream.forgotten_frames, 'detailed_tokens': old.stream.detailed_tokens}
 
 
@@ -230,4 +245,5 @@ def _print(result: dict) -> None:
     console.print(f'last ten minutes over minutes 5-15: steps {result["step_ratio"]}; answers {result["ratios"]}')
     console.print(f'RSS {result["rss_mb_per_hour"]} MB an hour after the first half hour; at most '
                   + ', '.join(f'{tier} {size / 1e6:.1f} MB' for tier, size in result['peak_bytes'].items())
-                  + f'; on disk {result["disk_bytes"] / 1e6:.1f} MB; {result["steps_below_device"]} steps below the device')
+                  + f'; on disk {result["disk_bytes"] / 1e6:.1f} MB, planned {result["disk_planned_bytes"] / 1e6:.1f}; '
+                  f'{result["steps_below_device"]} steps below the device')

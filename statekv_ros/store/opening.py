@@ -32,6 +32,14 @@ def begin(environment: lmdb.Environment, identity: Mapping[str, str | int]) -> N
                 environment.open_db(table, txn=transaction)
 
 
+def raise_version(environment: lmdb.Environment) -> None:
+    """Mark a memory that is written from now on as one of the present format, so that an older package leaves it alone."""
+    with environment.begin(write=True) as transaction:
+        about = json.loads(transaction.get(ABOUT))
+        if about['version'] < FORMAT_VERSION:
+            transaction.put(ABOUT, json.dumps({**about, 'version': FORMAT_VERSION}).encode())
+
+
 def require_identity(folder: Path, there: Mapping[str, str | int], here: Mapping[str, str | int]) -> None:
     """Raises StoreMismatch where a memory was made by something else than what wants to write it."""
     differing = [f'{name} ({there.get(name, "nothing")} there, {here.get(name, "nothing")} here)'

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from statekv_ros.memory.detailed.tiers import Run
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2      # 1 had records that were not deflated; they can be read
 ABOUT, RECORDS, VALUES = b'about', b'records', b'values'      # in LMDB's main table: what made it, and two tables
 
 

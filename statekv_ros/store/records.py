@@ -1,6 +1,6 @@
 """What lies in the store under which key: one record for each step or state, and one value for each of its parts.
 
-A record is JSON behind its checksum. A part is a tensor's elements in row-major order, or bytes, with nothing around
+A record is JSON, deflated (zlib) so that several share a page of LMDB's tree, behind its checksum. A part is a tensor's elements in row-major order, or bytes, with nothing around
 them: a slice of the leading axes is one contiguous stretch, and whoever reads it touches no other.
 """
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Record:
     age: int
 
     def encode(self) -> bytes:
-        body = json.dumps(asdict(self), separators=(',', ':')).encode()
+        body = zlib.compress(json.dumps(asdict(self), separators=(',', ':')).encode())
         return _CHECKSUM.pack(zlib.crc32(body)) + body
 
     @staticmethod
@@ -54,7 +54,8 @@ class Record:
         body = value[_CHECKSUM.size:]
         if len(value) < _CHECKSUM.size or _CHECKSUM.unpack_from(value)[0] != zlib.crc32(body):
             raise ValueError('its checksum is wrong')
-        read = json.loads(body)
+        # Format 1 has the JSON as it is.
+        read = json.loads(body if body.startswith(b'{') else zlib.decompress(body))
         parts = {name: Part(**{**part, 'shape': tuple(part['shape'])}) for name, part in read['parts'].items()}
         return Record(read['header'], parts, read['age'])
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 _PAGE_BYTES = 4096              # LMDB's unit on machines with pages of 4 KiB; larger ones only round more
 _TREE_BYTES = 256               # of a value in the tree: its entry in half-filled pages, twice
+_RECORD_COST = 1024             # of the record of a step: deflated, several share a page
 # Room that stays unused: what left since the last flush and in the two newest commits cannot be used again yet.
 _SPARE_SHARE, _SPARE_STEPS = 100, 4
 
@@ -29,7 +30,7 @@ def likely_cost(size: int) -> int:
 
 def cost_of(sizes: Iterable[int]) -> int:
     """Bytes of the file that parts of these sizes take, with their record."""
-    return sum(map(value_cost, (*sizes, _PAGE_BYTES // 4)))
+    return sum(map(value_cost, sizes)) + _RECORD_COST
 
 
 class Retention:
