@@ -38,7 +38,7 @@ def filled(pages: int, kinds: int = 40, index: str = 'mean', step: int = 16) -> 
 
 
 def chooser_of(table: PageTable, leaves: int | None, *groups: Group) -> Candidates:
-    return Candidates(table, lambda rows, turn: rows + turn, groups or (Group(table.first, table.stop, 0),), leaves)
+    return Candidates(table, lambda rows, turn: rows * (1 + turn[..., None] / 4), groups or (Group(table.first, table.stop, 0),), leaves)
 
 
 def test_a_chapter_has_each_page_in_one_leaf_of_alike_pages():
