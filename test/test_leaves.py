@@ -132,7 +132,7 @@ def test_leaves_are_told_in_the_bytes_of_the_table_and_a_page_bears_its_share():
     leaves = table.leaves
     assert few.leaves.bytes == 0 and leaves.bytes == leaves._pages.nbytes + leaves._entries.nbytes > 0
     assert table.bytes == sum(tensor.nbytes for tensor in (
-        table._entries, *table._numbers(), leaves._pages, leaves._entries))
+        table._entries, table._of_pages, leaves._pages, leaves._entries))
     full = leaves._pages.shape[2] // LEAVES * CHAPTER
     assert leaves.bytes == full * leaves.page_bytes
 

@@ -99,6 +99,28 @@ def test_scores_of_an_index_equal_its_definition(name, lengths):
             assert (scored[:, page] - expected).abs().max() < 1e-3 * expected.abs().max()
 
 
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_entries_of_two_bytes_are_scored_nearly_as_they_are(dtype):
+    """Beside what pages differ by; bf16 has 8 bits, which its products are rounded to, too."""
+    torch.manual_seed(5)
+    entries, queries = torch.randn(3, 400, 32), torch.randn(3, 6, 32) / 2
+    exact, near = scores(queries, entries), scores(queries, entries.to(dtype))
+    assert near.dtype == torch.float32 and near.shape == (3, 400, 6)
+    assert (near - exact).abs().max() < {torch.float16: .01, torch.bfloat16: .08}[dtype] < exact.std() / 20
+
+
+@pytest.mark.parametrize('held, given', [(torch.bfloat16, torch.float16), (torch.float16, torch.bfloat16)])
+def test_entries_that_another_machine_kept_are_taken_in(held, given, monkeypatch):
+    """A folder may come from a CPU that holds them otherwise, and bf16 has numbers that fp16 has not."""
+    monkeypatch.setattr('statekv_ros.memory.detailed.table.entry_dtype', lambda device: held)
+    table, entries = PageTable(LAYOUT, INDEXES['mean']), torch.full((2, 3, 2, 8), 1.5, dtype=given)
+    entries[0] = torch.finfo(given).max
+    table.append(entries, 0, 8)
+    kept = table.all_entries(slice(0, 2))
+    assert kept.dtype == held and kept.isfinite().all() and (kept[1] == 1.5).all()
+    assert (kept[0].float() >= torch.finfo(torch.float16).max).all()
+
+
 def test_bounds_are_never_passed_and_the_second_order_comes_nearer_to_the_mass_than_the_first():
     torch.manual_seed(3)
     keys, rows = torch.randn(1, 3, 40 * 9, 16), torch.randn(3, 5, 16) / 4

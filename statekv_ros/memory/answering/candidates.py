@@ -115,7 +115,7 @@ class Candidates:
         if key not in self._in_line:
             if len(self._in_line) >= _KEPT:
                 self._in_line.clear()
-            pages = [torch.arange(*each, device=self._table.device) for each in key] or [torch.arange(0, device=self._table.device)]
+            pages = [torch.arange(*each, device=self._table.device) for each in key or [(0, 0)]]
             sizes = [self._table.lengths(span) for span in spans] or [pages[0]]
             self._in_line[key] = torch.cat(pages), torch.cat(sizes)[:, None].log()
         return self._in_line[key]

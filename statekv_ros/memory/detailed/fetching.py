@@ -107,14 +107,15 @@ class PageFetcher:
         return found
 
     def _stacked(self, given: Sequence[list], lengths: np.ndarray) -> list[torch.Tensor]:
-        """Numbers, and scales where there are any, as `Staging.fill` takes them, from the runs of bytes of pages of these lengths."""
+        """Numbers, and scales where there are any, as `Staging.fill` takes them, from the runs of bytes of pages so long."""
         layout, raw = self._backbone.layout, self._form.rotated
         width = layout.head_dim * layout.dtype.itemsize if raw else layout.head_dim * self._form.bits // 8
         numbers = np.zeros((len(given), 2, layout.kv_heads, lengths.max(), width), np.uint8)
         scales = np.zeros((len(given), 0 if raw else SCALES * layout.kv_heads * layout.head_dim * 2), np.uint8)
         for length in set(lengths.tolist()):    # two as a rule
             alike = np.flatnonzero(lengths == length)
-            data = np.frombuffer(b''.join(run for page in alike.tolist() for run in given[page]), np.uint8).reshape(len(alike), -1)
+            data = b''.join(run for page in alike.tolist() for run in given[page])
+            data = np.frombuffer(data, np.uint8).reshape(len(alike), -1)
             cut = numbers[0, :, :, :length].size
             numbers[alike, :, :, :length] = data[:, :cut].reshape(-1, *numbers.shape[1:3], length, width)
             scales[alike] = data[:, cut:]

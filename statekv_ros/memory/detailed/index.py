@@ -133,7 +133,10 @@ def scores(queries: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
     """
     if entries.device.type == 'cpu' and entries.dtype == torch.float16:     # which it multiplies slowly
         entries = entries.float()
-    return (entries @ queries.to(entries.dtype).transpose(1, 2)).float()
+    queries = queries.to(entries.dtype).transpose(1, 2)
+    if entries.device.type == 'cpu' and not entries.is_contiguous():        # all heads at once would be copied first
+        return torch.stack([of_head @ asked for of_head, asked in zip(entries, queries)]).float()
+    return (entries @ queries).float()
 
 
 def even_lengths(tokens: int, pages: int) -> list[int]:
