@@ -36,6 +36,17 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self.on, self.count, self.largest = False, 0, 0
 
+    def left_out(self, function):
+        """The same, counted as one."""
+        def once(*args, **kwargs):
+            self.on, self.count = False, self.count + 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.on = True
+
+        return once
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         if self.on and not _is_view(function, args, result):
@@ -126,9 +137,10 @@ def test_a_pass_takes_as_many_operations_whatever_is_held(backbone, frames, monk
             answering.advance(1)
         operations = Operations()
         with monkeypatch.context() as patch:
+            # A kernel of its own on a GPU. What stands for it here masks where pages of unlike lengths were chosen, else not.
+            patch.setattr(reading, 'paged_attention', operations.left_out(reading.paged_attention))
             watched(patch, operations)
             with operations:
                 answering.advance(1)    # decodes a token
         counts[steps] = operations.count / backbone.layout.layers
-    # A few masks more or less, as pages of unlike lengths are read together or not.
-    assert counts[12] < 80 and counts[30] < 80 and abs(counts[150] - counts[300]) < 8 and counts[300] < 120, counts
+    assert counts[12] <= counts[30] <= counts[150] == counts[300] < 80, counts

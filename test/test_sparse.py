@@ -71,7 +71,6 @@ def test_pages_are_chosen_by_their_definition(family, count, positions, backbone
 
     The longer streams are past the positions that the model knows: far pages are scored where they are read.
     """
-    monkeypatch.setattr('statekv_ros.memory.detailed.table.entry_dtype', lambda device: torch.float16)  # some CPUs have bf16
     backbone, spy = backbones[family], Spy(monkeypatch)
     stream = stream_of(backbone, frames, count, positions=positions)
     answering, budget = asked(stream, 'sparse(50)'), 50

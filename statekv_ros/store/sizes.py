@@ -6,8 +6,9 @@ import torch
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.memory.detailed.blobs import page_cuts
 from statekv_ros.memory.detailed.formats import Format
-from statekv_ros.memory.detailed.index import DEFAULT_INDEX, ENTRY_BYTES, INDEXES
+from statekv_ros.memory.detailed.index import DEFAULT_INDEX, INDEXES
 from statekv_ros.memory.detailed.pages import page_lengths
+from statekv_ros.memory.detailed.table import ENTRY_DTYPE
 from statekv_ros.memory.saved.saving import LONGEST_CYCLE
 from statekv_ros.store.retention import cost_of, likely_cost
 
@@ -38,7 +39,7 @@ def disk_step(layout: KVLayout, form: Format, axes: int, tokens: int, budget: in
         picture: bytes of its picture, about; 0 without one.
     """
     heads, lengths = layout.layers * layout.kv_heads, page_lengths(tokens, page_tokens)
-    entry = INDEXES[DEFAULT_INDEX].entry_width(layout.head_dim) * ENTRY_BYTES
+    entry = INDEXES[DEFAULT_INDEX].entry_width(layout.head_dim) * ENTRY_DTYPE.itemsize
     described = [heads * len(lengths) * entry, axes * tokens * torch.int32.itemsize]     # index, key_positions
     slots = -(-budget // cycle)
     half = layout.bytes_per_token // 2

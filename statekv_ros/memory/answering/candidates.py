@@ -12,8 +12,7 @@ from statekv_ros.memory.detailed.table import PageTable
 
 # Leaves that a pass opens, if it reads no more pages than that; docs/hours.md says what fewer lose.
 OPEN_LEAVES = 192
-_HIGHEST, _LEAST = 60.0, 1e-6   # a page's share by the estimate of the whole, in logarithms; and what a row's shares add up to
-_KEPT = 32
+_KEPT = 32      # sets of spans whose numbers and lengths are kept
 
 
 @dataclass(frozen=True)
@@ -79,45 +78,40 @@ class Candidates:
             spans += parts
             in_line += [scores(queries, self._table.entries(layer, part)) for part in parts]
         numbers, sizes = self._numbered(spans)
+        of_leaves = [scores(queries, self._table.leaves.entries(layer, whole)) for queries, whole in through]
+        every = torch.cat([*in_line, *of_leaves], dim=-1)
         if not through:
-            of_pages = (torch.cat(in_line, dim=1) if len(in_line) > 1 else in_line[0]).add_(sizes)
+            every.add_(sizes)
             if unwanted is not None:
-                of_pages.masked_fill_(unwanted[:, None], float('-inf'))
-            return None, torch.softmax(of_pages, dim=1).sum(dim=-1)
-        of_leaves = [scores(queries, self._table.leaves.entries(layer, whole)).add_(self._of_leaf) for queries, whole in through]
-        of_pages = [torch.cat(in_line, dim=1).add_(sizes)] if in_line else []
-        every = torch.cat([*of_pages, *of_leaves], dim=1)
-        shares = torch.log_softmax(every, dim=1)
-        top = every[:, -1:] - shares[:, -1:]
-        shares.exp_()
-        begin = every.shape[1] - sum(leaves.shape[1] for leaves in of_leaves)
-        pages, wanted = [numbers.expand(len(rows), -1)], [shares[:, :begin]]
-        # Leaves that stay closed keep their votes: else a row that wants a bit of everything had more say in what is open.
-        spread = torch.ones_like(top)
+                every.masked_fill_(unwanted, float('-inf'))
+            return None, torch.softmax(every, dim=-1).sum(dim=1)
+        linear = len(numbers)
+        every[..., :linear].add_(sizes)
+        every[..., linear:].add_(self._of_leaf)
+        shares, begin = torch.softmax(every, dim=-1), linear
+        pages, opened = [numbers.expand(len(rows), -1)], []
         for (queries, whole), leaves in zip(through, of_leaves):
-            of_group = shares[:, begin:begin + leaves.shape[1]]
-            best = of_group.sum(dim=-1).topk(self._leaves, dim=1, sorted=False).indices
-            found = self._table.leaves.pages(layer, whole, best)
-            opened = scores(queries, self._table.entries_of(layer, found)).add_(self._table.lengths_of(found)[..., None].log())
-            opened.sub_(top).clamp_(max=_HIGHEST).exp_()
-            spread += opened.sum(dim=1, keepdim=True) - of_group.gather(1, best[..., None].expand(-1, -1, rows.shape[1])).sum(
-                dim=1, keepdim=True)
+            end = begin + leaves.shape[-1]
+            best = shares[..., begin:end].sum(dim=1).topk(self._leaves, dim=-1, sorted=False).indices
+            # What stays closed keeps its share: else a row that wants a bit of everything had more say in what is open.
+            every[..., begin:end].scatter_(2, best[:, None].expand(-1, rows.shape[1], -1), float('-inf'))
+            begin, found = end, self._table.leaves.pages(layer, whole, best)
             pages.append(found)
-            wanted.append(opened)
-            begin += leaves.shape[1]
-        votes = torch.cat(wanted, dim=1) @ spread.clamp_min_(_LEAST).reciprocal_().transpose(1, 2)
-        return torch.cat(pages, dim=-1), votes.squeeze(-1)
+            lengths = self._table.lengths_of(found)[:, None].log()
+            opened.append(scores(queries, self._table.entries_of(layer, found)).add_(lengths))
+        votes = torch.softmax(torch.cat([every, *opened], dim=-1), dim=-1).sum(dim=1)
+        return torch.cat(pages, dim=-1), torch.cat([votes[:, :linear], votes[:, begin:]], dim=-1)
 
     def _numbered(self, spans: list[slice]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pages of some spans by number, [pages] int64, and the logarithms of their lengths, [pages, 1] fp32; kept, for most
-        passes ask for the same. One that was lost since then gets votes, and is not read."""
+        """Pages of some spans by number, [pages] int64, and the logarithms of their lengths, [pages] fp32; kept, for most passes
+        ask for the same. One that was lost since then gets votes, and is not read."""
         key = tuple((span.start, span.stop) for span in spans)
         if key not in self._in_line:
             if len(self._in_line) >= _KEPT:
                 self._in_line.clear()
-            pages = [torch.arange(*each, device=self._table.device) for each in key or [(0, 0)]]
-            sizes = [self._table.lengths(span) for span in spans] or [pages[0]]
-            self._in_line[key] = torch.cat(pages), torch.cat(sizes)[:, None].log()
+            pages = torch.cat([torch.arange(*each, device=self._table.device) for each in key or [(0, 0)]])
+            sizes = [self._table.lengths(span) for span in spans]
+            self._in_line[key] = pages, torch.cat(sizes).log() if sizes else pages.float()
         return self._in_line[key]
 
     def _whole(self, layer: int, span: slice) -> slice | None:

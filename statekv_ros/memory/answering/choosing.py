@@ -154,15 +154,15 @@ class FixedPages:
             (slice(held, near), False), (slice(near, exact), True), (slice(exact, None), False)) if self._numbers[part]]
 
     def _choice(self, part: slice, packed: bool, far: bool) -> Choice:
-        table, pages = self._table, self._pages[part]
-        held, index = slice(table.first, table.stop), pages - table.first
+        pages = self._pages[part]
+        starts, lengths, slots = self._table.places(pages)
 
         def of_all_heads(numbers: torch.Tensor) -> torch.Tensor:
             return numbers.expand(self._kv_heads, -1)
 
-        return Choice(of_all_heads(pages), of_all_heads(table.starts(held)[index]), of_all_heads(table.lengths(held)[index]),
+        return Choice(of_all_heads(pages), of_all_heads(starts), of_all_heads(lengths),
                       None if self._moves is None else of_all_heads(self._moves[part]),
-                      of_all_heads(table.slots(held)[index]) if packed else None, far)
+                      of_all_heads(slots) if packed else None, far)
 
 
 def turns_of(snapshot: Snapshot, steps: Sequence[HeldStep]) -> list[int]:

@@ -1,7 +1,5 @@
 """What an answer looked at: attention noted pass by pass, and the steps that got most of it."""
-from bisect import bisect_right
 from collections.abc import Sequence
-from operator import attrgetter
 
 import numpy as np
 import torch
@@ -31,6 +29,7 @@ class Notes:
         # What the newest pass added to which masses; of which tokens, None for the tail's.
         self._newest: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
         self._newest_pages: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._step_pages: np.ndarray | None = None      # first page of each step
         self._spans: tuple[torch.Tensor, torch.Tensor] | None = None    # stream indices of visual tokens
 
     def begin(self) -> None:
@@ -91,7 +90,9 @@ class Notes:
         if not records or limit <= 0:
             return ()
         # Steps whose pages are chosen are the first of `records`. There may be many, so none is looked at by itself.
-        step = [bisect_right(self._steps, page + self._first_page, key=attrgetter('page')) - 1 for page in pages.tolist()]
+        if self._step_pages is None:
+            self._step_pages = np.fromiter((step.page for step in self._steps), np.int64, len(self._steps)) - self._first_page
+        step = np.searchsorted(self._step_pages, pages.cpu().numpy(), 'right') - 1
         masses = np.bincount(step, page_masses.double().cpu().numpy(), len(records)).astype(float)    # of nothing, it is of int
         if len(records) > len(self._steps):
             masses[len(self._steps):] = self._by_tokens(records[len(self._steps):], tokens).cpu().numpy()

@@ -8,7 +8,6 @@ from typing import Protocol
 
 import torch
 
-ENTRY_BYTES = 2     # of a number in an entry, of a model in fp32 too: an entry only says what to read, and there are many
 # Of 14,400 pages, those found through 192 leaves have 99.2, 99.5, 99.5 and 97.3 % of the votes with 1, 2, 4 and 8.
 _SPREAD = 2
 
@@ -44,10 +43,10 @@ class PageIndex(Protocol):
         """What to multiply entries with to know how much each row wants each page; see `scores`.
 
         Args:
-            rows: rotated queries times the attention scale, [kv_heads, rows, head_dim].
+            rows: rotated queries times the attention scale, [..., rows, head_dim].
 
         Returns:
-            [kv_heads, rows, entry_width].
+            [..., rows, entry_width].
         """
 
 
@@ -114,13 +113,6 @@ INDEXES: dict[str, PageIndex] = {'mean_variance': MeanVarianceIndex(), 'mean': M
 DEFAULT_INDEX = 'mean_variance'
 
 
-def entry_dtype(device: torch.device) -> torch.dtype:
-    """What entries are held in: fp16, or bf16 on a CPU that multiplies it in tiles, without making it fp32 first, for a third
-    of the time."""
-    tiles = device.type == 'cpu' and getattr(torch.cpu, 'get_capabilities', dict)().get('amx_bf16', False)
-    return torch.bfloat16 if tiles else torch.float16
-
-
 def scores(queries: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
     """How much each row wants each page, without the page's length.
 
@@ -129,14 +121,11 @@ def scores(queries: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
         entries: [kv_heads, pages, entry_width].
 
     Returns:
-        [kv_heads, pages, rows] fp32. Pages come first as there are many: on a CPU the product then takes up to two thirds less.
+        [kv_heads, rows, pages] fp32.
     """
-    if entries.device.type == 'cpu' and entries.dtype == torch.float16:     # which it multiplies slowly
+    if entries.device.type == 'cpu':    # which multiplies halves slowly
         entries = entries.float()
-    queries = queries.to(entries.dtype).transpose(1, 2)
-    if entries.device.type == 'cpu' and not entries.is_contiguous():        # all heads at once would be copied first
-        return torch.stack([of_head @ asked for of_head, asked in zip(entries, queries)]).float()
-    return (entries @ queries).float()
+    return (queries.to(entries.dtype) @ entries.transpose(1, 2)).float()
 
 
 def even_lengths(tokens: int, pages: int) -> list[int]:

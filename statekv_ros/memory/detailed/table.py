@@ -2,10 +2,11 @@
 import torch
 
 from statekv_ros.backbones.base import KVLayout
-from statekv_ros.memory.detailed.index import ENTRY_BYTES, PageIndex, entry_dtype
+from statekv_ros.memory.detailed.index import PageIndex
 from statekv_ros.memory.detailed.leaves import Leaves
 from statekv_ros.memory.detailed.pages import Stretch
 
+ENTRY_DTYPE = torch.float16     # of a model in fp32 too: an entry only says what to read, and there are many
 _FIRST_PAGES = 64
 
 
@@ -27,8 +28,7 @@ class PageTable:
         self.first = self.near = self.boundary = self.stop = 0
         self._layout = layout
         self._front = 0
-        self._dtype = entry_dtype(layout.device)
-        self.leaves = Leaves(layout, index, self._dtype)
+        self.leaves = Leaves(layout, index, ENTRY_DTYPE)
         self._allocate(0)
 
     @property
@@ -52,7 +52,7 @@ class PageTable:
     @property
     def _entry_bytes(self) -> int:
         layout = self._layout
-        entry = layout.layers * layout.kv_heads * self.index.entry_width(layout.head_dim) * ENTRY_BYTES
+        entry = layout.layers * layout.kv_heads * self.index.entry_width(layout.head_dim) * ENTRY_DTYPE.itemsize
         return entry + 5 * torch.int32.itemsize     # start, length, slot, and where the stretch stands
 
     def append(self, entries: torch.Tensor, row: int, tokens: int, stretch: Stretch = Stretch(0, 0)) -> None:
@@ -67,7 +67,7 @@ class PageTable:
         if self._front + live + count > self._starts.shape[0]:
             self._slide(max(_FIRST_PAGES, 2 * (live + count)))
         at = slice(self._front + live, self._front + live + count)
-        self._entries[:, :, at] = entries.float().clamp(torch.finfo(self._dtype).min, torch.finfo(self._dtype).max)
+        self._entries[:, :, at] = entries.clamp(torch.finfo(ENTRY_DTYPE).min, torch.finfo(ENTRY_DTYPE).max)
         # Computed where it is wanted: the host has nothing to send.
         cuts = torch.arange(count + 1, dtype=torch.int32, device=self._layout.device) * tokens // count
         self._starts[at], self._lengths[at] = cuts[:-1] + row, cuts[1:] - cuts[:-1]
@@ -113,10 +113,6 @@ class PageTable:
     def starts(self, pages: slice) -> torch.Tensor:
         """First row of pages by number in their pool, [pages] int32."""
         return self._starts[self._at(pages)]
-
-    def slots(self, pages: slice) -> torch.Tensor:
-        """Where the scales of pages in few bits are, by number, [pages] int32."""
-        return self._slots[self._at(pages)]
 
     def lengths(self, pages: slice) -> torch.Tensor:
         """Rows of pages by number, [pages] int32."""
@@ -166,7 +162,7 @@ class PageTable:
     def _allocate(self, capacity: int) -> None:
         layout = self._layout
         width = self.index.entry_width(layout.head_dim)
-        self._entries = torch.zeros(layout.layers, layout.kv_heads, capacity, width, dtype=self._dtype, device=layout.device)
+        self._entries = torch.zeros(layout.layers, layout.kv_heads, capacity, width, dtype=ENTRY_DTYPE, device=layout.device)
         self._of_pages = torch.zeros(5, capacity, dtype=torch.int32, device=layout.device)
         self._starts, self._lengths, self._slots, self._positions, self._shifts = self._of_pages
 
