@@ -36,11 +36,22 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self.on, self.count, self.largest = False, 0, 0
 
+    def left_out(self, function):
+        """The same, counted as one."""
+        def once(*args, **kwargs):
+            self.on, self.count = False, self.count + 1
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.on = True
+
+        return once
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         if self.on and not _is_view(function, args, result):
             self.count += 1
-            if function.overloadpacket.__name__ in ('exp', 'exp_', '_softmax', 'softmax'):
+            if function.overloadpacket.__name__ in ('exp', 'exp_', '_softmax', '_log_softmax', 'softmax'):
                 self.largest = max(self.largest, result.numel())
         return result
 
@@ -97,6 +108,23 @@ def test_a_long_question_makes_no_large_tensor_and_is_answered_as_without_the_bo
         assert [e.share for e in bounded.evidence] == pytest.approx([e.share for e in free.evidence], abs=1e-5)
 
 
+def test_four_tokens_of_a_question_are_read_in_the_time_of_one_of_an_answers(backbone, frames, monkeypatch):
+    passes, forward = [], type(backbone).forward
+    monkeypatch.setattr(type(backbone), 'forward', lambda self, inputs, memory: passes.append(inputs.tokens) or forward(
+        self, inputs, memory))
+    question = len(backbone.tokenize_question('where?'))
+    answering = stream_of(backbone, frames, 12).begin_answer('where?', 'sparse(40)', max_tokens=8)
+    for budget in (1, 2, 5, 8):
+        passes.clear()
+        answering.advance(budget)
+        assert sum(1 if tokens == 1 else tokens / 4 for tokens in passes) <= budget, passes
+        assert len([tokens for tokens in passes if tokens > 1]) <= 1, 'what a slice reads of a question is read at once'
+        if answering.token_ids:
+            break
+        assert passes == [4 * budget]
+    assert answering.token_ids and question > 4
+
+
 def test_a_pass_takes_as_many_operations_whatever_is_held(backbone, frames, monkeypatch):
     """Few pages, many of them, and so many that they are found through leaves."""
     for module, name, value in ((leaves, 'CHAPTER', 64), (leaves, 'LEAVES', 4), (candidates, 'CHAPTER', 64),
@@ -109,8 +137,10 @@ def test_a_pass_takes_as_many_operations_whatever_is_held(backbone, frames, monk
             answering.advance(1)
         operations = Operations()
         with monkeypatch.context() as patch:
+            # A kernel of its own on a GPU. What stands for it here masks where pages of unlike lengths were chosen, else not.
+            patch.setattr(reading, 'paged_attention', operations.left_out(reading.paged_attention))
             watched(patch, operations)
             with operations:
                 answering.advance(1)    # decodes a token
         counts[steps] = operations.count / backbone.layout.layers
-    assert counts[12] >= counts[30] <= counts[150] == counts[300] < 170, counts     # a few masks while all is read
+    assert counts[12] <= counts[30] <= counts[150] == counts[300] < 70, counts

@@ -107,7 +107,7 @@ def test_a_step_in_the_detailed_cache_takes_the_bytes_of_the_plan(form, backbone
     assert taken == sum(planned(record.tokens) for record in list(stream.detailed.records())[:steps])
     pages = stream.detailed.pages
     assert (pages.stop - pages.first) * pages.page_bytes == plan.index_bytes_per_hour * stream.steps // 3600
-    assert sum(tensor.nbytes for tensor in (pages._entries, *pages._numbers())) == pages.bytes
+    assert sum(tensor.nbytes for tensor in (pages._entries, pages._of_pages)) == pages.bytes
 
 
 def test_a_format_that_is_unknown_is_refused_by_the_plan(capsys):

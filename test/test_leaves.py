@@ -1,4 +1,6 @@
 """The index's second level: leaves of alike pages, however many came and went, and what is found through them."""
+import math
+
 import pytest
 import torch
 
@@ -38,7 +40,8 @@ def filled(pages: int, kinds: int = 40, index: str = 'mean', step: int = 16) -> 
 
 
 def chooser_of(table: PageTable, leaves: int | None, *groups: Group) -> Candidates:
-    return Candidates(table, lambda rows, turn: rows + turn, groups or (Group(table.first, table.stop, 0),), leaves)
+    groups = groups or (Group(table.first, table.stop, 0),)
+    return Candidates(table, lambda rows, turn: rows * (1 + turn[..., None] / 4), groups, leaves)
 
 
 def test_a_chapter_has_each_page_in_one_leaf_of_alike_pages():
@@ -77,6 +80,24 @@ def test_rows_have_their_true_say_though_most_of_what_they_want_is_not_scored():
     assert votes.sum(dim=-1) == pytest.approx(7, rel=1e-4)
     of_open = votes.gather(1, pages).sum(dim=-1)
     assert (of_open < 5).all() and found.sum(dim=-1) == pytest.approx(of_open, rel=.2)
+
+
+@pytest.mark.parametrize('index', INDEXES)
+@pytest.mark.parametrize('size', [.02, 1, 8])
+def test_each_row_has_one_vote_however_far_its_leaves_are_from_what_is_in_them(index, size):
+    """Against the definition, in float64: long queries want a leaf a hundred times as much, in logarithms, as its best page."""
+    table = filled(4 * CHAPTER + 100, index=index)
+    rows = size * torch.randn(HEADS, 5, DIM, generator=torch.Generator().manual_seed(4))
+    pages, found = chooser_of(table, 32).votes(0, rows, 0)
+    every = torch.arange(4 * LEAVES).expand(HEADS, -1)
+    queries, in_leaves = table.index.queries(rows).double(), table.leaves.pages(0, slice(0, 4), every).view(HEADS, -1, LEAF)
+    of_leaves = queries @ table.leaves.entries(0, slice(0, 4)).double().transpose(1, 2) + math.log(9 * LEAF)
+    is_open = torch.stack([torch.isin(leaf[:, 0], of_head) for leaf, of_head in zip(in_leaves, pages)])
+    assert (is_open.sum(dim=-1) == 32).all()
+    closed = of_leaves.masked_fill(is_open[:, None], float('-inf')).logsumexp(dim=-1, keepdim=True)
+    of_pages = queries @ table.entries_of(0, pages).double().transpose(1, 2) + math.log(9)
+    votes = torch.softmax(torch.cat([of_pages, closed], dim=-1), dim=-1).sum(dim=1)[:, :-1]
+    assert torch.allclose(found.double(), votes, atol=1e-3)
 
 
 def test_entries_scored_in_a_pass_are_bounded_and_hardly_grow_with_the_pages_held(monkeypatch):
@@ -132,7 +153,7 @@ def test_leaves_are_told_in_the_bytes_of_the_table_and_a_page_bears_its_share():
     leaves = table.leaves
     assert few.leaves.bytes == 0 and leaves.bytes == leaves._pages.nbytes + leaves._entries.nbytes > 0
     assert table.bytes == sum(tensor.nbytes for tensor in (
-        table._entries, *table._numbers(), leaves._pages, leaves._entries))
+        table._entries, table._of_pages, leaves._pages, leaves._entries))
     full = leaves._pages.shape[2] // LEAVES * CHAPTER
     assert leaves.bytes == full * leaves.page_bytes
 

@@ -19,7 +19,7 @@ _PLACE_BYTES = 32       # and four int64 of its place, unless positions are nati
 _SECONDS_PER_HOUR = 3600
 _PRODUCT_BYTES = 2**25          # workspace of matrix products that torch keeps for a stream: 32 MiB on sm_90, 8 on most others
 _VISION_TOKEN_BYTES = 2**17     # temporaries of a vision tower's layer: 4 patches a token, 12 times 1280 numbers of 2 bytes
-_SLICE_TOKENS = 64              # of a question, read at once, unless the parameter "slice_tokens" is set to more
+_SLICE_TOKENS = 64              # of a question, read at once, unless the parameter "slice_tokens" is set to more than 16
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import torch
 
+from statekv_ros.backbones.upload import to_device
 from statekv_ros.memory.detailed.index import scores
 from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES
 from statekv_ros.memory.detailed.table import PageTable
 
 # Leaves that a pass opens, if it reads no more pages than that; docs/hours.md says what fewer lose.
 OPEN_LEAVES = 192
+_KEPT = 32      # sets of spans whose numbers and lengths are kept
 
 
 @dataclass(frozen=True)
@@ -24,17 +26,23 @@ class Group:
 class Candidates:
     """Votes on pages for `PageChooser`: it hardly scores more of them when there are many."""
 
-    def __init__(self, table: PageTable, rotate: Callable[[torch.Tensor, int], torch.Tensor], groups: Sequence[Group],
+    def __init__(self, table: PageTable, rotate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], groups: Sequence[Group],
                  leaves: int | None):
         """
         Args:
-            rotate: `Backbone.rotate`.
+            rotate: `Backbone.rotate`; looked at now.
             groups: oldest first, side by side.
             leaves: so many are opened in each group; None: all pages are scored, whatever their number.
         """
-        self._table, self._rotate, self._groups, self._leaves = table, rotate, groups, leaves
+        self._table, self._groups, self._leaves = table, groups, leaves
+        turns, self._turn = [group.turn for group in groups], None
+        if any(turns):      # a matrix for each group: one product a pass
+            unit = torch.eye(table.head_dim, device=table.device)
+            self._turn = rotate(unit[None], to_device(torch.tensor(turns)[:, None], table.device))[:, None]
         # What is sorted later changes nothing in an answer that has begun.
         self._stops = table.leaves.stops
+        self._of_leaf = table.lengths(slice(groups[0].first, groups[-1].stop)).float().mean().log() + math.log(LEAF)
+        self._in_line: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
 
     @property
     def most(self) -> int:
@@ -56,38 +64,55 @@ class Candidates:
         Returns:
             Pages by number, [kv_heads, pages] int64, None for all from `first` on; their votes [kv_heads, pages] fp32.
         """
-        scored, through = [], []
-        for group in self._groups:
+        asked = rows[None] if self._turn is None else rows @ self._turn
+        spans, in_line, through = [], [], []
+        for group, queries in zip(self._groups, self._table.index.queries(asked)):
             span = slice(max(group.first, first), group.stop)
             if span.start >= span.stop:
                 continue
-            queries = self._table.index.queries(self._rotate(rows, group.turn) if group.turn else rows)
             whole, parts = self._whole(layer, span), [span]
             if whole is not None:
-                through.append((queries, whole, self._leaf_scores(layer, queries, whole)))
+                through.append((queries, whole))
                 parts = [slice(span.start, whole.start * CHAPTER), slice(whole.stop * CHAPTER, span.stop)]
-            scored += [(part, scores(queries, self._table.entries(layer, part)).add_(self._table.lengths(part).log()))
-                       for part in parts if part.start < part.stop]
+            parts = [part for part in parts if part.start < part.stop]
+            spans += parts
+            in_line += [scores(queries, self._table.entries(layer, part)) for part in parts]
+        numbers, sizes = self._numbered(spans)
+        of_leaves = [scores(queries, self._table.leaves.entries(layer, whole)) for queries, whole in through]
+        every = torch.cat([*in_line, *of_leaves], dim=-1)
         if not through:
-            of_pages = torch.cat([of_part for _, of_part in scored], dim=-1)
+            every.add_(sizes)
             if unwanted is not None:
-                of_pages.masked_fill_(unwanted, float('-inf'))
-            return None, torch.softmax(of_pages, dim=-1).sum(dim=1)
-        mass = torch.cat([*(of_part for _, of_part in scored), *(of_leaves for *_, of_leaves in through)], dim=-1).logsumexp(
-            dim=-1, keepdim=True)
-        pages = [torch.arange(part.start, part.stop, device=rows.device).expand(len(rows), -1) for part, _ in scored]
-        of_pages, closed = [of_part for _, of_part in scored], torch.zeros_like(mass)
-        for queries, whole, of_leaves in through:
-            shares = of_leaves.sub_(mass).exp_()
-            best = shares.sum(dim=1).topk(self._leaves, dim=-1).indices
-            # Leaves that stay closed get their votes too: else a row that wants a bit of everything had more say in what is open.
-            closed += shares.scatter_(2, best[:, None].expand(-1, rows.shape[1], -1), 0).sum(dim=-1, keepdim=True)
-            found = self._table.leaves.pages(layer, whole, best)
+                every.masked_fill_(unwanted, float('-inf'))
+            return None, torch.softmax(every, dim=-1).sum(dim=1)
+        linear = len(numbers)
+        every[..., :linear].add_(sizes)
+        every[..., linear:].add_(self._of_leaf)
+        shares, begin = torch.softmax(every, dim=-1), linear
+        pages, opened = [numbers.expand(len(rows), -1)], []
+        for (queries, whole), leaves in zip(through, of_leaves):
+            end = begin + leaves.shape[-1]
+            best = shares[..., begin:end].sum(dim=1).topk(self._leaves, dim=-1, sorted=False).indices
+            # What stays closed keeps its share: else a row that wants a bit of everything had more say in what is open.
+            every[..., begin:end].scatter_(2, best[:, None].expand(-1, rows.shape[1], -1), float('-inf'))
+            begin, found = end, self._table.leaves.pages(layer, whole, best)
             pages.append(found)
-            lengths = self._table.lengths_of(found).log()[:, None]
-            of_pages.append(scores(queries, self._table.entries_of(layer, found)).add_(lengths))
-        votes = torch.softmax(torch.cat([*of_pages, closed.log().add_(mass)], dim=-1), dim=-1)
-        return torch.cat(pages, dim=-1), votes.sum(dim=1)[:, :-1]
+            lengths = self._table.lengths_of(found)[:, None].log()
+            opened.append(scores(queries, self._table.entries_of(layer, found)).add_(lengths))
+        votes = torch.softmax(torch.cat([every, *opened], dim=-1), dim=-1).sum(dim=1)
+        return torch.cat(pages, dim=-1), torch.cat([votes[:, :linear], votes[:, begin:]], dim=-1)
+
+    def _numbered(self, spans: list[slice]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pages of some spans by number, [pages] int64, and the logarithms of their lengths, [pages] fp32; kept, for most passes
+        ask for the same. One that was lost since then gets votes, and is not read."""
+        key = tuple((span.start, span.stop) for span in spans)
+        if key not in self._in_line:
+            if len(self._in_line) >= _KEPT:
+                self._in_line.clear()
+            pages = torch.cat([torch.arange(*each, device=self._table.device) for each in key or [(0, 0)]])
+            sizes = [self._table.lengths(span) for span in spans]
+            self._in_line[key] = pages, torch.cat(sizes).log() if sizes else pages.float()
+        return self._in_line[key]
 
     def _whole(self, layer: int, span: slice) -> slice | None:
         """The chapters of a span that are worth going through by leaves."""
@@ -95,8 +120,3 @@ class Candidates:
         chapters = slice(max(leaves.first, -(-span.start // CHAPTER)), min(self._stops[layer], span.stop // CHAPTER))
         worth = self._leaves is not None and (chapters.stop - chapters.start) * LEAVES > self._leaves
         return chapters if worth else None
-
-    def _leaf_scores(self, layer: int, queries: torch.Tensor, chapters: slice) -> torch.Tensor:
-        """How much each row wants each leaf, [kv_heads, rows, leaves] fp32."""
-        length = self._table.lengths(slice(chapters.start * CHAPTER, chapters.stop * CHAPTER)).float().mean().log()
-        return scores(queries, self._table.leaves.entries(layer, chapters)).add_(length + math.log(LEAF))

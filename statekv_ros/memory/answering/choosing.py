@@ -89,34 +89,35 @@ class PageChooser:
         unwanted = None if self._unwanted is None else self._unwanted[first - self._first:]
         candidates, votes = self._candidates.votes(layer, rows, first, unwanted)
         best = votes.topk(min(votes.shape[-1], self._count), dim=-1).indices
-        if candidates is not None:
-            best = candidates.gather(1, best) - first
-        held = slice(first, self._stop)
-        lengths = self._table.lengths(held)[best]
+        pages = best + first if candidates is None else candidates.gather(1, best)
+        starts, lengths, slots = self._table.places(pages)
         lengths = lengths.masked_fill(lengths.cumsum(dim=-1) > self.tokens, 0)
         if self._unwanted is not None:
-            lengths = lengths.masked_fill(self._unwanted[first - self._first:][best], 0)
-        moves = None if self._moves is None else self._moves[first - self._first:]
-        of_best, pages = None if moves is None else moves[best], best + first
-        near, boundary, starts = self._table.near, self._table.boundary, self._table.starts(held)
+            lengths = lengths.masked_fill(self._unwanted[pages - self._first], 0)
+        moves = None if self._moves is None else self._moves[pages - self._first]
+        near, boundary = self._table.near, self._table.boundary
         far = []
         if near > first:
             below = lengths.masked_fill(pages >= near, 0)
-            far = [Choice(pages, starts[best], below, of_best, far=True)]
+            far = [Choice(pages, starts, below, moves, far=True)]
             if near >= self._stop:
                 return far
             lengths = lengths - below
         if boundary <= max(first, near):
-            return [*far, Choice(pages, starts[best], lengths, of_best)]
-        slots = self._table.slots(held)[best]
+            return [*far, Choice(pages, starts, lengths, moves)]
         if boundary >= self._stop:
-            return [*far, Choice(pages, starts[best], lengths, of_best, slots)]
+            return [*far, Choice(pages, starts, lengths, moves, slots)]
         # Few pages are exact: each is read or not, rather than found among the best.
-        exact = torch.arange(boundary, self._stop, device=best.device).expand(len(best), -1)
-        chosen = lengths.new_zeros(len(best), self._stop - first).scatter_(1, best, lengths)[:, boundary - first:]
-        return [*far, Choice(pages, starts[best], lengths.masked_fill(pages >= boundary, 0), of_best, slots),
-                Choice(exact, starts[boundary - first:].expand(len(best), -1), chosen,
-                       None if moves is None else moves[boundary - first:].expand(len(best), -1))]
+        held = slice(boundary, self._stop)
+        exact = torch.arange(held.start, held.stop, device=pages.device)
+        chosen = torch.where(pages[..., None] == exact, lengths[..., None], 0).sum(dim=1, dtype=torch.int32)
+
+        def of_all_heads(numbers: torch.Tensor) -> torch.Tensor:
+            return numbers.expand(len(pages), -1)
+
+        return [*far, Choice(pages, starts, lengths.masked_fill(pages >= boundary, 0), moves, slots),
+                Choice(of_all_heads(exact), of_all_heads(self._table.starts(held)), chosen,
+                       None if self._moves is None else of_all_heads(self._moves[boundary - self._first:]))]
 
     def _grouped(self, turns: torch.Tensor) -> list[Group]:
         """Pages side by side that stand alike; what lies between is not wanted, and masked."""
@@ -153,15 +154,15 @@ class FixedPages:
             (slice(held, near), False), (slice(near, exact), True), (slice(exact, None), False)) if self._numbers[part]]
 
     def _choice(self, part: slice, packed: bool, far: bool) -> Choice:
-        table, pages = self._table, self._pages[part]
-        held, index = slice(table.first, table.stop), pages - table.first
+        pages = self._pages[part]
+        starts, lengths, slots = self._table.places(pages)
 
         def of_all_heads(numbers: torch.Tensor) -> torch.Tensor:
             return numbers.expand(self._kv_heads, -1)
 
-        return Choice(of_all_heads(pages), of_all_heads(table.starts(held)[index]), of_all_heads(table.lengths(held)[index]),
+        return Choice(of_all_heads(pages), of_all_heads(starts), of_all_heads(lengths),
                       None if self._moves is None else of_all_heads(self._moves[part]),
-                      of_all_heads(table.slots(held)[index]) if packed else None, far)
+                      of_all_heads(slots) if packed else None, far)
 
 
 def turns_of(snapshot: Snapshot, steps: Sequence[HeldStep]) -> list[int]:

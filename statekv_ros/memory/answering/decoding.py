@@ -13,6 +13,9 @@ from statekv_ros.memory.records import AnswerResult, Evidence, StepRecord
 
 # Below it the most likely token has all the probability anyway, and logits divided by it may overflow.
 _GREEDY_BELOW = 1e-6
+# Tokens of a question that are read in the time that one of an answer's is decoded in, or less: these are read together, with one
+# choice of pages and one look at the weights.
+_READ_FOR_ONE = 4
 
 
 class Answering:
@@ -51,8 +54,8 @@ class Answering:
 
     @torch.inference_mode()
     def advance(self, tokens: int = 8) -> bool:
-        """One slice: read at most `tokens` of the question's or decode as many of the answer's, fewer where what they score would
-        be too large; True when finished.
+        """One slice: decode at most `tokens` of the answer's or read `_READ_FOR_ONE` times as many of the question's, fewer where
+        what they score would be too large; True when finished.
 
         A frame that waits for its partner is read first, in a slice of its own. With `retrieve` the question is one slice
         whatever its length: all of it has a say in what is read.
@@ -73,8 +76,8 @@ class Answering:
             self._prefill_ms += (time.perf_counter() - begun) * 1e3
             return False
         # The question's last token decodes the first of the answer's, so it belongs to them.
-        tokens = min(tokens, self._reading.most_tokens)
-        piece = self._prompt[:-1] if self._retrieval else self._prompt[:min(tokens, len(self._prompt) - 1)]
+        most = min(_READ_FOR_ONE * tokens, self._reading.most_tokens)
+        piece = self._prompt[:-1] if self._retrieval else self._prompt[:min(most, len(self._prompt) - 1)]
         if piece:
             inputs = self._backbone.embed(piece, self._position)
             if self._retrieval:
@@ -84,11 +87,12 @@ class Answering:
             self._wait_for_device()
             self._prefill_ms += (time.perf_counter() - begun) * 1e3
             begun = time.perf_counter()
-        for _ in range(tokens - len(piece)):
+        left = 0 if len(self._prompt) > 1 else tokens - math.ceil(len(piece) / _READ_FOR_ONE)
+        for _ in range(left):
             self._decode_one()
             if self.finish_reason:
                 break
-        self._decode_ms += (time.perf_counter() - begun) * 1e3 if len(piece) < tokens else 0.0
+        self._decode_ms += (time.perf_counter() - begun) * 1e3 if left > 0 else 0.0
         return bool(self.finish_reason)
 
     def finish(self, reason: str) -> None:

@@ -1,6 +1,6 @@
 """Attention of an answer over the memory: parts of it as they lie, pages that are chosen, and the answer's own tokens."""
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -52,8 +52,9 @@ class Reading:
     """What an answer's tokens attend to: parts of the memory, pages found anew in each pass, and, behind them, a private tail of
     the answer's own tokens.
 
-    Each is read by itself and put together by the log-sum-exp of its scores, as in flash decoding. No tensor of scores has more
-    than `MOST_SCORES` elements, unless a single row has.
+    Each is read by itself and put together by the log-sum-exp of its scores, as in flash decoding. Where there are pages, parts
+    are short and lie before the tail, to be read with it. No tensor of scores has more than `MOST_SCORES` elements, unless a
+    single row has.
 
     Attributes:
         scoring: while true, the attention that single tokens pay is noted for `evidence`.
@@ -76,6 +77,7 @@ class Reading:
         self._pages = [pages] * self._layout.layers
         self._parts: dict[int, list[Part]] = {}             # by layer
         self._turns: dict[int, torch.Tensor | None] = {}    # None: nothing has to be turned
+        before, parts = (parts, ()) if pages is not None else ((), parts)
         for layer in range(self._layout.layers):
             self._read_in(layer, parts)
         self._notes = Notes(self._layout.device, ordinal, steps)
@@ -83,13 +85,17 @@ class Reading:
         self._question = slice(0)
         self._positions = torch.zeros(0)
         self._tail_tokens = self._step_tokens = self._overwritten = 0
-        self._tail_key, self._tail_value = self._layout.empty(0), self._layout.empty(0)
+        self._before = sum(part.tokens for part in before)      # tokens that lie before the tail
+        self._tail_key, self._tail_value = self._layout.empty(self._before), self._layout.empty(self._before)
+        if before:      # turned once, rather than the queries in each pass
+            torch.cat([backbone.rotate(part.view.key, -part.turn) for part in before], dim=2, out=self._tail_key)
+            torch.cat([part.view.value for part in before], dim=2, out=self._tail_value)
 
     @property
     def tokens(self) -> int:
         """Tokens of the memory that a pass reads in a layer and KV head, at most."""
-        return max(sum(part.tokens for part in parts) + (pages.tokens if pages else 0)
-                   for parts, pages in zip(self._parts.values(), self._pages))
+        return self._before + max(sum(part.tokens for part in parts) + (pages.tokens if pages else 0)
+                                  for parts, pages in zip(self._parts.values(), self._pages))
 
     @property
     def most_tokens(self) -> int:
@@ -111,12 +117,13 @@ class Reading:
                     part.let_go(self._overwritten)
                 self._read_in(layer, parts)
         self._step_tokens = tokens
-        needed, held = self._tail_tokens + tokens, self._tail_tokens
+        held = self._before + self._tail_tokens
+        needed = held + tokens
         if needed > self._tail_key.shape[2]:
             key, value = (self._layout.empty(max(2 * needed, _FIRST_CAPACITY)) for _ in range(2))
             key[:, :, :held], value[:, :, :held] = self._tail_key[:, :, :held], self._tail_value[:, :, :held]
             self._tail_key, self._tail_value = key, value
-        self._notes.make_room(needed)
+        self._notes.make_room(needed - self._before)
 
     def commit(self) -> None:
         """Keep the tokens of the forward pass that just ended."""
@@ -138,42 +145,32 @@ class Reading:
             parts, self._pages[layer] = self._chooser.choose(layer, asking)
             self._read_in(layer, parts)
         tokens, kv_heads = query.shape[2], key.shape[1]
-        held, end = self._tail_tokens, self._tail_tokens + tokens
+        held = self._before + self._tail_tokens
+        end = held + tokens
         self._tail_key[layer, :, held:end] = key[0]
         self._tail_value[layer, :, held:end] = value[0]
         # [kv_heads, group x tokens, head_dim]: the query heads of a group share their keys.
         rows = (query[0].float() * scale).reshape(kv_heads, -1, query.shape[-1])
         noting = self.scoring and tokens == 1
-        whole = _Whole(rows)
         memory, turns = self._parts[layer], self._turns[layer]
         turned = [rows] * len(memory) if turns is None else self._backbone.rotate(rows[None], turns[:, None, None])
-        dense = []
-        for part_rows, part in zip(turned, memory):
-            part_key, part_value = part.view.key[layer].float().transpose(1, 2), part.view.value[layer]
-            for some in _portions(rows, part.tokens):
-                scored = whole.add_scores(part_rows[:, some] @ part_key, part_value, some)
-            dense.append(scored)    # of one row, where it is noted
+        read = [_read(part_rows, part.view.key[layer], part.view.value[layer], noting)
+                for part_rows, part in zip(turned, memory)]
+        read.append(_read(rows, self._tail_key[layer, :, :end], self._tail_value[layer, :, :end], noting, tokens))
         pages = []
         for choice in self._pages[layer].choose(layer, rows) if self._pages[layer] else ():
             arguments = layer, query[0].reshape(rows.shape), choice, scale, noting
-            read = self._read_far(*arguments) if choice.far else [(choice.pages, *self._read_pages(*arguments))]
-            for numbers, output, lse, page_lse in read:
-                whole.add(output, lse)
+            found = self._read_far(*arguments) if choice.far else [(choice.pages, *self._read_pages(*arguments))]
+            for numbers, output, lse, page_lse in found:
+                read.append(_Read(output, lse))
                 pages.append((numbers, page_lse))
-        tail_key, tail_value = self._tail_key[layer, :, :end].float().transpose(1, 2), self._tail_value[layer, :, :end]
-        for some in _portions(rows, end):
-            scores = rows[:, some] @ tail_key
-            if tokens > 1:
-                row, column = torch.arange(some.start, some.stop, device=query.device), torch.arange(tokens, device=query.device)
-                scores[..., held:].masked_fill_(column > row[:, None] % tokens, float('-inf'))
-            tail = whole.add_scores(scores, tail_value, some)
+        whole = _together(read)
         if noting:
-            lse = whole.lse
-            for part, (mass, top) in zip(memory, dense):
-                self._notes.add_part(part, layer, whole.share(mass, top))
+            for part, of_part in zip(memory, read):
+                self._notes.add_part(part, layer, _share(of_part, whole))
             for numbers, page_lse in pages:
-                self._notes.add_pages(numbers, torch.exp(page_lse - lse).sum(dim=1))
-            self._notes.add_tail(whole.share(*tail).sum(dim=0))
+                self._notes.add_pages(numbers, torch.exp(page_lse - whole.lse[..., None]).sum(dim=1))
+            self._notes.add_tail(_share(read[len(memory)], whole)[:, self._before:].sum(dim=0))
         return whole.output.reshape(query.shape).to(query.dtype)
 
     def evidence(self, records: Sequence[StepRecord], limit: int) -> tuple[Evidence, ...]:
@@ -228,52 +225,51 @@ def read_snapshot(snapshot: Snapshot) -> Reading:
                    steps if pages or seen.detailed.by_pages else ())
 
 
-def _portions(rows: torch.Tensor, width: int) -> Iterator[slice]:
-    """Rows [kv_heads, rows, ...] in turn, as many as `MOST_SCORES` allow of scores with `width` tokens each."""
-    count = max(1, MOST_SCORES // (rows.shape[0] * max(1, width)))
-    return (slice(begin, min(begin + count, rows.shape[1])) for begin in range(0, rows.shape[1], count))
+class _Read(NamedTuple):
+    """What rows read of some tokens.
 
-
-class _Whole:
-    """Softmax attention put together from parts by a running maximum and sum.
-
-    Attributes: see the properties; all [kv_heads, rows, ...] fp32.
+    Attributes:
+        output: [kv_heads, rows, head_dim] fp32; lse: log-sum-exp of their scores, [kv_heads, rows] fp32.
+        weights: softmax over these tokens alone, [kv_heads, rows, tokens] fp32; None where that has not been kept.
     """
+    output: torch.Tensor
+    lse: torch.Tensor
+    weights: torch.Tensor | None = None
 
-    def __init__(self, rows: torch.Tensor):
-        self._top = rows.new_full((*rows.shape[:2], 1), float('-inf'))
-        self._total, self._sum = torch.zeros_like(self._top), torch.zeros_like(rows)
 
-    def add_scores(self, scores: torch.Tensor, value: torch.Tensor, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read values [kv_heads, tokens, head_dim] by scores [kv_heads, rows, tokens] of some rows; their exponentials, and what
-        was taken off the scores before."""
-        before, total, read = self._top[:, rows], self._total[:, rows], self._sum[:, rows]
-        top = torch.maximum(before, scores.amax(dim=-1, keepdim=True))
-        mass, shrink = torch.exp(scores - top), torch.exp(before - top)
-        total.mul_(shrink).add_(mass.sum(dim=-1, keepdim=True))
-        read.mul_(shrink).add_(mass @ value.float())
-        before.copy_(top)
-        return mass, top
+def _read(rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor, noting: bool, new: int = 1) -> _Read:
+    """Softmax attention of rows [kv_heads, group x new, head_dim] to keys and values [kv_heads, tokens, head_dim], of which the
+    last `new` tokens are those that ask: none of them sees what comes after it. `noting`: keep the weights."""
+    kv_heads, count, tokens = *rows.shape[:2], key.shape[1]
+    key, value = key.float().transpose(1, 2), value.float()
+    most = max(1, MOST_SCORES // (kv_heads * max(1, tokens)))
+    if count <= most:
+        return _read_at_once(rows, key, value, new, 0)
+    read = [_read_at_once(rows[:, begin:begin + most], key, value, new, begin) for begin in range(0, count, most)]
+    return _Read(*(torch.cat(parts, dim=1) for parts in zip(*(each if noting else each[:2] for each in read))))
 
-    def add(self, output: torch.Tensor, lse: torch.Tensor) -> None:
-        """Add what was read elsewhere: its output [kv_heads, rows, head_dim] and log-sum-exp [kv_heads, rows]."""
-        lse = lse[..., None]
-        top = torch.maximum(self._top, lse).clamp_min(-1e30)    # finite, where nothing was read so far
-        ours, theirs = torch.exp(self._top - top), torch.exp(lse - top)
-        self._total = self._total * ours + theirs
-        self._sum = self._sum * ours + output * theirs
-        self._top = top
 
-    @property
-    def output(self) -> torch.Tensor:
-        """[kv_heads, rows, head_dim]."""
-        return self._sum / self._total
+def _read_at_once(rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor, new: int, first: int) -> _Read:
+    """As `_read`; `first`: number of the first of these rows, keys [kv_heads, head_dim, tokens], all in fp32."""
+    scores = rows @ key
+    if new > 1:
+        row, column = torch.arange(first, first + rows.shape[1], device=rows.device), torch.arange(new, device=rows.device)
+        scores[..., -new:].masked_fill_(column > row[:, None] % new, float('-inf'))
+    weights = torch.log_softmax(scores, dim=-1)
+    lse = scores[..., 0] - weights[..., 0]     # every row sees the first token
+    weights.exp_()
+    return _Read(weights @ value, lse, weights)
 
-    @property
-    def lse(self) -> torch.Tensor:
-        """Log-sum-exp of all scores, [kv_heads, rows, 1]."""
-        return self._top + self._total.log()
 
-    def share(self, mass: torch.Tensor, top: torch.Tensor) -> torch.Tensor:
-        """A part's exponentials as shares of the whole, added up over the rows: [kv_heads, tokens]."""
-        return (mass * torch.exp(top - self._top) / self._total).sum(dim=1)
+def _together(read: Sequence[_Read]) -> _Read:
+    """What was read in parts, as if at once."""
+    if len(read) == 1:
+        return read[0]
+    lse = torch.stack([part.lse for part in read])
+    outputs = torch.stack([part.output for part in read])
+    return _Read((outputs * torch.softmax(lse, dim=0)[..., None]).sum(dim=0), lse.logsumexp(dim=0))
+
+
+def _share(part: _Read, whole: _Read) -> torch.Tensor:
+    """Attention to each token of a part, added up over the rows: [kv_heads, tokens]."""
+    return (torch.exp(part.lse - whole.lse)[:, None] @ part.weights).squeeze(1)

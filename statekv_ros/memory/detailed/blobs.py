@@ -56,15 +56,8 @@ def from_blobs(layout: KVLayout, bits: int, tokens: int, blobs: torch.Tensor) ->
     Returns:
         codes [..., kv_heads, tokens, head_dim * bits / 8], scale and zero [..., kv_heads, head_dim], of keys and of values.
     """
-    codes, scales = of_blobs(layout, bits, tokens, blobs)
-    (key, value), numbers = codes.unbind(-4), scales.unbind(-3)
-    return Stored(key, *numbers[:2]), Stored(value, *numbers[2:])
-
-
-def of_blobs(layout: KVLayout, bits: int, tokens: int, blobs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `from_blobs`, side by side: codes [..., 2, kv_heads, tokens, head_dim * bits / 8], of keys and of values; scale and zero
-    of keys and of values, [..., 4, kv_heads, head_dim] fp16."""
     heads, width = layout.kv_heads, layout.head_dim * bits // 8
     codes, scales = blobs.split([2 * heads * tokens * width, SCALES * heads * layout.head_dim * torch.float16.itemsize], dim=-1)
-    return (codes.unflatten(-1, (2, heads, tokens, width)),
-            scales.contiguous().view(torch.float16).unflatten(-1, (SCALES, heads, layout.head_dim)))
+    key, value = codes.unflatten(-1, (2, heads, tokens, width)).unbind(-4)
+    numbers = scales.contiguous().view(torch.float16).unflatten(-1, (SCALES, heads, layout.head_dim)).unbind(-3)
+    return Stored(key, *numbers[:2]), Stored(value, *numbers[2:])

@@ -175,8 +175,9 @@ class FarSteps:
         for found in self._fetcher.fetch(layer, list(zip(missing, steps))):
             given = found.given
             if found.turn:
-                given = [self._backbone.rotate(to_device(given[0], self._backbone.device), found.turn), given[1]]
-            self.staging.fill(layer, self.staging.place(layer, found.pages), found.length, given, found.positions, found.visual)
+                key, value = to_device(given[0], self._backbone.device).unbind(1)
+                given = [torch.stack([self._backbone.rotate(key, found.turn), value], dim=1)]
+            self.staging.fill(layer, self.staging.place(layer, found.pages), given, found.positions, found.visual)
 
 
 def _number(step: HeldStep) -> int:

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 
 from statekv_ros.backbones.base import Backbone, KVLayout
-from statekv_ros.memory.detailed.blobs import page_cuts
+from statekv_ros.memory.detailed.blobs import SCALES, page_cuts
 from statekv_ros.memory.detailed.formats import Format
 from statekv_ros.memory.detailed.pages import HeldStep
 from statekv_ros.memory.detailed.tiers import Run, Tier
 
-_POSITIONS_KEPT = 1024  # steps whose tokens' positions stay on the host
+_POSITIONS_KEPT = 4096  # steps whose tokens' positions stay on the host
 
 
 class Fetched(NamedTuple):
-    """Pages of one length, on the host.
+    """Pages on the host, each with room for as many tokens as the longest has.
 
     Attributes:
         pages: their numbers.
@@ -27,7 +27,6 @@ class Fetched(NamedTuple):
         given, positions, visual: as `Staging.fill` takes them.
     """
     pages: list[int]
-    length: int
     turn: int
     given: list[torch.Tensor]
     positions: torch.Tensor
@@ -47,15 +46,18 @@ class PageFetcher:
         alike = defaultdict(list)
         for (page, step), (turn, numbers) in zip(pages, self._numbers(layer, pages)):
             if numbers is not None and step.record.step in self._positions:
-                alike[step.lengths[page - step.page], turn].append((page, step, numbers))
-        for (length, turn), found in alike.items():
+                alike[turn].append((page, step, numbers))
+        for turn, found in alike.items():
             numbers, steps, given = zip(*found)
-            begins = np.array([sum(step.lengths[:page - step.page]) for page, step in zip(numbers, steps)])
-            positions = np.stack([self._positions[step.record.step][:, begin:begin + length]
-                                  for step, begin in zip(steps, begins.tolist())])
-            token = begins[:, None] + np.arange(length) - np.array([[step.record.visual_start] for step in steps])
+            begins = [sum(step.lengths[:page - step.page]) for page, step in zip(numbers, steps)]
+            lengths = [step.lengths[page - step.page] for page, step in zip(numbers, steps)]
+            positions = np.zeros((len(found), self._backbone.position_axes, max(lengths)), np.int32)
+            for row, step, begin, length in zip(positions, steps, begins, lengths):
+                row[:, :length] = self._positions[step.record.step][:, begin:begin + length]
+            first = np.array([[begin - step.record.visual_start] for begin, step in zip(begins, steps)])
+            token = first + np.arange(max(lengths))
             visual = (token >= 0) & (token < np.array([[step.record.visual_tokens] for step in steps]))
-            yield Fetched(list(numbers), length, turn, self._stacked(given, length), torch.from_numpy(positions),
+            yield Fetched(list(numbers), turn, self._stacked(given, np.array(lengths)), torch.from_numpy(positions),
                           torch.from_numpy(visual))
 
     def positions_of(self, step: HeldStep) -> torch.Tensor | None:
@@ -104,14 +106,23 @@ class PageFetcher:
             found.append((turn, None if any(data is None for data in parts) else parts))
         return found
 
-    def _stacked(self, given: Sequence[list], length: int) -> list[torch.Tensor]:
-        """Runs of bytes [pages, bytes], or keys and values [pages, kv_heads, tokens, head_dim]."""
-        layout, pages = self._backbone.layout, len(given)
-        data = torch.from_numpy(np.frombuffer(bytearray().join(run for runs in given for run in runs), np.uint8)).view(pages, -1)
-        if not self._form.rotated:
-            return [data]
-        return [part.contiguous().view(layout.dtype).view(pages, layout.kv_heads, length, layout.head_dim)
-                for part in data.chunk(2, dim=1)]
+    def _stacked(self, given: Sequence[list], lengths: np.ndarray) -> list[torch.Tensor]:
+        """Numbers, and scales where there are any, as `Staging.fill` takes them, from the runs of bytes of pages so long."""
+        layout, raw = self._backbone.layout, self._form.rotated
+        width = layout.head_dim * layout.dtype.itemsize if raw else layout.head_dim * self._form.bits // 8
+        numbers = np.zeros((len(given), 2, layout.kv_heads, lengths.max(), width), np.uint8)
+        scales = np.zeros((len(given), 0 if raw else SCALES * layout.kv_heads * layout.head_dim * 2), np.uint8)
+        for length in set(lengths.tolist()):    # two as a rule
+            alike = np.flatnonzero(lengths == length)
+            data = b''.join(run for page in alike.tolist() for run in given[page])
+            data = np.frombuffer(data, np.uint8).reshape(len(alike), -1)
+            cut = numbers[0, :, :, :length].size
+            numbers[alike, :, :, :length] = data[:, :cut].reshape(-1, *numbers.shape[1:3], length, width)
+            scales[alike] = data[:, cut:]
+        numbers = torch.from_numpy(numbers)
+        if raw:
+            return [numbers.view(layout.dtype)]
+        return [numbers, torch.from_numpy(scales).view(torch.float16).view(len(given), SCALES, layout.kv_heads, layout.head_dim)]
 
     def _read_positions(self, steps: Sequence[HeldStep]) -> None:
         """Have those of these steps at hand, as far as they can be read."""

@@ -7,7 +7,7 @@ import torch
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.kernels.paged_attention import PackedPool
-from statekv_ros.memory.detailed.blobs import SCALES, of_blobs
+from statekv_ros.memory.detailed.blobs import SCALES
 from statekv_ros.memory.detailed.formats import Format
 
 
@@ -57,24 +57,21 @@ class Staging:
             held[page] = slots[-1]
         return slots
 
-    def fill(self, layer: int, slots: Sequence[int], tokens: int, given: Sequence[torch.Tensor], positions: torch.Tensor,
+    def fill(self, layer: int, slots: Sequence[int], given: Sequence[torch.Tensor], positions: torch.Tensor,
              visual: torch.Tensor) -> None:
-        """Write pages of one length.
+        """Write pages; what a page has behind its own tokens may be anything.
 
         Args:
-            given: on the host; of few bits, runs of bytes [pages, bytes] (see `blobs`); else keys and values
-                [pages, kv_heads, tokens, head_dim], rotated.
+            given: keys, rotated, and values [pages, 2, kv_heads, tokens, head_dim]; of few bits, codes of keys and of values
+                [pages, 2, kv_heads, tokens, bytes], and scale and zero of each [pages, 4, kv_heads, head_dim] fp16.
             positions: [pages, axes, tokens] int32, visual: [pages, tokens] bool; on the host.
         """
         device = self._layout.device
-        given = [to_device(numbers, device) for numbers in given]
+        numbers, *scales = (to_device(part, device) for part in given)
         at = torch.tensor(slots, dtype=torch.int64)
-        rows = to_device((at[:, None] * self.page_tokens + torch.arange(tokens)).reshape(-1), device)
-        if self._scales is None:
-            numbers = torch.stack(given, dim=1)
-        else:
-            numbers, scales = of_blobs(self._layout, self._form.bits, tokens, given[0])
-            self._scales[layer].index_copy_(2, to_device(at, device), scales.permute(1, 2, 0, 3))
+        rows = to_device((at[:, None] * self.page_tokens + torch.arange(visual.shape[1])).reshape(-1), device)
+        if scales:
+            self._scales[layer].index_copy_(2, to_device(at, device), scales[0].permute(1, 2, 0, 3))
         self._numbers[layer].index_copy_(2, rows, numbers.permute(1, 2, 0, 3, 4).flatten(2, 3))
         self.positions[layer].index_copy_(1, rows, to_device(positions.transpose(0, 1).flatten(1), device))
         self.visual[layer].index_copy_(0, rows, to_device(visual.flatten(), device))

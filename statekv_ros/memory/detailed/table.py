@@ -32,6 +32,14 @@ class PageTable:
         self._allocate(0)
 
     @property
+    def device(self) -> torch.device:
+        return self._layout.device
+
+    @property
+    def head_dim(self) -> int:
+        return self._layout.head_dim
+
+    @property
     def bytes(self) -> int:
         """Bytes of the index and of the page table, entries that are not in use included."""
         return self._starts.shape[0] * self._entry_bytes + self.leaves.bytes
@@ -106,10 +114,6 @@ class PageTable:
         """First row of pages by number in their pool, [pages] int32."""
         return self._starts[self._at(pages)]
 
-    def slots(self, pages: slice) -> torch.Tensor:
-        """Where the scales of pages in few bits are, by number, [pages] int32."""
-        return self._slots[self._at(pages)]
-
     def lengths(self, pages: slice) -> torch.Tensor:
         """Rows of pages by number, [pages] int32."""
         return self._lengths[self._at(pages)]
@@ -118,6 +122,10 @@ class PageTable:
         """Position and shift of the stretches that pages by number stand in, [pages] int32 each."""
         at = self._at(pages)
         return self._positions[at], self._shifts[at]
+
+    def places(self, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """First row, rows, and where the scales are, of pages by number; shaped as these, int32."""
+        return self._of_pages[:3, pages + (self._front - self.first)].unbind(0)
 
     def lengths_of(self, pages: torch.Tensor) -> torch.Tensor:
         """Rows of pages by number, shaped as they are, int32."""
@@ -144,8 +152,8 @@ class PageTable:
         part.first, part.near, part.boundary, part.stop = self.first, self.near, self.boundary, self.stop
         part._front = self._front
         part._entries, part.leaves = self._entries[:, heads], self.leaves.of_heads(layout, heads)
-        part._starts, part._lengths, part._slots = self._starts, self._lengths, self._slots
-        part._positions, part._shifts = self._positions, self._shifts
+        part._of_pages = self._of_pages
+        part._starts, part._lengths, part._slots, part._positions, part._shifts = self._of_pages
         return part
 
     def _at(self, pages: slice) -> slice:
@@ -155,17 +163,13 @@ class PageTable:
         layout = self._layout
         width = self.index.entry_width(layout.head_dim)
         self._entries = torch.zeros(layout.layers, layout.kv_heads, capacity, width, dtype=ENTRY_DTYPE, device=layout.device)
-        self._starts, self._lengths, self._slots, self._positions, self._shifts = (
-            torch.zeros(capacity, dtype=torch.int32, device=layout.device) for _ in range(5))
-
-    def _numbers(self) -> tuple[torch.Tensor, ...]:
-        return self._starts, self._lengths, self._slots, self._positions, self._shifts
+        self._of_pages = torch.zeros(5, capacity, dtype=torch.int32, device=layout.device)
+        self._starts, self._lengths, self._slots, self._positions, self._shifts = self._of_pages
 
     def _slide(self, capacity: int) -> None:
         live = slice(self._front, self._front + self.stop - self.first)
-        entries, *old = (self._entries[:, :, live], *(numbers[live] for numbers in self._numbers()))
+        entries, of_pages = self._entries[:, :, live], self._of_pages[:, live]
         self._allocate(capacity)
         self._entries[:, :, :live.stop - live.start] = entries
-        for new, was in zip(self._numbers(), old):
-            new[:len(was)] = was
+        self._of_pages[:, :live.stop - live.start] = of_pages
         self._front = 0
