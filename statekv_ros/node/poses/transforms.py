@@ -28,8 +28,8 @@ class TransformPoses(PoseSource):
             import tf2_ros
         except ImportError as error:
             raise ParameterError(f'pose.target_frame is {target_frame!r} and pose.topic is empty, which asks for tf2, and '
-                                 f'tf2_ros cannot be imported here ({error}): install it (ros-<distribution>-tf2-ros-py; there is no '
-                                 'wheel of it), or set the parameter "pose.topic"') from error
+                                 f'tf2_ros cannot be imported here ({error}): install it (ros-<distribution>-tf2-ros-py; there '
+                                 'is no wheel of it), or set the parameter "pose.topic"') from error
         self._tf2, self._node, self._target, self._source = tf2_ros, node, target_frame, source_frame
         self._tolerance_ns = round(tolerance_s * 1e9)
         self._buffer = self._listener = None
