@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 
-from geometry_msgs.msg import PointStamped, PoseStamped, PoseWithCovarianceStamped  # noqa: E402
+from geometry_msgs.msg import PointStamped, PoseStamped, PoseWithCovarianceStamped, TransformStamped  # noqa: E402
 from nav_msgs.msg import Odometry  # noqa: E402
 from rclpy.qos import QoSProfile, qos_profile_sensor_data  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
@@ -240,29 +240,73 @@ def test_tf2_that_is_asked_for_and_missing_is_said_and_the_node_lives_unconfigur
         assert 'Traceback' not in node.log
 
 
-@pytest.mark.skipif(importlib.util.find_spec('tf2_ros') is None, reason='tf2_ros is not installed: there is no wheel of it')
-def test_tf2_tells_the_pose_of_the_cameras_own_frame_and_says_where_the_tree_has_none(tiny_model_dir, tmp_path):
-    from geometry_msgs.msg import TransformStamped
-    from tf2_ros import StaticTransformBroadcaster, TransformBroadcaster
+with_tf2 = pytest.mark.skipif(importlib.util.find_spec('tf2_ros') is None,
+                              reason='tf2_ros is not installed: there is no wheel of it')
 
-    def transform(stamp_ns: int, parent: str, child: str, x: float) -> TransformStamped:
+
+class Tree:
+    """map -> base_link -> camera_link through tf2's own broadcasters: the robot on the x axis, the camera 0.25 m before it."""
+
+    def __init__(self, graph):
+        from tf2_ros import StaticTransformBroadcaster, TransformBroadcaster
+        self.graph = graph
+        self.still, self.moving = StaticTransformBroadcaster(graph.node), TransformBroadcaster(graph.node)
+        graph.wait(lambda: graph.node.count_subscribers('/tf') and graph.node.count_subscribers('/tf_static'), 'a listener')
+
+    def mount(self) -> None:
+        self.still.sendTransform(self._link(SECOND, 'base_link', 'camera_link', 0.25))
+
+    def drive(self, since_ns: int, until_ns: int, metres_a_second: float = 1.0) -> None:
+        """At 50 Hz; its place follows from the stamp."""
+        for stamp_ns in range(since_ns, until_ns, PERIOD_NS):
+            self.link(stamp_ns, 'map', 'base_link', metres_a_second * stamp_ns / SECOND)
+            self.graph.spin(0.001)
+
+    def link(self, stamp_ns: int, parent: str, child: str, x: float = 0.0) -> None:
+        self.moving.sendTransform(self._link(stamp_ns, parent, child, x))
+
+    @staticmethod
+    def _link(stamp_ns: int, parent: str, child: str, x: float):
         message = TransformStamped(child_frame_id=child)
         message.header.stamp, message.header.frame_id = to_stamp(stamp_ns), parent
         message.transform.translation.x, message.transform.rotation.w = x, 1.0
         return message
 
+
+@with_tf2
+def test_tf2_tells_the_pose_of_the_cameras_own_frame_and_says_where_the_tree_has_none(tiny_model_dir, tmp_path):
     with memory_node(tmp_path, tiny_model_dir, cameras='[front]', pose__target_frame='map') as (node, graph):
         graph.wait_for_state('active')
-        still, moving = StaticTransformBroadcaster(graph.node), TransformBroadcaster(graph.node)
-        graph.wait(lambda: graph.node.count_subscribers('/tf') and graph.node.count_subscribers('/tf_static'), 'a listener')
+        tree = Tree(graph)
         watch(graph, SECOND // 2, SECOND)
-        problem(graph, 'poses refused')
-        still.sendTransform(transform(SECOND, 'base_link', 'camera_link', 0.25))
-        for stamp_ns in range(SECOND, 5 * SECOND, PERIOD_NS):
-            moving.sendTransform(transform(stamp_ns, 'map', 'base_link', stamp_ns / SECOND))
-            graph.spin(0.001)
+        problem(graph, "poses refused: no pose of 'camera_link' in 'map', says tf2:")
+        tree.mount()
+        tree.drive(SECOND, 5 * SECOND)
         watch(graph, 2 * SECOND, 3 * SECOND, frames=2)
         assert evidence(graph) == [(1, None), (3, 3.25)]
         watch(graph, 60 * SECOND, 61 * SECOND, frames=4)
-        problem(graph, 'just now have no pose')
+        problem(graph, 'just now have no pose: the newest transform from camera_link to map is 55.02 s older than the image')
+        tree.link(62 * SECOND, 'base_link', 'odom')
+        tree.link(62 * SECOND, 'odom', 'base_link')
+        for second in range(62, 82, 2):     # until the links have come, in what order ever
+            watch(graph, second * SECOND, (second + 1) * SECOND, frames=second - 56)
+            if 'contains a loop' in (said := graph.camera('pose')['last_error']):
+                break
+        assert said == "no pose of 'camera_link' in 'map', says tf2: The tf tree is invalid because it contains a loop."
         assert 'Traceback' not in node.log
+
+
+@with_tf2
+def test_transforms_of_a_bag_that_begins_again_count_and_those_of_its_first_run_no_more(tiny_model_dir, tmp_path):
+    """tf2 alone mixes both runs, and ignores a second one that begins more than 30 s earlier."""
+    with memory_node(tmp_path, tiny_model_dir, cameras='[front]', pose__target_frame='map') as (node, graph):
+        graph.wait_for_state('active')
+        tree = Tree(graph)
+        tree.mount()
+        tree.drive(100 * SECOND, 103 * SECOND)
+        watch(graph, 101 * SECOND, 102 * SECOND)
+        for run, since_ns in enumerate((60 * SECOND, 58 * SECOND), 1):
+            tree.drive(since_ns, since_ns + 3 * SECOND, metres_a_second=-float(run))
+            watch(graph, since_ns + SECOND, since_ns + 2 * SECOND, frames=2 * run)
+        assert evidence(graph) == [(60, -119.75), (62, -61.75), (102, 102.25)]
+        assert graph.fresh_health()['pose'][2]['steps_without_pose'] == '0' and 'TF_OLD_DATA' not in node.log

@@ -1,4 +1,5 @@
 """Behaviour trees: real ones of py_trees against a real node over DDS, and the C++ node's ports against the action."""
+import inspect
 import re
 import time
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_the_program_of_the_docs_finds_the_ball(watcher):
         process.kill()
 
 
-# --- the C++ node, which is not compiled here ---------------------------------------------------------------------------
+# --- the C++ node, which the ROS wheels cannot compile -----------------------------------------------------------------
 
 def test_ports_of_the_xml_model_are_those_of_the_source_and_of_the_action():
     model = ElementTree.parse(CPP / 'statekv_nodes.xml').getroot().find("TreeNodesModel/Action[@ID='AskMemory']")
@@ -146,6 +147,10 @@ def test_ports_of_the_xml_model_are_those_of_the_source_and_of_the_action():
     ports = {kind: {port.get('name'): port.get('type') for port in model.findall(f'{kind}_port')} for kind in ('input', 'output')}
     for kind, name in (('input', 'InputPort'), ('output', 'OutputPort')):
         assert ports[kind] == {port: type for type, port in re.findall(rf'BT::{name}<([\w:]+)>\("(\w+)"', source)}
+    defaults = {port.get('name'): port.get('default') for port in model.findall('input_port') if port.get('default') is not None}
+    assert defaults == {port: value.strip('"').removesuffix('.0f') for port, value in
+                        re.findall(r'BT::InputPort<[\w:]+>\("(\w+)", ("\w*"|[\d.]+f), "', source)}
+    assert float(defaults['timeout_s']) == inspect.signature(StateKVClient.ask_async).parameters['timeout_s'].default
     assert 'registerNodeType<statekv_ros::AskMemory>("AskMemory")' in source
     goal = AskAction.Goal.get_fields_and_field_types()
     types = {'std::string': 'string', 'float': 'float', 'uint16_t': 'uint16', 'builtin_interfaces::msg::Time':

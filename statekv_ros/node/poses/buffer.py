@@ -11,7 +11,7 @@ from statekv_ros.memory.pose import Pose, shared
 
 KEPT_NS = 30 * 10**9
 _MOST = 30_000          # poses, whatever their stamps: 30 s at 1 kHz
-_BACK_NS = 10**9        # further back than this is a clock that was set back, or a bag that begins again
+BACK_NS = 10**9         # further back than this is a clock that was set back, or a bag that begins again
 # Faster than this it did not move: its frame was set anew. Less than the least of both is how a source trembles.
 _FASTEST_M_S, _LEAST_M = 10.0, 0.2
 _FASTEST_RAD_S, _LEAST_RAD = 10.0, 0.2
@@ -89,7 +89,7 @@ class PoseBuffer:
             PoseError: its stamp is not behind that of the pose before.
         """
         before = self.newest
-        if before is not None and before.stamp_ns - _BACK_NS <= pose.stamp_ns <= before.stamp_ns:
+        if before is not None and before.stamp_ns - BACK_NS <= pose.stamp_ns <= before.stamp_ns:
             raise PoseError(f'a pose of stamp {pose.stamp_ns} ns came after one of {before.stamp_ns} ns: do two nodes publish on '
                             'this topic?')
         anew = before is not None and pose.stamp_ns < before.stamp_ns

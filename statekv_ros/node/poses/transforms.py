@@ -1,11 +1,12 @@
 """Poses from tf2, on machines that have it."""
+from geometry_msgs.msg import TransformStamped
 from rclpy.duration import Duration
 from rclpy.time import Time
 
 from statekv_ros.errors import ParameterError, PoseError
 from statekv_ros.memory.pose import Pose
 from statekv_ros.node.messages import to_ns
-from statekv_ros.node.poses.buffer import KEPT_NS, leap, make_pose
+from statekv_ros.node.poses.buffer import BACK_NS, KEPT_NS, leap, make_pose
 from statekv_ros.node.poses.source import PoseSource
 
 
@@ -27,12 +28,13 @@ class TransformPoses(PoseSource):
             import tf2_ros
         except ImportError as error:
             raise ParameterError(f'pose.target_frame is {target_frame!r} and pose.topic is empty, which asks for tf2, and '
-                                 f'tf2_ros cannot be imported here ({error}): install it (ros-<distribution>-tf2-ros-py; there is no '
-                                 'wheel of it), or set the parameter "pose.topic"') from error
+                                 f'tf2_ros cannot be imported here ({error}): install it (ros-<distribution>-tf2-ros-py; there '
+                                 'is no wheel of it), or set the parameter "pose.topic"') from error
         self._tf2, self._node, self._target, self._source = tf2_ros, node, target_frame, source_frame
         self._tolerance_ns = round(tolerance_s * 1e9)
         self._buffer = self._listener = None
         self._before: dict[str, Pose] = {}
+        self._away = ''         # how far the newest transform was from the newest image that it could not serve
         self.frame_id = target_frame
 
     @property
@@ -42,7 +44,7 @@ class TransformPoses(PoseSource):
     def open(self) -> None:
         # Without the node the buffer offers no service of its own; the listener is spun with the node.
         self._buffer = self._tf2.Buffer(cache_time=Duration(nanoseconds=KEPT_NS))
-        self._listener = self._tf2.TransformListener(self._buffer, self._node, spin_thread=False)
+        self._listener = self._tf2.TransformListener(_Filling(self._buffer), self._node, spin_thread=False)
 
     def close(self) -> None:
         if self._listener is not None:
@@ -58,15 +60,21 @@ class TransformPoses(PoseSource):
                 raise PoseError('the image has an empty header.frame_id: its driver must say where the camera is, or set the '
                                 'parameter "pose.source_frame"')
             pose = self._look_up(buffer, source, stamp_ns)
-        except Exception as error:  # a tree that is broken or has no such frame, and whatever else tf2 finds wrong
+        except PoseError as error:
             self.note_refusal(error)
+            return None
+        except Exception as error:  # a tree that is broken or has no such frame, and whatever else tf2 finds wrong
+            # Its first line: below it tf2 lists every frame of the tree.
+            words = str(error).strip() or repr(error)
+            self.note_refusal(PoseError(f'no pose of {source!r} in {self._target!r}, says tf2: {words.splitlines()[0]}'))
             return None
         if pose is not None:
             self._note(source, pose)
         return pose
 
     def obstacle(self) -> str:
-        return f'is {self._source or "the frame of the image"} connected with {self._target} in the tf2 tree, and up to date?'
+        return self._away or (f'is {self._source or "the frame of the image"} connected with {self._target} in the tf2 tree, and '
+                              'up to date?')
 
     def _look_up(self, buffer, source: str, stamp_ns: int) -> Pose | None:
         # The core's own look-up: the buffer's can wait.
@@ -74,7 +82,11 @@ class TransformPoses(PoseSource):
             found = buffer.lookup_transform_core(self._target, source, Time(nanoseconds=stamp_ns))
         except self._tf2.ExtrapolationException:
             found = buffer.lookup_transform_core(self._target, source, Time())      # the newest
-            if abs(to_ns(found.header.stamp) - stamp_ns) > self._tolerance_ns:
+            ahead_ns = to_ns(found.header.stamp) - stamp_ns
+            if abs(ahead_ns) > self._tolerance_ns:
+                self._away = (f'the newest transform from {source} to {self._target} is {abs(ahead_ns) / 1e9:.2f} s '
+                              f'{"newer" if ahead_ns > 0 else "older"} than the image, "pose.tolerance_s" is '
+                              f'{self._tolerance_ns / 1e9:g}: is its publisher late, or on another clock than the camera?')
                 return None
         p, q = found.transform.translation, found.transform.rotation
         return make_pose(stamp_ns, self._target, (p.x, p.y, p.z), (q.x, q.y, q.z, q.w))
@@ -86,3 +98,23 @@ class TransformPoses(PoseSource):
         if jump:
             self.jumps += 1
             self.newest_jump = jump
+
+
+class _Filling:
+    """What tf2's listener fills: a buffer that begins anew when the stamps of a frame go back by more than a second. tf2 itself
+    would mix both runs of a bag, or ignore the second one until its stamps have caught up."""
+
+    def __init__(self, buffer):
+        self._buffer = buffer
+        self._newest_ns: dict[str, int] = {}        # of each child frame
+
+    def set_transform(self, transform: TransformStamped, authority: str) -> None:
+        frame, stamp_ns = transform.child_frame_id, to_ns(transform.header.stamp)
+        if stamp_ns < self._newest_ns.get(frame, 0) - BACK_NS:
+            self._buffer.clear()
+            self._newest_ns.clear()
+        self._newest_ns[frame] = max(stamp_ns, self._newest_ns.get(frame, 0))
+        self._buffer.set_transform(transform, authority)
+
+    def set_transform_static(self, transform: TransformStamped, authority: str) -> None:
+        self._buffer.set_transform_static(transform, authority)

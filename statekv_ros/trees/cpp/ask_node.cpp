@@ -1,9 +1,11 @@
 // AskMemory for BehaviorTree.CPP v4: asks a memory node through its action ~/ask. Nav2 loads it as statekv_ask_bt_node.
 //
-// The tree's blackboard holds the ROS node as "node" (rclcpp::Node::SharedPtr), as Nav2's does. A tick never waits: what came is
-// taken by an executor of its own, which has the action client alone.
+// The tree's blackboard holds the ROS node as "node" (rclcpp::Node::SharedPtr), as that of Nav2 does up to Kilted. A tick never
+// waits: what came is taken by an executor of its own, which has the action client alone.
 #include <chrono>
+#include <future>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "behaviortree_cpp/bt_factory.h"
@@ -16,7 +18,12 @@
 namespace statekv_ros
 {
 using Ask = action::Ask;
+using Client = rclcpp_action::Client<Ask>;
 using Handle = rclcpp_action::ClientGoalHandle<Ask>;
+using Clock = std::chrono::steady_clock;
+
+constexpr auto kPatience = std::chrono::seconds(5);              // with a memory node that does not do what it should
+constexpr auto kAcceptance = std::chrono::milliseconds(500);     // of a goal; it takes milliseconds
 
 class AskMemory : public BT::StatefulActionNode
 {
@@ -35,7 +42,7 @@ public:
       BT::InputPort<std::string>("question", "what is asked"),
       BT::InputPort<std::string>("camera", "", "camera name; empty: every camera"),
       BT::InputPort<std::string>("memory", "statekv", "the memory node's name, with its namespace"),
-      BT::InputPort<float>("timeout_s", 0.0f, "seconds; 0: the node's default"),
+      BT::InputPort<float>("timeout_s", 30.0f, "seconds that the answer may take"),
       BT::OutputPort<std::string>("text"),
       BT::OutputPort<builtin_interfaces::msg::Time>("stamp"),
       BT::OutputPort<geometry_msgs::msg::PoseStamped>("pose"),
@@ -56,92 +63,129 @@ public:
     getInput("camera", goal_.camera);
     getInput("timeout_s", goal_.timeout_s);
     state_ = std::make_shared<State>();
-    started_ = std::chrono::steady_clock::now();
+    started_ = Clock::now();
     return onRunning();
   }
 
   BT::NodeStatus onRunning() override
   {
-    if (!state_->sent) {
-      if (client_->action_server_is_ready()) {
-        send();
-      } else if (std::chrono::steady_clock::now() - started_ > std::chrono::seconds(5)) {
-        RCLCPP_WARN(node_->get_logger(), "AskMemory: no memory node '%s'", memory_.c_str());
-        return fail(Ask::Result::UNKNOWN);
-      }
+    const bool ready = client_->action_server_is_ready();
+    if (!state_->sent && ready) {
+      send();
+    } else if (!state_->sent && since(started_) > kPatience) {
+      return give_up("is not there");
     }
     executor_.spin_some();
     if (state_->rejected) {
-      return fail(Ask::Result::QUEUE_FULL);
+      return give_up("has too many goals to take another", Ask::Result::QUEUE_FULL);
     }
-    if (!state_->result) {
-      return BT::NodeStatus::RUNNING;
+    if (state_->result) {
+      return finish(*state_->result);
     }
-    const auto & result = *state_->result;
-    const auto & answer = result.answer;
-    setOutput("text", answer.text);
-    setOutput("stamp", answer.evidence.empty() ? answer.last_stamp : answer.evidence[0].last_stamp);
-    if (answer.has_pose) {
-      setOutput("pose", answer.pose);
-    }
-    setOutput("error_code", result.error_code);
-    if (!result.success) {
-      RCLCPP_WARN(node_->get_logger(), "AskMemory: %s", result.error_msg.c_str());
-    }
-    return result.success ? BT::NodeStatus::SUCCESS : BT::NodeStatus::FAILURE;
+    return state_->sent ? wait(ready) : BT::NodeStatus::RUNNING;
   }
 
   void onHalted() override
   {
-    // A goal that is not accepted yet is canceled as soon as it is.
-    state_->halted = true;
-    if (state_->handle && !state_->result) {
-      client_->async_cancel_goal(state_->handle);
-      executor_.spin_some();
+    if (state_->sent && !state_->handle && !state_->rejected) {
+      // Nobody may tick again, and only an accepted goal can be canceled.
+      executor_.spin_until_future_complete(state_->response, kAcceptance);
     }
+    cancel();
   }
 
 private:
   // What callbacks of one goal write; those of a goal that was halted write to what nobody reads.
   struct State
   {
-    bool sent{false}, rejected{false}, halted{false};
+    std::optional<Clock::time_point> sent, left;
+    bool rejected{false};
+    std::shared_future<Handle::SharedPtr> response;
     Handle::SharedPtr handle;
     Ask::Result::SharedPtr result;
   };
 
+  static Clock::duration since(Clock::time_point moment) {return Clock::now() - moment;}
+
   void send()
   {
-    auto options = rclcpp_action::Client<Ask>::SendGoalOptions();
-    options.goal_response_callback = [state = state_, client = client_](Handle::SharedPtr handle) {
+    auto options = Client::SendGoalOptions();
+    options.goal_response_callback = [state = state_](Handle::SharedPtr handle) {
         state->handle = handle;
         state->rejected = !handle;
-        if (handle && state->halted) {
-          client->async_cancel_goal(handle);
-        }
       };
     options.result_callback = [state = state_](const Handle::WrappedResult & wrapped) {
         state->result = wrapped.result;
       };
-    client_->async_send_goal(goal_, options);
-    state_->sent = true;
+    state_->response = client_->async_send_goal(goal_, options);
+    state_->sent = Clock::now();
   }
 
-  BT::NodeStatus fail(uint16_t error_code)
+  // For the result of a goal that was sent, as long as one may come.
+  BT::NodeStatus wait(bool ready)
   {
-    setOutput("text", std::string());
-    setOutput("error_code", error_code);
+    if (!ready && !state_->left) {
+      state_->left = Clock::now();
+    }
+    if (state_->left && since(*state_->left) > kPatience) {     // also when it came back: it has forgotten the goal
+      return give_up("left while it was answering");
+    }
+    if (!state_->handle && since(*state_->sent) > kPatience) {
+      return give_up("did not take the question");
+    }
+    // It ends an answer in time itself, unless it was started anew meanwhile.
+    if (goal_.timeout_s > 0 && since(*state_->sent) > kPatience + std::chrono::duration<float>(goal_.timeout_s)) {
+      return give_up("did not answer within timeout_s", Ask::Result::TIMEOUT);
+    }
+    return BT::NodeStatus::RUNNING;
+  }
+
+  void cancel()
+  {
+    if (state_->handle && !state_->result) {
+      client_->async_cancel_goal(state_->handle);
+      executor_.spin_some();
+    }
+  }
+
+  BT::NodeStatus finish(const Ask::Result & result)
+  {
+    const auto & answer = result.answer;
+    const auto & stamp = answer.evidence.empty() ? answer.last_stamp : answer.evidence[0].last_stamp;
+    write(answer.text, stamp, answer.pose, result.error_code);
+    if (!result.success) {
+      RCLCPP_WARN(node_->get_logger(), "AskMemory: %s", result.error_msg.c_str());
+    }
+    return result.success ? BT::NodeStatus::SUCCESS : BT::NodeStatus::FAILURE;
+  }
+
+  BT::NodeStatus give_up(const char * why, uint16_t error_code = Ask::Result::UNKNOWN)
+  {
+    RCLCPP_WARN(node_->get_logger(), "AskMemory: memory node '%s' %s", memory_.c_str(), why);
+    cancel();
+    write("", builtin_interfaces::msg::Time(), geometry_msgs::msg::PoseStamped(), error_code);
     return BT::NodeStatus::FAILURE;
+  }
+
+  // All of them, always: a pose of the question before would send the robot somewhere.
+  void write(
+    const std::string & text, const builtin_interfaces::msg::Time & stamp, const geometry_msgs::msg::PoseStamped & pose,
+    uint16_t error_code)
+  {
+    setOutput("text", text);
+    setOutput("stamp", stamp);
+    setOutput("pose", pose);
+    setOutput("error_code", error_code);
   }
 
   rclcpp::Node::SharedPtr node_;
   rclcpp::CallbackGroup::SharedPtr group_;
   rclcpp::executors::SingleThreadedExecutor executor_;
-  rclcpp_action::Client<Ask>::SharedPtr client_;
+  Client::SharedPtr client_;
   std::string memory_;
   Ask::Goal goal_;
   std::shared_ptr<State> state_;
-  std::chrono::steady_clock::time_point started_;
+  Clock::time_point started_;
 };
 }  // namespace statekv_ros
 
