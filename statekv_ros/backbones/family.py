@@ -83,7 +83,7 @@ class Family(Backbone):
 
     @abstractmethod
     def _see(self, step: StagedStep) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Visual tokens [tokens, hidden] of a step on the device, and further keyword arguments of the text model."""
+        """Visual tokens [rows, tokens, hidden] of a step on the device, and further keyword arguments of the text model."""
 
     @abstractmethod
     def _visual_grid(self, height: int, width: int) -> tuple[int, int]:
@@ -131,11 +131,9 @@ class Family(Backbone):
     def embed_step(self, step: StagedStep) -> TokenInputs:
         """The device's part of `encode`: every shape depends on shapes alone and the host never waits, so that the device can
         replay it as a graph."""
-        return self._among_text(step, *self._see(step))
-
-    def _among_text(self, step: StagedStep, visual: torch.Tensor, extra: dict[str, Any]) -> TokenInputs:
+        visual, extra = self._see(step)
         text = self._language.embed_tokens(step.token_ids)
-        embeds = torch.cat([text[:, :step.visual_start], visual[None].to(self.dtype), text[:, step.visual_start:]], dim=1)
+        embeds = torch.cat([text[:, :step.visual_start], visual.to(self.dtype), text[:, step.visual_start:]], dim=1)
         return TokenInputs(embeds, step.positions, step.next_position, step.start, step.visual_start, step.visual_tokens,
                            extra)
 
