@@ -1,0 +1,160 @@
+"""Frame steps of several streams as one batch: the model's weights are read once for all of them.
+
+A stream takes its frame, begins, attends and commits as in a step of its own; what lies between, the vision tower and the language
+model, sees all of them at once. Nobody waits for anybody: a batch is what a caller has at hand.
+"""
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+from weakref import WeakSet
+
+import numpy as np
+import torch
+
+from statekv_ros.backbones.base import TokenInputs
+from statekv_ros.backbones.beside import Beside
+from statekv_ros.backbones.family import Family
+from statekv_ros.errors import Interrupted
+from statekv_ros.memory.clock import PhaseClock
+from statekv_ros.memory.records import StepRecord, StepReport
+from statekv_ros.memory.stream import VideoStream
+
+PAUSE_S = 60.0      # after batches have failed whose steps do not fail alone
+# What came of a frame: the report of the step that it completed, None while it waits for its partner, or what went wrong.
+Outcome = StepReport | Exception | None
+
+
+class Given(NamedTuple):
+    """A stream's next frame; see `VideoStream.step`."""
+    stream: VideoStream
+    frame: np.ndarray
+    stamp_ns: int
+    preprocess_ms: float = 0.0
+
+
+class Together:
+    """Steps of streams over one backbone. What came of a frame, its stream's memory included, is what it would have been alone."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic):
+        """now: seconds."""
+        self._now = now
+        self._failing: WeakSet[VideoStream] = WeakSet()
+        self._reason, self._paused_until = '', float('-inf')
+
+    @property
+    def problem(self) -> str:
+        """Why all steps go alone for now, as a sentence; '' while they do not. From any thread."""
+        left_s = self._paused_until - self._now()
+        return '' if left_s <= 0 else (f'cameras are stepped one by one, which is slower: {self._reason} (tried again in '
+                                       f'{left_s:.0f} s)')
+
+    def step(self, given: Sequence[Given]) -> list[Outcome]:
+        """Each of these streams, all of them different ones, takes a frame.
+
+        Raises:
+            Interrupted: a stream's `cancelled` said so; steps that were not committed by then are lost as after `VideoStream.step`.
+        """
+        outcomes: list[Outcome] = [None] * len(given)
+        batches: dict[object, list[int]] = {}
+        for number, (stream, *frame) in enumerate(given):
+            try:
+                outcomes[number], ready = stream.take_in(*frame)
+            except Interrupted:
+                raise
+            except Exception as error:  # one stream's trouble is its own
+                outcomes[number] = error
+            else:
+                if ready:
+                    batches.setdefault(self._batch_of(stream), []).append(number)
+        for numbers in batches.values():
+            for number, outcome in zip(numbers, self._run([given[number].stream for number in numbers])):
+                outcomes[number] = outcome
+        return outcomes
+
+    def _batch_of(self, stream: VideoStream) -> object:
+        """Streams with an equal one are stepped in one pass; what goes alone has one to itself, and this is where that is decided."""
+        alone = (not isinstance(stream.backbone, Family)    # knows no rows
+                 or stream in self._failing                 # would fail the others' batch too
+                 or self.problem)
+        return id(stream) if alone else (id(stream.backbone), stream.pending.frames[0].shape)
+
+    def _run(self, streams: list[VideoStream]) -> list[Outcome]:
+        if len(streams) == 1:
+            return [self._step_alone(streams[0])]
+        clock = PhaseClock(streams[0].backbone.device)
+        try:
+            begun = _forward(streams, clock)
+        except Interrupted:
+            for stream in streams:
+                stream.give_up()
+            raise
+        except Exception as error:  # whosever fault it was: alone, it has no others to fail
+            outcomes = [self._step_alone(stream) for stream in streams]
+            if not any(isinstance(outcome, Exception) for outcome in outcomes):
+                self._pause(f'{type(error).__name__}: {error}')
+            return outcomes
+        outcomes = [_commit(stream, *step, clock) for stream, step in zip(streams, begun)]
+        try:
+            vision_ms, prefill_ms, *select_ms = clock.phases_ms()
+        except Exception as error:  # this is where a GPU's errors come to light
+            return [error] * len(streams)
+        return [outcome.timed(vision_ms, prefill_ms, ms, len(streams)) if isinstance(outcome, StepReport) else outcome
+                for outcome, ms in zip(outcomes, select_ms)]
+
+    def _step_alone(self, stream: VideoStream) -> Outcome:
+        try:
+            report = stream.flush()
+        except Interrupted:
+            raise
+        except Exception as error:
+            self._failing.add(stream)
+            return error
+        self._failing.discard(stream)
+        return report
+
+    def _pause(self, reason: str) -> None:
+        self._reason, self._paused_until = reason, self._now() + PAUSE_S
+        warnings.warn(self.problem, RuntimeWarning, stacklevel=2)
+
+
+@torch.inference_mode()
+def _forward(streams: list[VideoStream], clock: PhaseClock) -> list[tuple[StepRecord, TokenInputs]]:
+    """Run the waiting frames of streams through the model; nothing is committed. What each has begun."""
+    backbone: Family = streams[0].backbone
+    for stream in streams:
+        stream.remember_prefix()
+    beside = Beside([backbone.stage(*stream.next_step()) for stream in streams])
+    inputs = backbone.embed_step(beside.step.on(backbone.device))
+    clock.mark()
+    begun = [(stream.begin(row), row) for stream, row in zip(streams, beside.rows(inputs))]
+    if any(stream.shift for stream in streams):
+        inputs = beside.moved(inputs, [backbone.shifted(row, stream.shift) for stream, (_, row) in zip(streams, begun)])
+    backbone.forward(inputs, _Rows(streams, beside.columns))
+    clock.mark()
+    return begun
+
+
+@torch.inference_mode()
+def _commit(stream: VideoStream, record: StepRecord, inputs: TokenInputs, clock: PhaseClock) -> Outcome:
+    try:
+        return stream.commit(record, inputs)
+    except Exception as error:
+        stream.give_up()
+        return error
+    finally:
+        clock.mark()
+
+
+class _Rows:
+    """Shows each stream its own row of a batch, without padding."""
+
+    def __init__(self, streams: list[VideoStream], columns: list[slice]):
+        self._rows = tuple(zip(streams, columns))
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        output = torch.zeros_like(query)
+        for row, (stream, columns) in enumerate(self._rows):
+            output[row, None, :, columns] = stream.attend(layer, *(part[row, None, :, columns] for part in (query, key, value)),
+                                                          scale)
+        return output
