@@ -3,7 +3,8 @@ from types import SimpleNamespace
 
 from conftest import SECOND
 from statekv_ros.memory import VideoStream
-from statekv_ros.node.engine import Camera, Engine
+from statekv_ros.node.camera import Camera
+from statekv_ros.node.engine import Engine
 from statekv_ros.node.questions import Outcome, Question
 
 QUESTION = 'where did you last see the red toolbox?'
@@ -23,13 +24,13 @@ class Bench:
                              self.errors.append)
 
     def _watched(self, stream, name):
-        step = stream.step
+        take_in = stream.take_in
 
         def noted(frame, stamp_ns, preprocess_ms=0.0):
             self.events.append(('step', name, stamp_ns))
-            return step(frame, stamp_ns, preprocess_ms)
+            return take_in(frame, stamp_ns, preprocess_ms)
 
-        stream.step = noted
+        stream.take_in = noted
         return stream
 
     def frame(self, name='front'):

@@ -22,10 +22,11 @@ from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
 from statekv_ros.node.accelerator import Accelerator, prepare
 from statekv_ros.node.bonding import LifecycleBond
+from statekv_ros.node.camera import Camera
 from statekv_ros.node.camera_input import CameraInput, decoder, message_type
 from statekv_ros.node.device_loss import Recovery, free_device_memory, is_lost
 from statekv_ros.node.disk import Disk
-from statekv_ros.node.engine import STOPPING, Camera, Engine
+from statekv_ros.node.engine import STOPPING, Engine
 from statekv_ros.node.goals import NOT_ACTIVE, Goals
 from statekv_ros.node.memory_folder import identity_of, open_memory
 from statekv_ros.node.parameters import Parameters
@@ -351,8 +352,8 @@ class MemoryNode(LifecycleNode):
         if diagnosis is not None and engine is not None and len(engine.checks.table):
             array.status.append(diagnosis.watches(engine.checks, self._settings['watch_share'], state == 'active',
                                                   kept.problem if kept is not None else ''))
-        disk, accelerator = self._disk, self._accelerator
-        problems = [self._disk_problem, *(part.problem for part in (disk, accelerator, self._recovery) if part is not None)]
+        parts = self._disk, self._accelerator, engine, self._recovery
+        problems = [self._disk_problem, *(part.problem for part in parts if part is not None)]
         diagnostics.note_problem(array.status[1], '; '.join(filter(None, problems)))
         diagnostics.note_problem(array.status[1], self._twins.look())
         for status in array.status:         # several nodes of one machine tell of themselves on this topic
