@@ -19,6 +19,7 @@ from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.checkpoint import load_checkpoint
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.memory import VideoStream
+from statekv_ros.memory.together import Given, Together
 
 FAMILIES = list(LIBRARIES)
 BUDGET = 40
@@ -123,6 +124,28 @@ def test_a_step_that_is_put_into_few_bits_makes_nobody_wait_and_sends_nothing(fa
         assert (stream.detailed.pages.boundary > boundary) == (each != 'bf16')
         uploads.append(mode.uploads)
     assert uploads[0] == uploads[1] == uploads[2]
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('policies', [(f'statekv({BUDGET})',) * 4, ('window(4)', 'full', 'none', f'statekv({BUDGET})')])
+def test_a_step_of_several_cameras_never_waits_and_sends_three_tensors_for_all_of_them(family, policies, folders, frames):
+    """Of different ages, so that some rows of the batch are padded."""
+    checkpoint = load_checkpoint(str(folders[family]), 'cpu', 'float32')
+    checkpoint = replace(checkpoint, model=checkpoint.model.to(META))
+    backbone = ADAPTERS[checkpoint.model.config.model_type](checkpoint, 448 * 448, 64 * 64, '', 0)
+    streams = [full_stream(backbone, frames, policy, seen) for policy, seen in zip(policies, (8, 24, 8, 10))]
+    together, before = Together(), [stream.steps + 1 for stream in streams]
+
+    def step(first: int) -> list:
+        for index in range(first, first + backbone.frames_per_step):
+            told = together.step([Given(stream, frames[index], (100 + index) * SECOND // 2) for stream in streams])
+        return [report.cameras for report in told]
+
+    step(0)     # sends what the vision tower gathers by, once for each number of cameras
+    with no_waiting() as mode:
+        assert step(2) == [4] * 4
+    assert mode.uploads == 3, 'frames, token ids and positions'
+    assert [stream.steps - 1 for stream in streams] == before and together.problem == ''
 
 
 @pytest.mark.parametrize('wait', [

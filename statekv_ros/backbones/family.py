@@ -100,6 +100,11 @@ class Family(Backbone):
         return torch.zeros(len(self._frequencies), dtype=torch.long)
 
     @property
+    def model(self) -> PreTrainedModel:
+        """The checkpoint's whole model."""
+        return self._model
+
+    @property
     def fingerprint(self) -> str:
         return fingerprint(self._model)
 
