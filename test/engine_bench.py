@@ -79,12 +79,13 @@ class Bench:
 
 def failing(stream, times: int) -> None:
     """Let the next steps of a stream fail in their second layer."""
-    attend, left = stream.attend, [times]
+    cancelled, left, layers = stream.cancelled, [times], [0]
 
-    def attend_or_fail(layer, *tensors):
-        if layer == 1 and left[0]:
-            left[0] -= 1
+    def cancelled_or_fails() -> bool:
+        layers[0] += left[0] > 0
+        if layers[0] == 2:
+            left[0], layers[0] = left[0] - 1, 0
             raise ZeroDivisionError('oops')
-        return attend(layer, *tensors)
+        return cancelled()
 
-    stream.attend = attend_or_fail
+    stream.cancelled = cancelled_or_fails

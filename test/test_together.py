@@ -148,15 +148,16 @@ def test_a_frame_that_is_refused_costs_no_other_stream_its_step(backbone):
 
 def failing(stream: VideoStream, error: Exception):
     """Every step of a stream fails in its second layer; returns what mends it."""
-    attend = stream.attend
+    layers = [0]
 
-    def attend_or_fail(layer, *tensors):
-        if layer == 1:
+    def fails() -> bool:
+        layers[0] = (layers[0] + 1) % 2
+        if not layers[0]:
             raise error
-        return attend(layer, *tensors)
+        return False
 
-    stream.attend = attend_or_fail
-    return lambda: setattr(stream, 'attend', attend)
+    stream.cancelled = fails
+    return lambda: setattr(stream, 'cancelled', lambda: False)
 
 
 def test_a_step_that_fails_costs_its_own_frame_alone_and_goes_alone_until_it_succeeds(backbone):

@@ -11,7 +11,7 @@ import torch
 
 from statekv_ros.backbones.base import AttentionMemory, StagedStep, TokenInputs
 from statekv_ros.backbones.family import Family
-from statekv_ros.errors import Interrupted, ParameterError
+from statekv_ros.errors import ParameterError
 from statekv_ros.memory.carried.state import CompressedState
 from statekv_ros.memory.detailed.cache import DetailedCache
 from statekv_ros.memory.recorded import CudaRecorder, RecordedStep, Recorder
@@ -24,10 +24,11 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
 class Recordable(AttentionMemory, Protocol):
-    """What a step is recorded over: attention goes to `carried`, keys and values to `detailed`; `cancelled` ends a step."""
+    """What a step is recorded over: attention goes to `carried`, keys and values to `detailed`; see `VideoStream`."""
     carried: CompressedState
     detailed: DetailedCache
-    cancelled: Callable[[], bool]
+
+    def check_cancelled(self) -> None: ...
 
 
 class StepGraphs:
@@ -105,8 +106,7 @@ class StepGraphs:
             if place is not None and (recorded or self._shape == self._last_shape):
                 self._record(step, inputs, stream.carried, hidden, place)
             return hidden
-        if stream.cancelled():
-            raise Interrupted('the frame step was interrupted; the memory is as before it')
+        stream.check_cancelled()
         self._recorded.move_to_end(self._shape)
         hidden = recorded.forward(inputs)
         stream.detailed.write_all(*stream.carried.frame()[:2])

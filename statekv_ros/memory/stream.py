@@ -254,10 +254,14 @@ class VideoStream:
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                scale: float) -> torch.Tensor:
         """One layer of the frame step in progress; see `AttentionMemory`."""
-        if self.cancelled():
-            raise Interrupted('the frame step was interrupted; the memory is as before it')
+        self.check_cancelled()
         self.detailed.write(layer, key, value)
         return self.carried.attend(layer, query, key, value, scale)
+
+    def check_cancelled(self) -> None:
+        """Raise Interrupted when `cancelled` says so."""
+        if self.cancelled():
+            raise Interrupted('the frame step was interrupted; the memory is as before it')
 
     def next_step(self) -> tuple[list[np.ndarray], list[float], int, int]:
         """The waiting frames as `Backbone.encode` takes a step."""

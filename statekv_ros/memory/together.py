@@ -18,6 +18,7 @@ from statekv_ros.backbones.family import Family
 from statekv_ros.errors import Interrupted
 from statekv_ros.memory.clock import PhaseClock
 from statekv_ros.memory.records import StepRecord, StepReport
+from statekv_ros.memory.side_by_side import side_by_side
 from statekv_ros.memory.stream import VideoStream
 
 PAUSE_S = 60.0      # after batches have failed whose steps do not fail alone
@@ -130,7 +131,9 @@ def _forward(streams: list[VideoStream], clock: PhaseClock) -> list[tuple[StepRe
     begun = [(stream.begin(row), row) for stream, row in zip(streams, beside.rows(inputs))]
     if any(stream.shift for stream in streams):
         inputs = beside.moved(inputs, [backbone.shifted(row, stream.shift) for stream, (_, row) in zip(streams, begun)])
-    backbone.forward(inputs, _Rows(streams, beside.columns))
+    memory = side_by_side(streams, beside.columns)
+    backbone.forward(inputs, memory)
+    memory.finish()
     clock.mark()
     return begun
 
@@ -144,17 +147,3 @@ def _commit(stream: VideoStream, record: StepRecord, inputs: TokenInputs, clock:
         return error
     finally:
         clock.mark()
-
-
-class _Rows:
-    """Shows each stream its own row of a batch, without padding."""
-
-    def __init__(self, streams: list[VideoStream], columns: list[slice]):
-        self._rows = tuple(zip(streams, columns))
-
-    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        output = torch.zeros_like(query)
-        for row, (stream, columns) in enumerate(self._rows):
-            output[row, None, :, columns] = stream.attend(layer, *(part[row, None, :, columns] for part in (query, key, value)),
-                                                          scale)
-        return output

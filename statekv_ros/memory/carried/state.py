@@ -3,6 +3,7 @@ import torch
 
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.kernels.scored_attention import scored_attention
+from statekv_ros.kernels.scored_attention.streams import Stream
 from statekv_ros.kernels.state_update import update_state
 from statekv_ros.memory.carried.positions import PositionPolicy, StepPlace
 from statekv_ros.memory.carried.slot_positions import SlotPositions
@@ -72,6 +73,11 @@ class CompressedState:
                                    self.tokens + self._frame_tokens, self.budget)
         if self._places:
             self._places.keep(self.kept())
+
+    def stream(self, columns: slice) -> Stream | None:
+        """For attention beside others in one launch, of the step that was begun, whose tokens are in these columns of its row; None
+        where this step turns a copy of its keys."""
+        return None if self._turns else Stream(self._key, self._value, self._importance, self.tokens, columns)
 
     def place(self) -> tuple | None:
         """Where the step that was begun is computed; None when that will not be so again: the state is filling up, or each
