@@ -119,7 +119,11 @@ class Family(Backbone):
 
     def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
                first_frame: int = 0) -> TokenInputs:
-        return self.embed_step(self.stage(frames, seconds, position, first_frame).on(self.device))
+        return self.encode_step(self.stage(frames, seconds, position, first_frame))
+
+    def encode_step(self, step: StagedStep) -> TokenInputs:
+        """As `encode`, of what `stage` made of it."""
+        return self.embed_step(step.on(self.device))
 
     def stage(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
               first_frame: int = 0) -> StagedStep:

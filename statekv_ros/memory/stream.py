@@ -263,6 +263,10 @@ class VideoStream:
         if self.cancelled():
             raise Interrupted('the frame step was interrupted; the memory is as before it')
 
+    def replayed(self) -> None:
+        """After a step whose layers did not come here, but to `carried`: hand its keys and values to the detailed cache."""
+        self.detailed.write_all(*self.carried.frame()[:2])
+
     def next_step(self) -> tuple[list[np.ndarray], list[float], int, int]:
         """The waiting frames as `Backbone.encode` takes a step."""
         return self.pending.frames, self.pending.seconds, self._next_position, self._frames

@@ -17,10 +17,12 @@ from statekv_ros.backbones.beside import Beside
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import Interrupted
 from statekv_ros.memory.clock import PhaseClock
+from statekv_ros.memory.graphs import StepGraphs, make_graphs
 from statekv_ros.memory.records import StepRecord, StepReport
-from statekv_ros.memory.side_by_side import side_by_side
+from statekv_ros.memory.side_by_side import AtOnce, side_by_side
 from statekv_ros.memory.stream import VideoStream
 
+_MOST_RECORDED = 8      # batches: of each number of streams there may be one or two shapes
 PAUSE_S = 60.0      # after batches have failed whose steps do not fail alone
 # What came of a frame: the report of the step that it completed, None while it waits for its partner, or what went wrong.
 Outcome = StepReport | Exception | None
@@ -35,20 +37,26 @@ class Given(NamedTuple):
 
 
 class Together:
-    """Steps of streams over one backbone. What came of a frame, its stream's memory included, is what it would have been alone."""
+    """Steps of streams over one backbone. What came of a frame, its stream's memory included, is what it would have been alone.
+
+    Attributes:
+        graphs: batches as recorded graphs, by their number of streams and shapes; None where streams have none either.
+    """
 
     def __init__(self, now: Callable[[], float] = time.monotonic):
         """now: seconds."""
+        self.graphs: StepGraphs | None = None
         self._now = now
         self._failing: WeakSet[VideoStream] = WeakSet()
         self._reason, self._paused_until = '', float('-inf')
 
     @property
     def problem(self) -> str:
-        """Why all steps go alone for now, as a sentence; '' while they do not. From any thread."""
+        """What makes batches slower than they could be, as a sentence; '' while nothing does. From any thread."""
         left_s = self._paused_until - self._now()
-        return '' if left_s <= 0 else (f'cameras are stepped one by one, which is slower: {self._reason} (tried again in '
-                                       f'{left_s:.0f} s)')
+        paused = '' if left_s <= 0 else (f'cameras are stepped one by one, which is slower: {self._reason} (tried again in '
+                                         f'{left_s:.0f} s)')
+        return '; '.join(filter(None, (paused, self.graphs.problem if self.graphs is not None else '')))
 
     def step(self, given: Sequence[Given]) -> list[Outcome]:
         """Each of these streams, all of them different ones, takes a frame.
@@ -77,7 +85,7 @@ class Together:
         """Streams with an equal one are stepped in one pass; what goes alone has one to itself, and this is where that is decided."""
         alone = (not isinstance(stream.backbone, Family)    # knows no rows
                  or stream in self._failing                 # would fail the others' batch too
-                 or self.problem)
+                 or self._now() < self._paused_until)       # there is no room, say
         return id(stream) if alone else (id(stream.backbone), stream.pending.frames[0].shape)
 
     def _run(self, streams: list[VideoStream]) -> list[Outcome]:
@@ -85,7 +93,7 @@ class Together:
             return [self._step_alone(streams[0])]
         clock = PhaseClock(streams[0].backbone.device)
         try:
-            begun = _forward(streams, clock)
+            begun = _forward(streams, self._graphs_for(streams), clock)
         except Interrupted:
             for stream in streams:
                 stream.give_up()
@@ -102,6 +110,13 @@ class Together:
             return [error] * len(streams)
         return [outcome.timed(vision_ms, prefill_ms, ms, len(streams)) if isinstance(outcome, StepReport) else outcome
                 for outcome, ms in zip(outcomes, select_ms)]
+
+    def _graphs_for(self, streams: list[VideoStream]) -> StepGraphs | None:
+        if any(stream.graphs is None for stream in streams):
+            return None
+        if self.graphs is None:
+            self.graphs = make_graphs('auto', streams[0].backbone, 'statekv', _MOST_RECORDED)
+        return self.graphs
 
     def _step_alone(self, stream: VideoStream) -> Outcome:
         try:
@@ -120,19 +135,20 @@ class Together:
 
 
 @torch.inference_mode()
-def _forward(streams: list[VideoStream], clock: PhaseClock) -> list[tuple[StepRecord, TokenInputs]]:
+def _forward(streams: list[VideoStream], graphs: StepGraphs | None, clock: PhaseClock) -> list[tuple[StepRecord, TokenInputs]]:
     """Run the waiting frames of streams through the model; nothing is committed. What each has begun."""
     backbone: Family = streams[0].backbone
+    model = graphs or backbone
     for stream in streams:
         stream.remember_prefix()
     beside = Beside([backbone.stage(*stream.next_step()) for stream in streams])
-    inputs = backbone.embed_step(beside.step.on(backbone.device))
+    inputs = model.encode_step(beside.step)
     clock.mark()
     begun = [(stream.begin(row), row) for stream, row in zip(streams, beside.rows(inputs))]
     if any(stream.shift for stream in streams):
         inputs = beside.moved(inputs, [backbone.shifted(row, stream.shift) for stream, (_, row) in zip(streams, begun)])
     memory = side_by_side(streams, beside.columns)
-    backbone.forward(inputs, memory)
+    (model if isinstance(memory, AtOnce) else backbone).forward(inputs, memory)
     memory.finish()
     clock.mark()
     return begun

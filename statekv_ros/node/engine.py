@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from statekv_ros.errors import Code, Interrupted, QuestionError, StateKVError
 from statekv_ros.memory import StepReport
+from statekv_ros.memory.together import Together
 from statekv_ros.node.camera import Camera
 from statekv_ros.node.disk import Disk
 from statekv_ros.node.frame_steps import FrameSteps
@@ -95,9 +96,9 @@ class Engine:
         return self._frame_steps.count
 
     @property
-    def problem(self) -> str:
-        """Why cameras are stepped one by one for now, though they could be together; '' while they are."""
-        return self._frame_steps.together.problem
+    def together(self) -> Together:
+        """What steps the cameras' streams."""
+        return self._frame_steps.together
 
     @property
     def stopping(self) -> bool:

@@ -236,7 +236,7 @@ class MemoryNode(LifecycleNode):
                         self.get_logger().error, disk, checks)
         engine.is_lost = partial(is_lost, backbone.device)
         engine.on_lost = lambda reason: self._recovery.lost(reason, self._keeps_on_disk, lambda: self._engine is engine)
-        accelerator = Accelerator(backbone.device, {camera.name: camera.stream for camera in cameras}, warm)
+        accelerator = Accelerator(backbone.device, {camera.name: camera.stream for camera in cameras}, engine.together, warm)
         inputs = [CameraInput(self, camera, get[f'{camera.name}.topic'], kinds[camera.name], get[f'{camera.name}.rate_hz'],
                               get[f'{camera.name}.reliability'], engine.notify) for camera in cameras]
         diagnosis = diagnostics.Diagnosis(engine, {
@@ -352,7 +352,7 @@ class MemoryNode(LifecycleNode):
         if diagnosis is not None and engine is not None and len(engine.checks.table):
             array.status.append(diagnosis.watches(engine.checks, self._settings['watch_share'], state == 'active',
                                                   kept.problem if kept is not None else ''))
-        parts = self._disk, self._accelerator, engine, self._recovery
+        parts = self._disk, self._accelerator, self._recovery
         problems = [self._disk_problem, *(part.problem for part in parts if part is not None)]
         diagnostics.note_problem(array.status[1], '; '.join(filter(None, problems)))
         diagnostics.note_problem(array.status[1], self._twins.look())

@@ -1,4 +1,6 @@
 """The compressed state: at most B keys and values per layer and KV head, carried from frame step to frame step."""
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from statekv_ros.backbones.base import Backbone
@@ -86,6 +88,14 @@ class CompressedState:
             return None
         return (self._key.data_ptr(), self._value.data_ptr(), self._importance.data_ptr(), self._key.shape[2],
                 self._frame_tokens)
+
+    def for_recording(self) -> 'CompressedState':
+        """What a recording is made over: the state itself, which stays where it is."""
+        return self
+
+    def standing_for(self, other: 'CompressedState') -> AbstractContextManager:
+        """See `side_by_side.States`; `other` is this one."""
+        return nullcontext()
 
     def frame(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Keys and values [layers, kv_heads, tokens, head_dim] of the step that was begun, and the importance of state and
