@@ -46,8 +46,9 @@ def test_weights_are_read_once_however_many_cameras_there_are(family, tmp_path):
     assert reads[1][0] > backbone.layout.layers * 7 and reads[1][1] > sum(weight.nbytes for weight in linears) / 2
 
 
-@pytest.mark.parametrize('arguments, word', [('--cameras 0', '--cameras and --rounds must be positive, got 0'), ('--rounds 0', 'got 1 and 0'),
-                                             ('--prefill-policy magic', 'magic'), ('--model nowhere/at/all', 'nowhere/at/all')])
+@pytest.mark.parametrize('arguments, word', [
+    ('--cameras 0', '--cameras and --rounds must be positive, got 0'), ('--rounds 0', 'got 1 and 0'),
+    ('--prefill-policy magic', 'magic'), ('--model nowhere/at/all', 'nowhere/at/all')])
 def test_bad_arguments_are_named(arguments, word, capsys):
     assert cli.main(['cameras', *arguments.split()]) == 2
     errors = capsys.readouterr().err

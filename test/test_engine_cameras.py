@@ -1,5 +1,6 @@
 """Several cameras in one engine: who is stepped with whom, and that each remembers what it would have alone."""
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,10 @@ from statekv_ros.node.mailbox import Arrival
 from test_together import assert_alike, picture
 
 NAMES = ('front', 'rear', 'side')
+
+
+def message(name: str, frame: np.ndarray) -> SimpleNamespace:
+    return SimpleNamespace(frame=frame, header=SimpleNamespace(frame_id=name))
 
 
 class Several(Bench):
@@ -27,8 +32,7 @@ class Several(Bench):
     def see(self, name: str, frame: np.ndarray) -> None:
         """An image arrives, and is stepped by the twin at once."""
         self.stamps[name] += SECOND // 10
-        self.engine.cameras[name].mailbox.put(type('Message', (), {'frame': frame, 'header': type('H', (), {'frame_id': name})}),
-                                              self.stamps[name])
+        self.engine.cameras[name].mailbox.put(message(name, frame), self.stamps[name])
         self.alone[name].step(frame, self.stamps[name])
 
     def round(self) -> list[tuple[str, int]]:
@@ -120,8 +124,7 @@ def test_an_image_that_cannot_be_decoded_keeps_no_other_camera_from_its_step(err
 
     decode, camera.decode = camera.decode, broken
     for name in NAMES:
-        bench.engine.cameras[name].mailbox.put(type('Message', (), {'frame': picture(1), 'header': type('H', (), {'frame_id': name})}),
-                                               SECOND)
+        bench.engine.cameras[name].mailbox.put(message(name, picture(1)), SECOND)
     assert bench.round() == [('front', 2), ('side', 2)]
     assert getattr(camera, count) == 1 and str(error) in camera.last_error and len(camera.stream.pending) == 1
     camera.decode = decode
@@ -186,4 +189,5 @@ def test_cameras_that_come_and_go_with_questions_and_resets_in_between(cameras, 
     bench.rounds(lambda: not bench.engine.active)
     bench.check()
     assert most >= cameras // 2 and not bench.errors
-    assert all(outcome.answers or 'nothing has been seen' in outcome.error or 'reset' in outcome.error for outcome in bench.outcomes)
+    assert all(outcome.answers or 'nothing has been seen' in outcome.error or 'reset' in outcome.error
+               for outcome in bench.outcomes)

@@ -56,7 +56,7 @@ def test_replayed_batches_equal_eager_ones_bit_for_bit_whoever_is_in_them(any_ba
         both.check()
     graphs = both.recorded.graphs
     shapes = record.recorded // 2
-    # Three numbers of streams; a text that counts has a token more now and then. Each shape was eager twice, and until states were full.
+    # Three numbers of streams, and a token more where a text counts. Each shape was eager twice, and until states were full.
     assert graphs.off == '' and 3 <= shapes <= 9 and graphs.replays >= 6 * 8 - 2 * shapes - 6
 
 
@@ -102,8 +102,8 @@ def test_a_batch_with_another_policy_among_it_is_not_recorded(backbone):
 def test_replayed_batches_equal_eager_ones_on_a_gpu(tmp_path):
     folder = str(write_tiny_checkpoint(tmp_path / 'gpu', family='qwen3_vl'))
     backbone = load_backbone(folder, device='cuda', dtype='float32')
-    together, streams = [Together(), Together()], [[VideoStream(backbone, f'statekv({BUDGET})', cuda_graph=mode) for _ in range(4)]
-                                                   for mode in ('auto', 'off')]
+    together = [Together(), Together()]
+    streams = [[VideoStream(backbone, f'statekv({BUDGET})', cuda_graph=mode) for _ in range(4)] for mode in ('auto', 'off')]
     for turn in range(60):
         numbers = [0, 1, 2, 3] if turn < 30 else [turn // 2 % 4, (turn // 2 + 1) % 4]
         for each, mine in zip(together, streams):

@@ -129,7 +129,8 @@ def test_a_step_that_is_put_into_few_bits_makes_nobody_wait_and_sends_nothing(fa
 
 
 @pytest.mark.parametrize('family', FAMILIES)
-@pytest.mark.parametrize('policies, sent', [((f'statekv({BUDGET})',) * 4, 4), (('window(4)', 'full', 'none', f'statekv({BUDGET})'), 3)])
+@pytest.mark.parametrize('policies, sent', [
+    ((f'statekv({BUDGET})',) * 4, 4), (('window(4)', 'full', 'none', f'statekv({BUDGET})'), 3)])
 def test_a_step_of_several_cameras_never_waits_and_sends_as_many_tensors_as_one(family, policies, sent, folders, frames):
     """Of different ages, so that some rows of the batch are padded."""
     checkpoint = load_checkpoint(str(folders[family]), 'cpu', 'float32')

@@ -122,7 +122,8 @@ def test_any_number_of_streams_with_whatever_comes_between(cameras, backbone):
 
 
 @pytest.mark.parametrize('positions', ['lazy_shift', 'contiguous'])
-@pytest.mark.parametrize('family, policy', [('internvl', 'statekv(30)'), ('internvl', 'window(3)'), ('qwen2_5_vl', 'statekv(30)')])
+@pytest.mark.parametrize('family, policy', [
+    ('internvl', 'statekv(30)'), ('internvl', 'window(3)'), ('qwen2_5_vl', 'statekv(30)')])
 def test_streams_that_move_their_positions_are_stepped_as_one(family, policy, positions, tmp_path):
     """A short trained context; one stream is older, so that each is moved at another moment."""
     backbone = load_backbone(str(write_tiny_checkpoint(tmp_path / 'short', family=family, max_position=200)), device='cpu',

@@ -72,7 +72,8 @@ def compile_pass(name: str, capability: int, head_dim: int, group: int, dtype: s
         else:
             signature[argument] = 'fp32' if argument == 'scale_log2' else 'i32'
         # As at a launch: allocations are aligned, and strides are multiples of a head dim that is one of 16.
-        if argument in pointers and argument not in constants or re.fullmatch(r'[qkvop]_(split|batch|head|row)', argument) and head_dim % 16 == 0:
+        stride = re.fullmatch(r'[qkvop]_(split|batch|head|row)', argument)
+        if argument in pointers and argument not in constants or stride and head_dim % 16 == 0:
             attributes[index,] = [['tt.divisibility', 16]]
     return compiled_usage(kernel, signature, values, attributes, capability, tile)
 

@@ -1,4 +1,4 @@
-"""Scored attention of several streams at once, a row of the batch for each: their states differ in length and lie where they lie."""
+"""Scored attention of several streams at once, a row of the batch for each; their states differ in length and stay where they lie."""
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,8 +37,8 @@ class Stream(NamedTuple):
         return self.past + self.queries
 
 
-def scored_attention_of_streams(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, streams: Sequence[Stream], layer: int,
-                                scale: float, table: torch.Tensor | None = None,
+def scored_attention_of_streams(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, streams: Sequence[Stream],
+                                layer: int, scale: float, table: torch.Tensor | None = None,
                                 implementation: str | None = None) -> torch.Tensor:
     """As `scored_attention`, of one layer, for each stream by itself: its frame over [state ; frame].
 
@@ -117,17 +117,17 @@ def entries(streams: Sequence[Stream], table: torch.Tensor) -> torch.Tensor:
 def _check(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, streams: Sequence[Stream]) -> None:
     rows, q_heads, tokens, head_dim = query.shape
     if key.shape != value.shape or (key.shape[0], *key.shape[2:]) != (rows, tokens, head_dim) or q_heads % key.shape[1]:
-        raise ValueError(f'query, key and value must be [streams, heads, tokens, head_dim] of the frames, with q_heads a multiple of '
-                         f'kv_heads, got {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}')
+        raise ValueError(f'query, key and value must be [streams, heads, tokens, head_dim] of the frames, with q_heads a '
+                         f'multiple of kv_heads, got {tuple(query.shape)}, {tuple(key.shape)} and {tuple(value.shape)}')
     if len(streams) != rows:
         raise ValueError(f'each row of the batch needs its stream, got {rows} rows and {len(streams)} streams')
     for number, stream in enumerate(streams):
         layers, kv_heads, capacity, _ = stream.key.shape
         if (kv_heads, stream.key.shape[3]) != (key.shape[1], head_dim) or stream.value.shape != stream.key.shape or \
                 stream.importance.shape != (layers, kv_heads, capacity):
-            raise ValueError(f'stream {number} must have key and value [layers, {key.shape[1]}, capacity, {head_dim}] and importance '
-                             f'[layers, {key.shape[1]}, capacity], got {tuple(stream.key.shape)}, {tuple(stream.value.shape)} and '
-                             f'{tuple(stream.importance.shape)}')
+            raise ValueError(f'stream {number} must have key and value [layers, {key.shape[1]}, capacity, {head_dim}] and '
+                             f'importance [layers, {key.shape[1]}, capacity], got {tuple(stream.key.shape)}, '
+                             f'{tuple(stream.value.shape)} and {tuple(stream.importance.shape)}')
         if not (0 <= stream.columns.start < stream.columns.stop <= tokens and stream.live <= capacity):
-            raise ValueError(f'stream {number} must have columns within {tokens} tokens and room for {stream.live} keys, got columns '
-                             f'{stream.columns.start} to {stream.columns.stop} and room for {capacity}')
+            raise ValueError(f'stream {number} must have columns within {tokens} tokens and room for {stream.live} keys, got '
+                             f'columns {stream.columns.start} to {stream.columns.stop} and room for {capacity}')

@@ -48,15 +48,15 @@ def triton_scored_streams(query: torch.Tensor, key: torch.Tensor, value: torch.T
         parts = stream.key, stream.value, stream.importance
         if not all(part.is_contiguous() for part in parts) or any(part.data_ptr() % _ALIGNED for part in (table, *parts)) or \
                 stream.key.stride(1) % 16 or (stream.key.dtype, stream.value.dtype) != (key.dtype, key.dtype):
-            raise ValueError(f'stream {number} must be contiguous {key.dtype}, aligned to {_ALIGNED} bytes, with heads a multiple of '
-                             f'16 elements apart, got {stream.key.dtype} {tuple(stream.key.shape)} with strides {stream.key.stride()}')
-    tokens, head_dim = query.shape[2:]
+            raise ValueError(f'stream {number} must be contiguous {key.dtype}, aligned to {_ALIGNED} bytes, with heads a '
+                             f'multiple of 16 elements apart, got {stream.key.dtype} {tuple(stream.key.shape)} with strides '
+                             f'{stream.key.stride()}')
+    # Keys and values of streams are found from where the table itself lies.
+    (tokens, head_dim), here = query.shape[2:], table.view(key.dtype)
     with _on(query.device):
         put_kernel[triton.cdiv(tokens, PUT_ROWS), len(streams) * key.shape[1]](
-            key, value, table[layer], table.view(key.dtype), tokens, key.shape[1], *key.stride()[:3], *value.stride()[:3], HEAD_DIM=head_dim,
+            key, value, table[layer], here, tokens, key.shape[1], *key.stride()[:3], *value.stride()[:3], HEAD_DIM=head_dim,
             HEAD_BLOCK=head_block(head_dim), ROWS=PUT_ROWS, num_warps=PUT_WARPS)
-    # Keys and values of streams are found from where the table itself lies.
-    here = table.view(key.dtype)
     return _launch(query, here, here, None, max(stream.live for stream in streams), scale, config, splits, table[layer],
                    key.shape[1])
 

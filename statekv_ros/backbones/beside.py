@@ -11,9 +11,9 @@ from statekv_ros.backbones.base import StagedStep, TokenInputs
 class Beside:
     """Steps on the host whose frames have one size, a row for each.
 
-    The text of rows may differ by some tokens, for it counts frames or seconds. What is shorter before the visual tokens is padded
-    on its left, what is shorter behind them on its right: the visual tokens of all rows stand in the same columns. Padding has no
-    part in attention (its caller's matter), and all else that a language model does it does to each token by itself.
+    The text of rows may differ by some tokens, for it counts frames or seconds. What is shorter before the visual tokens is
+    padded on its left, what is shorter behind them on its right: the visual tokens of all rows stand in the same columns. Padding
+    has no part in attention (its caller's matter), and all else that a language model does it does to each token by itself.
 
     Attributes:
         step: all of them; next_position and start are the first one's.

@@ -39,7 +39,8 @@ def step(parser: argparse.ArgumentParser) -> None:
 
 def cameras(parser: argparse.ArgumentParser) -> None:
     """Of `statekv-bench cameras`."""
-    parser.add_argument('--cameras', type=int, nargs='+', default=[1, 2, 4, 8], metavar='N', help='how many; default: %(default)s')
+    parser.add_argument('--cameras', type=int, nargs='+', default=[1, 2, 4, 8], metavar='N',
+                        help='how many; default: %(default)s')
     parser.add_argument('--rounds', type=int, default=60, help='steps of each, both ways in turn; default: %(default)s')
     parser.add_argument('--prefill-policy', default='statekv(144)', help='default: %(default)s')
     parser.add_argument('--model', default='patrol', help='directory, hub id or patrol; default: %(default)s')

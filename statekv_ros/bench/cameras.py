@@ -125,7 +125,8 @@ def _measure(backbone: Family, policy: str, count: int, size: tuple[int, int], r
 
 
 def _print(result: dict) -> None:
-    table = Table(title=f'one frame step of one camera on {result["device"]}, {result["prefill_policy"]}, model {result["model"]}')
+    table = Table(title=f'one frame step of one camera on {result["device"]}, {result["prefill_policy"]}, '
+                        f'model {result["model"]}')
     for column in ('cameras', 'one by one, ms', 'as a batch, ms', 'batch / one by one', 'weights read, MB a step of all',
                    'as a batch'):
         table.add_column(column, justify='right')

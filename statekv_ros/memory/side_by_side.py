@@ -102,6 +102,6 @@ class OneByOne:
 
 
 def side_by_side(streams: Sequence[VideoStream], columns: Sequence[slice]) -> AtOnce | OneByOne:
-    """The memory of a batch whose steps were begun; `columns`: of each one's tokens in its row, what is beside them is padding."""
+    """The memory of a batch whose steps were begun. columns: of each one's tokens in its row; what is beside them is padding."""
     scored = all(stream.carried.stream(own) is not None for stream, own in zip(streams, columns))
     return AtOnce(streams, columns) if scored else OneByOne(streams, columns)

@@ -1,7 +1,7 @@
 """Frame steps of several streams as one batch: the model's weights are read once for all of them.
 
-A stream takes its frame, begins, attends and commits as in a step of its own; what lies between, the vision tower and the language
-model, sees all of them at once. Nobody waits for anybody: a batch is what a caller has at hand.
+A stream takes its frame, begins, attends and commits as in a step of its own; what lies between, the vision tower and the
+language model, sees all of them at once. Nobody waits for anybody: a batch is what a caller has at hand.
 """
 import time
 import warnings
@@ -62,7 +62,7 @@ class Together:
         """Each of these streams, all of them different ones, takes a frame.
 
         Raises:
-            Interrupted: a stream's `cancelled` said so; steps that were not committed by then are lost as after `VideoStream.step`.
+            Interrupted: a stream's `cancelled` said so; what was not committed by then is as after `VideoStream.step`.
         """
         outcomes: list[Outcome] = [None] * len(given)
         batches: dict[object, list[int]] = {}
@@ -82,7 +82,7 @@ class Together:
         return outcomes
 
     def _batch_of(self, stream: VideoStream) -> object:
-        """Streams with an equal one are stepped in one pass; what goes alone has one to itself, and this is where that is decided."""
+        """Streams with an equal one are stepped in one pass. What goes alone has one to itself: this is where that is decided."""
         alone = (not isinstance(stream.backbone, Family)    # knows no rows
                  or stream in self._failing                 # would fail the others' batch too
                  or self._now() < self._paused_until)       # there is no room, say

@@ -9,9 +9,9 @@ from statekv_ros.memory.warmup import WarmUp, problems, warm_up
 
 
 def prepare(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, int], positions: str, detailed_format: str,
-            log: RcutilsLogger) -> WarmUp | None:
+            cameras: int, log: RcutilsLogger) -> WarmUp | None:
     """Warm up, and say what came of it; arguments and result as of `warm_up`."""
-    warm = warm_up(backbone, policy, frame_size, positions, detailed_format)
+    warm = warm_up(backbone, policy, frame_size, positions, detailed_format, cameras)
     if warm is not None:
         # rclpy wants a place in the code to log at one level only.
         if warm.problems:

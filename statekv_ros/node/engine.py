@@ -1,8 +1,8 @@
 """The engine: one thread that alone owns the model, the GPU and the streams. No ROS in here.
 
-A round takes at most one waiting image of each camera, those of one size together, and then decodes one slice of one question, or
-of a watch's check where nobody asks. So an image waits for one slice and for the other cameras' steps at most, answers go on however
-fast images come, and neither stops the other.
+A round takes at most one waiting image of each camera, those of one size together, and then decodes one slice of one question,
+or of a watch's check where nobody asks. So an image waits for one slice and for the other cameras' steps at most, answers go on
+however fast images come, and neither stops the other.
 """
 import threading
 import time
@@ -187,9 +187,10 @@ class Engine:
     def _end_if_lost(self, error: Exception) -> None:
         """Raise Interrupted for good when the device is gone: every further step would fail too."""
         if self.is_lost(error):
-            self._ended = f'the GPU was lost ({reason_of(error)}): /diagnostics says what becomes of the node', Code.NOT_CONFIGURED
+            reason = reason_of(error)
+            self._ended = f'the GPU was lost ({reason}): /diagnostics says what becomes of the node', Code.NOT_CONFIGURED
             self._stopping.set()
-            self.on_lost(reason_of(error))
+            self.on_lost(reason)
             raise Interrupted('the GPU was lost')
 
     def _note_progress(self) -> bool:

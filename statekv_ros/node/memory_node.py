@@ -211,7 +211,8 @@ class MemoryNode(LifecycleNode):
             self.get_logger().warning(demonstration_warning(backbone))
         policy = get.prefill_policy()
         device_cache_bytes, host_cache_bytes = require_memory(get, backbone, policy, self._keeps_on_disk, self.get_logger().info)
-        warm = prepare(backbone, policy, ASSUMED_FRAME, get['positions'], get['detailed_format'], self.get_logger())
+        warm = prepare(backbone, policy, ASSUMED_FRAME, get['positions'], get['detailed_format'], len(get['cameras']),
+                       self.get_logger())
         poses = make_source(self, get['pose.topic'], get['pose.type'], get['pose.target_frame'], get['pose.source_frame'],
                             get['pose.tolerance_s'])
         cameras, kinds = [], {}

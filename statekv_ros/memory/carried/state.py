@@ -77,8 +77,8 @@ class CompressedState:
             self._places.keep(self.kept())
 
     def stream(self, columns: slice) -> Stream | None:
-        """For attention beside others in one launch, of the step that was begun, whose tokens are in these columns of its row; None
-        where this step turns a copy of its keys."""
+        """For attention beside others in one launch, of the step that was begun, whose tokens are in these columns of its row;
+        None where this step turns a copy of its keys."""
         return None if self._turns else Stream(self._key, self._value, self._importance, self.tokens, columns)
 
     def place(self) -> tuple | None:
