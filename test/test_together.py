@@ -210,13 +210,15 @@ def test_batches_that_fail_where_single_steps_do_not_are_left_off_for_a_while_an
 
 
 def test_an_interrupted_batch_leaves_each_memory_as_it_was(backbone):
-    pair = Pair(backbone, ['statekv(40)'] * 3)
+    pair = Pair(backbone, ['statekv(40)'] * 4)
     for index in range(7):
         pair.step({number: (picture(index), (index + 1) * SECOND) for number in range(3)})
+    pair.step({3: (picture(6, 96, 64), 7 * SECOND)})
     before = [memory_of(stream) for stream in pair.ours]
     pair.ours[2].cancelled = lambda: True
-    with pytest.raises(Interrupted):
-        pair.together.step([Given(stream, picture(7), 8 * SECOND) for stream in pair.ours])
+    with pytest.raises(Interrupted):        # the fourth, of another size, did not come to its step
+        pair.together.step([Given(stream, picture(7, *((96, 64) if number == 3 else ())), 8 * SECOND)
+                            for number, stream in enumerate(pair.ours)])
     for stream, held in zip(pair.ours, before):
         assert all(torch.equal(now, then) for now, then in zip(memory_of(stream), held, strict=True))
         assert stream.pending.stamps_ns == [7 * SECOND], 'the frame that waited waits once more'

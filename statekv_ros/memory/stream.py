@@ -89,15 +89,14 @@ class VideoStream:
             Interrupted: `cancelled` said so.
             Exception: whatever else went wrong in the step; see `flush` for what becomes of its frames.
         """
-        report, ready = self.take_in(frame, stamp_ns, preprocess_ms)
-        return self.flush() if ready else report
+        report = self.take_in(frame, stamp_ns, preprocess_ms)
+        return self.flush() if self.is_ready else report
 
-    def take_in(self, frame: np.ndarray, stamp_ns: int, preprocess_ms: float = 0.0) -> tuple[StepReport | None, bool]:
-        """The first part of `step`: let a frame wait with those that are there.
+    def take_in(self, frame: np.ndarray, stamp_ns: int, preprocess_ms: float = 0.0) -> StepReport | None:
+        """The first part of `step`: let a frame wait with those that are there, which may be enough for a step then.
 
         Returns:
-            The report of the step that the waiting frame became by itself, if it did; and whether those that wait now are enough
-            for a step.
+            The report of the step that the frame which waited became by itself, if it did.
 
         Raises:
             As `step`; the frame then waits all the same, but for a FrameError about itself.
@@ -109,11 +108,10 @@ class VideoStream:
             self._intake.take()     # none of them can share a step with this frame, which itself is a good one
             raise
         finally:
-            waiting = self._intake.add(prepared, stamp_ns, preprocess_ms + prepare_ms)
-        if waiting < self.backbone.frames_per_step:
+            self._intake.add(prepared, stamp_ns, preprocess_ms + prepare_ms)
+        if not self.is_ready:
             self.pending.pose = self.locate([stamp_ns]) or self.pending.pose
-            return report, False
-        return report, True
+        return report
 
     @torch.inference_mode()
     def flush(self) -> StepReport | None:
@@ -240,6 +238,11 @@ class VideoStream:
     def pending(self) -> PendingFrames:
         """Frames that wait for their partner."""
         return self._intake.pending
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether enough of them wait for a step."""
+        return len(self.pending) >= self.backbone.frames_per_step
 
     @property
     def next_position(self) -> int:

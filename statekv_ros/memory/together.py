@@ -65,21 +65,30 @@ class Together:
             Interrupted: a stream's `cancelled` said so; what was not committed by then is as after `VideoStream.step`.
         """
         outcomes: list[Outcome] = [None] * len(given)
+        try:
+            for numbers in self._take_in(given, outcomes):
+                for number, outcome in zip(numbers, self._run([given[number].stream for number in numbers])):
+                    outcomes[number] = outcome
+        except Interrupted:
+            for stream, *_ in given:
+                if stream.is_ready:
+                    stream.give_up()
+            raise
+        return outcomes
+
+    def _take_in(self, given: Sequence[Given], outcomes: list[Outcome]) -> list[list[int]]:
+        """Numbers of the frames that complete a step, by batch; what came of the others is among `outcomes`."""
         batches: dict[object, list[int]] = {}
         for number, (stream, *frame) in enumerate(given):
             try:
-                outcomes[number], ready = stream.take_in(*frame)
+                outcomes[number] = stream.take_in(*frame)
             except Interrupted:
                 raise
             except Exception as error:  # one stream's trouble is its own
                 outcomes[number] = error
-            else:
-                if ready:
-                    batches.setdefault(self._batch_of(stream), []).append(number)
-        for numbers in batches.values():
-            for number, outcome in zip(numbers, self._run([given[number].stream for number in numbers])):
-                outcomes[number] = outcome
-        return outcomes
+            if stream.is_ready:
+                batches.setdefault(self._batch_of(stream), []).append(number)
+        return list(batches.values())
 
     def _batch_of(self, stream: VideoStream) -> object:
         """Streams with an equal one are stepped in one pass. What goes alone has one to itself: this is where that is decided."""
@@ -95,8 +104,6 @@ class Together:
         try:
             begun = _forward(streams, self._graphs_for(streams), clock)
         except Interrupted:
-            for stream in streams:
-                stream.give_up()
             raise
         except Exception as error:  # whosever fault it was: alone, it has no others to fail
             outcomes = [self._step_alone(stream) for stream in streams]
