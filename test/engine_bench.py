@@ -3,7 +3,8 @@ from types import SimpleNamespace
 
 from conftest import SECOND
 from statekv_ros.memory import VideoStream
-from statekv_ros.node.engine import Camera, Engine
+from statekv_ros.node.camera import Camera
+from statekv_ros.node.engine import Engine
 from statekv_ros.node.questions import Outcome, Question
 
 QUESTION = 'where did you last see the red toolbox?'
@@ -23,13 +24,13 @@ class Bench:
                              self.errors.append)
 
     def _watched(self, stream, name):
-        step = stream.step
+        take_in = stream.take_in
 
         def noted(frame, stamp_ns, preprocess_ms=0.0):
             self.events.append(('step', name, stamp_ns))
-            return step(frame, stamp_ns, preprocess_ms)
+            return take_in(frame, stamp_ns, preprocess_ms)
 
-        stream.step = noted
+        stream.take_in = noted
         return stream
 
     def frame(self, name='front'):
@@ -78,12 +79,13 @@ class Bench:
 
 def failing(stream, times: int) -> None:
     """Let the next steps of a stream fail in their second layer."""
-    attend, left = stream.attend, [times]
+    cancelled, left, layers = stream.cancelled, [times], [0]
 
-    def attend_or_fail(layer, *tensors):
-        if layer == 1 and left[0]:
-            left[0] -= 1
+    def cancelled_or_fails() -> bool:
+        layers[0] += left[0] > 0
+        if layers[0] == 2:
+            left[0], layers[0] = left[0] - 1, 0
             raise ZeroDivisionError('oops')
-        return attend(layer, *tensors)
+        return cancelled()
 
-    stream.attend = attend_or_fail
+    stream.cancelled = cancelled_or_fails

@@ -11,6 +11,7 @@ from live import Graph, NodeProcess, image, new_domain  # noqa: E402
 from statekv_ros.kernels import fitness  # noqa: E402
 from statekv_ros.memory import VideoStream  # noqa: E402
 from statekv_ros.memory.graphs import StepGraphs  # noqa: E402
+from statekv_ros.memory.together import Together  # noqa: E402
 from statekv_ros.memory.warmup import WarmUp  # noqa: E402
 from statekv_ros.node.accelerator import Accelerator  # noqa: E402
 
@@ -64,14 +65,18 @@ def test_missing_kernels_and_recordings_that_went_off_are_told_and_nothing_while
     fitness.forget_failures()
     streams = {name: VideoStream(backbone, 'statekv(30)') for name in ('front', 'rear')}
     streams['front'].graphs = StepGraphs(backbone, lambda: None)
-    accelerator = Accelerator(CUDA, streams, WarmUp(3.21, ('20 tokens',), 6, 8, ()))
+    together = Together()
+    accelerator = Accelerator(CUDA, streams, together, WarmUp(3.21, ('20 tokens',), 6, 8, ()))
     assert accelerator.problem == '' and accelerator.facts() == {'attention': 'triton', 'warm_up_s': 3.2, 'replayed_steps': 0}
     streams['front'].graphs._pause('RuntimeError: no')
     fitness.note_failure('paged_attention', CUDA, RuntimeError('no'))
     assert accelerator.problem.count(';') >= 1
-    for words in ('paged_attention without its Triton kernel', 'camera front: frame steps are not replayed'):
+    with pytest.warns(RuntimeWarning, match='stepped one by one'):
+        together._pause('MemoryError: no room')
+    for words in ('paged_attention without its Triton kernel', 'camera front: frame steps are not replayed',
+                  'cameras are stepped one by one, which is slower: MemoryError: no room (tried again in 60 s)'):
         assert words in accelerator.problem
     assert accelerator.facts()['attention'] == 'naive'
     fitness.forget_failures()
     fitness._unfit.cache_clear()
-    assert Accelerator(torch.device('cpu'), {}, None).facts() == {}
+    assert Accelerator(torch.device('cpu'), {}, Together(), None).facts() == {}

@@ -44,7 +44,8 @@ def test_the_reserve_covers_recorded_steps_of_each_camera_and_one_answer():
     answer = 3 * 4 * 16 * 64 * (4096 + 205) + one.state_bytes   # 16 heads' scores, exponentials, fp32 keys; the state
     assert one.workspace_bytes < vision, 'so it is the vision tower that a recording needs most memory for'
     assert one.reserve_bytes == (vision + product) + product + vision + answer
-    assert four.reserve_bytes - one.reserve_bytes == 3 * (vision + product)
+    batch = 7 * vision + product        # of four as one, and recorded
+    assert four.reserve_bytes - one.reserve_bytes == 3 * (vision + product) + batch
     assert one.at_start_bytes == one.weights_bytes + one.state_bytes + one.workspace_bytes + one.reserve_bytes
     # Whatever the memory holds, an answer's scores are bounded.
     full = make_plan(size, parse_prefill_policy('full'), rate_hz=2.0)

@@ -16,7 +16,8 @@ from live import Graph, NodeProcess, image, new_domain  # noqa: E402
 from statekv_ros.errors import Code, FrameError, QuestionError  # noqa: E402
 from statekv_ros.memory import VideoStream  # noqa: E402
 from statekv_ros.node.device_loss import free_device_memory, is_lost  # noqa: E402
-from statekv_ros.node.engine import Camera, Engine  # noqa: E402
+from statekv_ros.node.camera import Camera  # noqa: E402
+from statekv_ros.node.engine import Engine  # noqa: E402
 from statekv_ros.node.questions import Question  # noqa: E402
 
 pytestmark = pytest.mark.timeout(300)
@@ -29,16 +30,16 @@ from statekv_ros.memory import VideoStream
 from statekv_ros.node import memory_node
 from statekv_ros.node.__main__ import main
 
-step = VideoStream.step
+take_in = VideoStream.take_in
 
 
 def lose(stream, frame, *arguments):
     if frame.shape[0] == 96:
         raise RuntimeError('CUDA error: an illegal memory access was encountered')
-    return step(stream, frame, *arguments)
+    return take_in(stream, frame, *arguments)
 
 
-VideoStream.step = lose
+VideoStream.take_in = lose
 memory_node.is_lost = lambda device, error: 'CUDA error' in str(error)
 sys.exit(main())
 '''
@@ -88,7 +89,7 @@ def test_an_engine_whose_device_is_lost_ends_and_tells_those_that_wait(where, ba
 
     questions = [Question('is the door open?', ['front'], {'max_tokens': 8}, 600.0, outcomes.append) for _ in range(2)]
     if where == 'step':
-        monkeypatch.setattr(stream, 'step', fails)
+        monkeypatch.setattr(stream, 'take_in', fails)
         camera.mailbox.put(frames[5], 6 * SECOND)
     elif where == 'begin':
         monkeypatch.setattr(stream, 'begin_answer', fails)

@@ -14,7 +14,8 @@ from statekv_ros.memory import VideoStream
 from statekv_ros.memory.saved.restoring import restore
 from statekv_ros.memory.saved.saving import Saving
 from statekv_ros.node import disk
-from statekv_ros.node.engine import Camera, Engine
+from statekv_ros.node.camera import Camera
+from statekv_ros.node.engine import Engine
 from statekv_ros.node.memory_folder import identity_of, open_memory
 from statekv_ros.node.questions import Question
 from statekv_ros.store import StoreReader

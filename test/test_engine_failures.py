@@ -5,7 +5,7 @@ import pytest
 
 from engine_bench import Bench, failing
 from statekv_ros.errors import FrameError, QuestionError
-from statekv_ros.node import engine as engine_module
+from statekv_ros.node import camera as camera_module
 from statekv_ros.node.engine import STOPPING
 
 
@@ -71,7 +71,7 @@ def test_a_camera_whose_every_step_fails_tells_the_first_and_then_how_many_there
         bench.frame()
         bench.engine.run_round()
     assert camera.failures == 50 and len(bench.errors) == 1
-    monkeypatch.setattr(engine_module, '_TELL_EVERY_S', 0.0)
+    monkeypatch.setattr(camera_module, '_TELL_EVERY_S', 0.0)
     bench.frame()
     bench.engine.run_round()
     assert len(bench.errors) == 2 and '50 times since' in bench.errors[1] and 'Traceback' in bench.errors[1]

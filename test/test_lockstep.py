@@ -67,8 +67,8 @@ def test_one_video_of_a_lockstep_can_be_asked_alone(family, videos, prefill):
 
 def test_vision_is_looked_at_once_for_all_policies(family, videos, monkeypatch):
     lockstep, calls = Lockstep(family, VIDEOS), []
-    plain = family.encode_each
-    monkeypatch.setattr(family, 'encode_each', lambda *arguments: calls.append(1) or plain(*arguments))
+    plain = family.embed_step
+    monkeypatch.setattr(family, 'embed_step', lambda *arguments: calls.append(1) or plain(*arguments))
     for prefill in ('full', 'window(1)'):
         watched(lockstep, np.concatenate(videos, axis=1), prefill)
     assert len(calls) == 2 * STEPS // family.frames_per_step

@@ -14,7 +14,8 @@ from statekv_ros.errors import FrameError
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.capacity import make_plan
 from statekv_ros.memory.policies import parse_prefill_policy
-from statekv_ros.node.engine import Camera, Engine
+from statekv_ros.node.camera import Camera
+from statekv_ros.node.engine import Engine
 from statekv_ros.node.memory_folder import identity_of, open_memory
 from statekv_ros.node.pictures import Album, Darkroom
 from statekv_ros.store import StoreReader
@@ -153,7 +154,7 @@ def test_frames_that_are_refused_or_lost_leave_the_pictures_of_the_others(backbo
         node.see(None, 4)
         assert node.camera.rejected == 2 and node.shown() == wanted(scenes, 2, 3)
         with monkeypatch.context() as patch:
-            patch.setattr(node.stream, '_watch', lambda *_: 1 / 0)
+            patch.setattr(node.stream, '_place', lambda *_: 1 / 0)
             node.see(scenes[3], 4)
         assert node.camera.failures == 1 and node.logged.pop() and node.shown() == wanted(scenes, 2, 3), 'the one that waits'
         node.see(scenes[4], 5)

@@ -19,6 +19,7 @@ from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.checkpoint import load_checkpoint
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.memory import VideoStream
+from statekv_ros.memory.together import Given, Together
 
 FAMILIES = list(LIBRARIES)
 BUDGET = 40
@@ -59,6 +60,8 @@ class NoWaiting(TorchDispatchMode):
         if function is aten._to_copy.default and kwargs.get('device', META) != tensors[0].device:
             if tensors[0].device == META or not kwargs.get('non_blocking'):
                 raise Waits(f'copy from {tensors[0].device} to {kwargs["device"]}')
+            self.uploads += 1
+        elif function is aten.copy_.default and tensors[1].device != META and (kwargs.get('non_blocking') or args[2:] == (True,)):
             self.uploads += 1
         elif len(devices) > 1:
             raise Waits(f'{function} on {devices}')
@@ -125,6 +128,29 @@ def test_a_step_that_is_put_into_few_bits_makes_nobody_wait_and_sends_nothing(fa
     assert uploads[0] == uploads[1] == uploads[2]
 
 
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('policies, sent', [
+    ((f'statekv({BUDGET})',) * 4, 4), (('window(4)', 'full', 'none', f'statekv({BUDGET})'), 3)])
+def test_a_step_of_several_cameras_never_waits_and_sends_as_many_tensors_as_one(family, policies, sent, folders, frames):
+    """Of different ages, so that some rows of the batch are padded."""
+    checkpoint = load_checkpoint(str(folders[family]), 'cpu', 'float32')
+    checkpoint = replace(checkpoint, model=checkpoint.model.to(META))
+    backbone = ADAPTERS[checkpoint.model.config.model_type](checkpoint, 448 * 448, 64 * 64, '', 0)
+    streams = [full_stream(backbone, frames, policy, seen) for policy, seen in zip(policies, (8, 24, 8, 10))]
+    together, before = Together(), [stream.steps + 1 for stream in streams]
+
+    def step(first: int) -> list:
+        for index in range(first, first + backbone.frames_per_step):
+            told = together.step([Given(stream, frames[index], (100 + index) * SECOND // 2) for stream in streams])
+        return [report.cameras for report in told]
+
+    step(0)     # sends what the vision tower gathers by, once for each number of cameras
+    with no_waiting() as mode:
+        assert step(2) == [4] * 4
+    assert mode.uploads == sent, 'frames, token ids, positions, and where the states lie that are attended to at once'
+    assert [stream.steps - 1 for stream in streams] == before and together.problem == ''
+
+
 @pytest.mark.parametrize('wait', [
     lambda x: x.sum().item(), lambda x: x.tolist(), lambda x: bool((x > 0).all()), lambda x: x[x > 0], lambda x: x.cpu(),
     lambda x: x.nonzero(), lambda x: x.masked_select(x > 0), lambda x: torch.where(x > 0), lambda x: x + torch.ones(3),
@@ -135,6 +161,29 @@ def test_whatever_waits_is_caught(wait):
     x = torch.ones(3, device=META)
     with no_waiting(), pytest.raises((Waits, RuntimeError, NotImplementedError)):
         wait(x)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')
+@pytest.mark.parametrize('cuda_graph', ['auto', 'off'])
+def test_a_step_of_several_cameras_never_waits_on_a_gpu(cuda_graph, folders, frames):
+    backbone = load_backbone(str(folders['qwen3_vl']), device='cuda')
+    streams = [full_stream(backbone, frames, f'statekv({BUDGET})', 16, cuda_graph=cuda_graph) for _ in range(3)]
+    together = Together()
+
+    def step(index: int) -> list:
+        return together.step([Given(stream, frames[index % 32], (index + 1) * SECOND // 2) for stream in streams])
+
+    for index in range(16, 24):     # recorded, where it is
+        step(index)
+    replays = together.graphs.replays if together.graphs else 0
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        told = [step(24), step(25)][-1]
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert [report.cameras for report in told] == [3] * 3 and together.problem == ''
+    assert together.graphs is None or together.graphs.replays == replays + 1, 'else this was no replay'
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')

@@ -12,7 +12,7 @@ from statekv_ros.memory.warmup import warm_up
 POLICY = parse_prefill_policy('statekv(48)')
 
 
-def launches() -> tuple[list[tuple[str, int]], list[str]]:
+def launches(several: bool) -> tuple[list[tuple[str, int]], list[str]]:
     """Kernels in the order in which a model of 4 heads launches them, each with its splits, and what is said of it; Triton
     interprets them."""
     from statekv_ros.kernels.scored_attention import triton, variants
@@ -28,9 +28,9 @@ def launches() -> tuple[list[tuple[str, int]], list[str]]:
 
         return Noted()
 
-    for name in ('forward_kernel', 'combine_kernel', 'mass_kernel'):
+    for name in ('forward_kernel', 'combine_kernel', 'mass_kernel', 'put_kernel'):
         setattr(triton, name, noted(name))
-    said = variants.run_variants(4, 2, 32, torch.float32, torch.device('cpu'), [9, 20, 9], 200)
+    said = variants.run_variants(4, 2, 32, torch.float32, torch.device('cpu'), [9, 20, 9], 200, several)
     return launched, said
 
 
@@ -38,13 +38,23 @@ def test_one_and_several_splits_of_each_step_shape_are_run_on_an_empty_and_on_a_
     pytest.importorskip('triton')
     monkeypatch.setenv('TRITON_INTERPRET', '1')
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
-        launched, said = pool.submit(launches).result()
+        launched, said = pool.submit(launches, False).result()
     assert len(said) == 8 == len(set(said)) and said[-1] == '20 tokens on a state of 200, several splits'
     one, several = ('forward_kernel', 1), ('forward_kernel', 2)
     assert launched.count(('mass_kernel', 0)) == 8
     # So few keys that they are one tile have one split whatever is asked for.
     assert launched.count(several) == launched.count(('combine_kernel', 0)) >= 2 and launched.count(one) >= 4
-    assert launched[-3:] == [several, ('combine_kernel', 0), ('mass_kernel', 0)]
+    assert launched[-3:] == [several, ('combine_kernel', 0), ('mass_kernel', 0)] and ('put_kernel', 0) not in launched
+
+
+def test_with_several_cameras_each_variant_is_run_for_several_streams_too(monkeypatch):
+    pytest.importorskip('triton')
+    monkeypatch.setenv('TRITON_INTERPRET', '1')
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        launched, said = pool.submit(launches, True).result()
+    assert len(said) == 16 == len(set(said)) and said[-1] == '20 tokens on a state of 200, several splits, of two streams'
+    assert launched.count(('put_kernel', 0)) == 8 and launched.count(('mass_kernel', 0)) == 16
+    assert launched[-4:] == [('put_kernel', 0), ('forward_kernel', 2), ('combine_kernel', 0), ('mass_kernel', 0)]
 
 
 class OnAGpu:
@@ -86,9 +96,9 @@ def test_a_kernel_that_cannot_be_built_is_told_and_steps_and_answers_are_run_all
 
     monkeypatch.setattr(warmup, 'run_variants', fails)
     result = warm_up(gpu, POLICY, (64, 64), detailed_format=detailed_format)
-    [(q_heads, kv_heads, head_dim, dtype, _, queries, state)] = asked
+    [(q_heads, kv_heads, head_dim, dtype, _, queries, state, several)] = asked
     assert (q_heads, kv_heads, head_dim, dtype) == (gpu.q_heads, gpu.layout.kv_heads, gpu.layout.head_dim, torch.float32)
-    assert gpu.size(64, 64).step_tokens in queries and state == 48
+    assert gpu.size(64, 64).step_tokens in queries and state == 48 and not several
     assert result.variants == () and (result.steps, result.answers) == (6, 8)
     [problem] = result.problems
     assert 'scored_attention without its Triton kernel' in problem and 'There should only be one' in problem

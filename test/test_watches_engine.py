@@ -6,7 +6,8 @@ import pytest
 
 from conftest import SECOND
 from statekv_ros.memory import VideoStream
-from statekv_ros.node.engine import Camera, Engine
+from statekv_ros.node.camera import Camera
+from statekv_ros.node.engine import Engine
 from statekv_ros.node.questions import Question
 from statekv_ros.node.watches.checks import Checks
 from statekv_ros.node.watches.table import WatchTable

@@ -9,11 +9,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .configs import COMBINE_ROWS, COMBINE_WARPS, Tile, find_config, head_block
+from .configs import COMBINE_ROWS, COMBINE_WARPS, PUT_ROWS, PUT_WARPS, Tile, find_config, head_block
 from .forward import combine_kernel, forward_kernel
 from .mass import mass_kernel
+from .put import put_kernel
 
-PASSES = ('forward', 'split forward', 'combine', 'mass')
+_ALONE = 'forward', 'split forward', 'combine', 'mass'
+OF_STREAMS = ' of streams'     # with a table of them
+PASSES = (*_ALONE, *(name + OF_STREAMS for name in _ALONE), 'put')
 _TOOLS = Path(triton.__file__).parent / 'backends/nvidia/bin'
 
 
@@ -35,27 +38,31 @@ def is_supported(capability: int) -> bool:
 
 
 def tile_of(name: str, capability: int, head_dim: int, dtype: str) -> Tile:
-    """The tile that a pass is launched with (`keys` means nothing to 'combine')."""
-    if name == 'combine':
-        return Tile(COMBINE_ROWS, 1, COMBINE_WARPS, 3)
+    """The tile that a pass is launched with (`keys` means nothing to 'combine' and 'put')."""
+    name = name.removesuffix(OF_STREAMS)
+    if name in ('combine', 'put'):
+        return Tile(COMBINE_ROWS, 1, COMBINE_WARPS, 3) if name == 'combine' else Tile(PUT_ROWS, 1, PUT_WARPS, 3)
     config = find_config(capability, head_dim, 4 if dtype == 'fp32' else 2)
     return config.mass if name == 'mass' else config.forward
 
 
 def compile_pass(name: str, capability: int, head_dim: int, group: int, dtype: str) -> Usage:
-    """Compile one pass as `triton_scored_attention` launches it on the chip.
+    """Compile one pass as `triton_scored_attention` and `triton_scored_streams` launch it on the chip.
 
     Args:
         name: one of PASSES; 'split forward' writes fp32 parts, 'combine' puts them together.
         capability: 90 for compute capability 9.0.
         dtype: 'bf16', 'fp16' or 'fp32', as Triton writes them.
     """
-    kernel = {'mass': mass_kernel, 'combine': combine_kernel}.get(name, forward_kernel)
-    tile = tile_of(name, capability, head_dim, dtype)
+    tile, of_streams = tile_of(name, capability, head_dim, dtype), name == 'put' or name.endswith(OF_STREAMS)
+    name = name.removesuffix(OF_STREAMS)
+    kernel = {'mass': mass_kernel, 'combine': combine_kernel, 'put': put_kernel}.get(name, forward_kernel)
     constants = {'GROUP': group, 'HEAD_DIM': head_dim, 'HEAD_BLOCK': head_block(head_dim), 'ROWS': tile.rows,
                  'KEYS': tile.keys, 'PRECISION': 'ieee', 'UPCAST': False}
     pointers = {'Q': dtype, 'K': dtype, 'V': dtype, 'O': 'fp32' if name == 'split forward' else dtype, 'LSE': 'fp32',
-                'MASS': 'fp32', 'PARTIAL': 'fp32', 'PARTIAL_LSE': 'fp32'}
+                'MASS': 'fp32', 'PARTIAL': 'fp32', 'PARTIAL_LSE': 'fp32', 'TABLE': 'i64', 'HERE': dtype}
+    if not of_streams:
+        constants['TABLE'] = None
     signature, values, attributes = {}, {}, {}
     for index, argument in enumerate(kernel.arg_names):
         if argument in constants:
@@ -65,7 +72,8 @@ def compile_pass(name: str, capability: int, head_dim: int, group: int, dtype: s
         else:
             signature[argument] = 'fp32' if argument == 'scale_log2' else 'i32'
         # As at a launch: allocations are aligned, and strides are multiples of a head dim that is one of 16.
-        if argument in pointers or re.fullmatch(r'[qkvop]_(split|batch|head|row)', argument) and head_dim % 16 == 0:
+        stride = re.fullmatch(r'[qkvop]_(split|batch|head|row)', argument)
+        if argument in pointers and argument not in constants or stride and head_dim % 16 == 0:
             attributes[index,] = [['tt.divisibility', 16]]
     return compiled_usage(kernel, signature, values, attributes, capability, tile)
 

@@ -24,6 +24,7 @@ class Config(NamedTuple):
 
 MAX_HEAD_DIM = 256
 COMBINE_ROWS, COMBINE_WARPS = 8, 4
+PUT_ROWS, PUT_WARPS = 16, 4
 
 # Largest shared memory of one program in KB (CUDA C++ Programming Guide, technical specifications per compute capability).
 SHARED_MEMORY_KB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}

@@ -6,6 +6,7 @@ group + member), so each tile of keys and values is loaded once per KV head rath
 import triton
 import triton.language as tl
 
+from .table import find_keys, find_queries
 from .tiles import load_tile
 
 
@@ -38,7 +39,7 @@ def _attend(q, accumulator, largest, total, K, V, last_key, begin, end, keys, k_
 
 # Numbers that change from step to step are not specialised: a stream would compile anew whenever one is a multiple of 16.
 @triton.jit(do_not_specialize=['queries', 'keys', 'keys_per_split'])
-def forward_kernel(Q, K, V, O, LSE, scale_log2, queries, keys, keys_per_split, kv_heads,
+def forward_kernel(Q, K, V, O, LSE, TABLE, scale_log2, queries, keys, keys_per_split, kv_heads,
                    q_batch, q_head, q_row, k_batch, k_head, k_row, v_batch, v_head, v_row, o_split, o_batch, o_head, o_row,
                    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, ROWS: tl.constexpr,
                    KEYS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
@@ -46,12 +47,25 @@ def forward_kernel(Q, K, V, O, LSE, scale_log2, queries, keys, keys_per_split, k
 
     The grid is (row tiles, splits, batch x KV heads). O is [splits, batch, q_heads, queries, head_dim] by its strides, LSE
     [splits, batch, kv_heads, rows]. A row that sees no key of its split gets output 0 and log-sum-exp -inf.
+
+    With a TABLE, each entry of the batch is a stream whose keys and values lie where that says; `keys` are then those of the
+    longest. Rows that are not its own are left alone.
     """
     first_row = tl.program_id(0) * ROWS
     split = tl.program_id(1)
     head = tl.program_id(2)
     # Offsets across batch, heads and splits can pass 2**31; those of the tokens of one head are checked by the launcher.
     batch, kv_head = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
+    all_rows = queries * GROUP
+    if TABLE is None:
+        K += batch * k_batch + kv_head * k_head
+        V += batch * v_batch + kv_head * v_head
+    else:
+        K, V, keys = find_keys(TABLE, batch, kv_head, K, V)
+        skipped, queries = find_queries(TABLE, batch)
+        Q += skipped * q_row
+        O += skipped * o_row
+        LSE += skipped * GROUP
     rows = queries * GROUP
     row = first_row + tl.arange(0, ROWS)
     query, member = row // GROUP, row % GROUP
@@ -68,8 +82,6 @@ def forward_kernel(Q, K, V, O, LSE, scale_log2, queries, keys, keys_per_split, k
     end = tl.minimum(begin + keys_per_split, seen_by_any)
     unmasked = tl.maximum(tl.minimum(end, seen_by_all) - begin, 0) // KEYS * KEYS
 
-    K += batch * k_batch + kv_head * k_head
-    V += batch * v_batch + kv_head * v_head
     last_key = past + query
     accumulator = tl.zeros((ROWS, HEAD_BLOCK), tl.float32)
     # Finite, so that a row without a key yet gives weights of 0 rather than NaN.
@@ -89,23 +101,30 @@ def forward_kernel(Q, K, V, O, LSE, scale_log2, queries, keys, keys_per_split, k
     o_offsets = (split.to(tl.int64) * o_split + batch * o_batch + kv_head * GROUP * o_head
                  + (query * o_row + member * o_head)[:, None] + dim[None, :])
     tl.store(O + o_offsets, output.to(O.dtype.element_ty), mask=row_exists & (dim[None, :] < HEAD_DIM))
-    tl.store(LSE + (split * tl.num_programs(2) + head).to(tl.int64) * rows + row, lse, mask=row < rows)
+    tl.store(LSE + (split * tl.num_programs(2) + head).to(tl.int64) * all_rows + row, lse, mask=row < rows)
 
 
 @triton.jit(do_not_specialize=['queries', 'splits'])
-def combine_kernel(PARTIAL, PARTIAL_LSE, O, LSE, queries, splits, kv_heads,
+def combine_kernel(PARTIAL, PARTIAL_LSE, O, LSE, TABLE, queries, splits, kv_heads,
                    p_split, p_batch, p_head, p_row, o_batch, o_head, o_row,
                    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, ROWS: tl.constexpr):
     """Put the splits together, each weighted by its share of the softmax; grid (row tiles, batch x KV heads)."""
     head = tl.program_id(1)
     batch, kv_head = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
+    all_rows = queries * GROUP
+    if TABLE is not None:
+        skipped, queries = find_queries(TABLE, batch)
+        PARTIAL += skipped * p_row
+        PARTIAL_LSE += skipped * GROUP
+        O += skipped * o_row
+        LSE += skipped * GROUP
     rows = queries * GROUP
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     query, member = row // GROUP, row % GROUP
     dim = tl.arange(0, HEAD_BLOCK)
     exists = (row < rows)[:, None] & (dim[None, :] < HEAD_DIM)
 
-    partial_lse = PARTIAL_LSE + head.to(tl.int64) * rows + row
+    partial_lse = PARTIAL_LSE + head.to(tl.int64) * all_rows + row
     partial = (PARTIAL + batch * p_batch + kv_head * GROUP * p_head
                + (query * p_row + member * p_head)[:, None] + dim[None, :])
     # The first split holds key 0, which every row sees: the running maximum is finite from the start.
@@ -113,7 +132,7 @@ def combine_kernel(PARTIAL, PARTIAL_LSE, O, LSE, queries, splits, kv_heads,
     total = tl.full((ROWS,), 1.0, tl.float32)
     output = tl.load(partial, mask=exists, other=0.0)
     for _ in range(1, splits):
-        partial_lse += tl.num_programs(1).to(tl.int64) * rows
+        partial_lse += tl.num_programs(1).to(tl.int64) * all_rows
         partial += p_split
         lse = tl.load(partial_lse, mask=row < rows, other=0.0)
         larger = tl.maximum(largest, lse)
@@ -123,4 +142,4 @@ def combine_kernel(PARTIAL, PARTIAL_LSE, O, LSE, queries, splits, kv_heads,
         largest = larger
     o_offsets = batch * o_batch + kv_head * GROUP * o_head + (query * o_row + member * o_head)[:, None] + dim[None, :]
     tl.store(O + o_offsets, (output / total[:, None]).to(O.dtype.element_ty), mask=exists)
-    tl.store(LSE + head.to(tl.int64) * rows + row, largest + tl.log2(total), mask=row < rows)
+    tl.store(LSE + head.to(tl.int64) * all_rows + row, largest + tl.log2(total), mask=row < rows)

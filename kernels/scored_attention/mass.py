@@ -6,6 +6,7 @@ outer grid axis, so each program owns its keys and sums without atomics.
 import triton
 import triton.language as tl
 
+from .table import find_keys, find_mass, find_queries
 from .tiles import load_tile
 
 
@@ -30,18 +31,28 @@ def _receive(mass, k, key, Q, LSE, begin, end, rows, past, q_head, q_row, scale_
 
 
 @triton.jit(do_not_specialize=['queries', 'keys'])
-def mass_kernel(Q, K, LSE, MASS, scale_log2, queries, keys, kv_heads, q_batch, q_head, q_row, k_batch, k_head, k_row,
+def mass_kernel(Q, K, LSE, MASS, TABLE, scale_log2, queries, keys, kv_heads, q_batch, q_head, q_row, k_batch, k_head, k_row,
                 m_batch, m_head, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr,
                 ROWS: tl.constexpr, KEYS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
-    """MASS [batch, kv_heads, keys] from Q, K and the log-sum-exp of pass 1; grid (key tiles, batch x KV heads)."""
+    """MASS [batch, kv_heads, keys] from Q, K and the log-sum-exp of pass 1; grid (key tiles, batch x KV heads). With a TABLE
+    keys and masses lie where that says; see `forward_kernel`."""
     first_key = tl.program_id(0) * KEYS
     head = tl.program_id(1)
     batch, kv_head = (head // kv_heads).to(tl.int64), (head % kv_heads).to(tl.int64)
+    all_rows = queries * GROUP
+    if TABLE is None:
+        K += batch * k_batch + kv_head * k_head
+        MASS += batch * m_batch + kv_head * m_head
+    else:
+        K, _, keys = find_keys(TABLE, batch, kv_head, K, K)
+        MASS = find_mass(TABLE, batch, kv_head, MASS)
+        skipped, queries = find_queries(TABLE, batch)
+        Q += skipped * q_row
+        LSE += skipped * GROUP
     rows = queries * GROUP
     past = keys - queries
     key = first_key + tl.arange(0, KEYS)
     dim = tl.arange(0, HEAD_BLOCK)
-    K += batch * k_batch + kv_head * k_head
     k = load_tile(K + key[:, None] * k_row + dim[None, :], key[:, None] < keys, dim[None, :] < HEAD_DIM,
                   True, HEAD_DIM < HEAD_BLOCK, UPCAST)
 
@@ -49,8 +60,7 @@ def mass_kernel(Q, K, LSE, MASS, scale_log2, queries, keys, kv_heads, q_batch, q
     any_from = tl.maximum(first_key - past, 0) * GROUP // ROWS * ROWS
     all_from = tl.minimum(tl.cdiv(tl.maximum(first_key + KEYS - 1 - past, 0) * GROUP, ROWS) * ROWS, rows)
     Q += batch * q_batch + kv_head * GROUP * q_head
-    LSE += head.to(tl.int64) * rows
-    MASS += batch * m_batch + kv_head * m_head
+    LSE += head.to(tl.int64) * all_rows
     mass = tl.zeros((KEYS,), tl.float32)
     mass = _receive(mass, k, key, Q, LSE, any_from, all_from, rows, past, q_head, q_row, scale_log2,
                     GROUP, HEAD_DIM, HEAD_BLOCK, ROWS, True, PRECISION, UPCAST)

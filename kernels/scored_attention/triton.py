@@ -2,16 +2,20 @@
 import contextlib
 import functools
 import math
+from collections.abc import Sequence
 
 import torch
 import triton
 
-from .configs import (COMBINE_ROWS, COMBINE_WARPS, INTERPRETER, MAX_HEAD_DIM, Config, Tile, choose_splits, find_config,
-                      head_block)
+from .configs import (COMBINE_ROWS, COMBINE_WARPS, INTERPRETER, MAX_HEAD_DIM, PUT_ROWS, PUT_WARPS, Config, Tile,
+                      choose_splits, find_config, head_block)
 from .forward import combine_kernel, forward_kernel
 from .mass import mass_kernel
+from .put import put_kernel
+from .streams import Stream
 
 INTERPRETED = not isinstance(forward_kernel, triton.JITFunction)
+_ALIGNED = 64       # bytes: 16 elements of any dtype
 
 
 def triton_scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float,
@@ -28,8 +32,41 @@ def triton_scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch
         ValueError: the device cannot run Triton, or it cannot address such tensors.
     """
     _check(query, key, value)
+    return _launch(query, key, value, importance, key.shape[2], scale, config, splits)
+
+
+def triton_scored_streams(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, streams: Sequence[Stream], layer: int,
+                          scale: float, table: torch.Tensor, config: Config | None = None,
+                          splits: int | None = None) -> torch.Tensor:
+    """As `naive_scored_streams`; table: of these streams, see `streams.new_table`.
+
+    Raises:
+        ValueError: the device cannot run Triton, it cannot address such tensors, or a stream is laid out otherwise than a state.
+    """
+    _check(query, key, value)
+    for number, stream in enumerate(streams):
+        parts = stream.key, stream.value, stream.importance
+        if not all(part.is_contiguous() for part in parts) or any(part.data_ptr() % _ALIGNED for part in (table, *parts)) or \
+                stream.key.stride(1) % 16 or (stream.key.dtype, stream.value.dtype) != (key.dtype, key.dtype):
+            raise ValueError(f'stream {number} must be contiguous {key.dtype}, aligned to {_ALIGNED} bytes, with heads a '
+                             f'multiple of 16 elements apart, got {stream.key.dtype} {tuple(stream.key.shape)} with strides '
+                             f'{stream.key.stride()}')
+    # Keys and values of streams are found from where the table itself lies.
+    (tokens, head_dim), here = query.shape[2:], table.view(key.dtype)
+    with _on(query.device):
+        put_kernel[triton.cdiv(tokens, PUT_ROWS), len(streams) * key.shape[1]](
+            key, value, table[layer], here, tokens, key.shape[1], *key.stride()[:3], *value.stride()[:3], HEAD_DIM=head_dim,
+            HEAD_BLOCK=head_block(head_dim), ROWS=PUT_ROWS, num_warps=PUT_WARPS)
+    return _launch(query, here, here, None, max(stream.live for stream in streams), scale, config, splits, table[layer],
+                   key.shape[1])
+
+
+def _launch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, importance: torch.Tensor | None, keys: int,
+            scale: float, config: Config | None, splits: int | None, table: torch.Tensor | None = None,
+            kv_heads: int = 0) -> torch.Tensor:
+    """All passes over `keys` keys: those of `key`, or, where there is a table, of the longest stream."""
     batch, q_heads, queries, head_dim = query.shape
-    kv_heads, keys = key.shape[1], key.shape[2]
+    kv_heads = kv_heads or key.shape[1]
     group = q_heads // kv_heads
     rows, heads = queries * group, batch * kv_heads
     config = config or _config(query.device, head_dim, query.element_size())
@@ -40,7 +77,9 @@ def triton_scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch
     keys_per_split = triton.cdiv(triton.cdiv(keys, config.forward.keys), splits) * config.forward.keys
     splits = triton.cdiv(keys, keys_per_split)
 
-    output = torch.empty(batch, queries, q_heads, head_dim, dtype=query.dtype, device=query.device).transpose(1, 2)
+    # Padding between streams is written by nobody.
+    output = (torch.empty if table is None else torch.zeros)(
+        batch, queries, q_heads, head_dim, dtype=query.dtype, device=query.device).transpose(1, 2)
     lse = torch.empty(batch, kv_heads, rows, dtype=torch.float32, device=query.device)
     if splits == 1:
         partial, partial_lse = output[None], lse
@@ -49,20 +88,23 @@ def triton_scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch
                               device=query.device).transpose(2, 3)
         partial_lse = torch.empty(splits, batch, kv_heads, rows, dtype=torch.float32, device=query.device)
 
+    if table is None:
+        strides, mass = (*key.stride()[:3], *value.stride()[:3]), (importance, *importance.stride()[:2])
+    else:
+        strides, mass = (0, 0, head_dim) * 2, (lse, 0, 0)
     scale_log2 = scale * math.log2(math.e)
     shape = {'GROUP': group, 'HEAD_DIM': head_dim, 'HEAD_BLOCK': head_block(head_dim)}
     with _on(query.device):
         forward_kernel[row_tiles, splits, heads](
-            query, key, value, partial, partial_lse, scale_log2, queries, keys, keys_per_split, kv_heads,
-            *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *partial.stride()[:4],
-            **shape, **_options(config.forward, query.dtype))
+            query, key, value, partial, partial_lse, table, scale_log2, queries, keys, keys_per_split, kv_heads,
+            *query.stride()[:3], *strides, *partial.stride()[:4], **shape, **_options(config.forward, query.dtype))
         if splits > 1:
             combine_kernel[triton.cdiv(rows, COMBINE_ROWS), heads](
-                partial, partial_lse, output, lse, queries, splits, kv_heads, *partial.stride()[:4], *output.stride()[:3],
+                partial, partial_lse, output, lse, table, queries, splits, kv_heads, *partial.stride()[:4], *output.stride()[:3],
                 **shape, ROWS=COMBINE_ROWS, num_warps=COMBINE_WARPS, enable_fp_fusion=True)
         mass_kernel[triton.cdiv(keys, config.mass.keys), heads](
-            query, key, lse, importance, scale_log2, queries, keys, kv_heads, *query.stride()[:3], *key.stride()[:3],
-            *importance.stride()[:2], **shape, **_options(config.mass, query.dtype))
+            query, key, lse, mass[0], table, scale_log2, queries, keys, kv_heads, *query.stride()[:3], *strides[:3], *mass[1:],
+            **shape, **_options(config.mass, query.dtype))
     return output
 
 

@@ -36,8 +36,8 @@ class TokenInputs:
     """Tokens ready for the language model: one frame step, the prefix, or a piece of a question.
 
     Attributes:
-        embeds: [1, tokens, hidden].
-        positions: virtual positions as the model wants them, [1, tokens] or [axes, 1, tokens] (M-RoPE).
+        embeds: [rows, tokens, hidden]; one row, but for steps of several streams beside each other.
+        positions: virtual positions as the model wants them, [rows, tokens] or [axes, rows, tokens] (M-RoPE).
         next_position: the virtual position of the token that follows.
         start: where the first token stands along the stream (M-RoPE: on the axes that advance with it).
         visual_start, visual_tokens: where the frame's visual tokens stand among these tokens.
@@ -58,11 +58,12 @@ class TokenInputs:
 
 @dataclass(frozen=True)
 class StagedStep:
-    """One frame step as the device needs it, before the vision tower: three tensors and the numbers that shapes depend on.
+    """One frame step as the device needs it, before the vision tower: three tensors and the numbers that shapes depend on. Or
+    steps of several streams, a row for each: see `beside`.
 
     Attributes:
-        frames: uint8 [frames_per_step, height, width, 3], resized; the last one repeated where frames are missing.
-        token_ids: int64 [1, text tokens], the text before the visual tokens and, from `visual_start` on, behind them.
+        frames: uint8 [rows x frames_per_step, height, width, 3], resized; the last one repeated where frames are missing.
+        token_ids: int64 [rows, text tokens], the text before the visual tokens and, from `visual_start` on, behind them.
         positions, next_position, start, visual_start, visual_tokens: as in `TokenInputs`.
     """
     frames: torch.Tensor
@@ -88,7 +89,7 @@ class AttentionMemory(Protocol):
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                scale: float) -> torch.Tensor:
-        """query [1, q_heads, tokens, head_dim], key and value [1, kv_heads, tokens, head_dim] -> output like query."""
+        """query [rows, q_heads, tokens, head_dim], key and value [rows, kv_heads, tokens, head_dim] -> output like query."""
 
 
 class Backbone(ABC):
@@ -166,11 +167,6 @@ class Backbone(ABC):
             first_frame: number of the first of these frames in the stream, from 0; some families write it before the frame.
         """
 
-    def encode_each(self, videos: Sequence[Sequence[np.ndarray]], seconds: Sequence[float], position: int,
-                    first_frame: int = 0) -> list[TokenInputs]:
-        """As `encode`, for the same step of several videos with frames of one size."""
-        return [self.encode(frames, seconds, position, first_frame) for frames in videos]
-
     @abstractmethod
     def step_tokens(self, height: int, width: int) -> int:
         """Tokens of the stream's first step for camera frames of this size in pixels. Later steps may have a token or two
@@ -233,7 +229,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def forward(self, inputs: TokenInputs, memory: AttentionMemory) -> torch.Tensor:
-        """Run the language model with its attention answered by `memory`; hidden states [1, tokens, hidden]."""
+        """Run the language model with its attention answered by `memory`; hidden states [rows, tokens, hidden]."""
 
     @abstractmethod
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -83,7 +83,7 @@ class Family(Backbone):
 
     @abstractmethod
     def _see(self, step: StagedStep) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Visual tokens [tokens, hidden] of a step on the device, and further keyword arguments of the text model."""
+        """Visual tokens [rows, tokens, hidden] of a step on the device, and further keyword arguments of the text model."""
 
     @abstractmethod
     def _visual_grid(self, height: int, width: int) -> tuple[int, int]:
@@ -100,6 +100,11 @@ class Family(Backbone):
         return torch.zeros(len(self._frequencies), dtype=torch.long)
 
     @property
+    def model(self) -> PreTrainedModel:
+        """The checkpoint's whole model."""
+        return self._model
+
+    @property
     def fingerprint(self) -> str:
         return fingerprint(self._model)
 
@@ -114,7 +119,11 @@ class Family(Backbone):
 
     def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
                first_frame: int = 0) -> TokenInputs:
-        return self.embed_step(self.stage(frames, seconds, position, first_frame).on(self.device))
+        return self.encode_step(self.stage(frames, seconds, position, first_frame))
+
+    def encode_step(self, step: StagedStep) -> TokenInputs:
+        """As `encode`, of what `stage` made of it."""
+        return self.embed_step(step.on(self.device))
 
     def stage(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
               first_frame: int = 0) -> StagedStep:
@@ -131,11 +140,9 @@ class Family(Backbone):
     def embed_step(self, step: StagedStep) -> TokenInputs:
         """The device's part of `encode`: every shape depends on shapes alone and the host never waits, so that the device can
         replay it as a graph."""
-        return self._among_text(step, *self._see(step))
-
-    def _among_text(self, step: StagedStep, visual: torch.Tensor, extra: dict[str, Any]) -> TokenInputs:
+        visual, extra = self._see(step)
         text = self._language.embed_tokens(step.token_ids)
-        embeds = torch.cat([text[:, :step.visual_start], visual[None].to(self.dtype), text[:, step.visual_start:]], dim=1)
+        embeds = torch.cat([text[:, :step.visual_start], visual.to(self.dtype), text[:, step.visual_start:]], dim=1)
         return TokenInputs(embeds, step.positions, step.next_position, step.start, step.visual_start, step.visual_tokens,
                            extra)
 

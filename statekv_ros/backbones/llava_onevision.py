@@ -44,5 +44,5 @@ class LlavaOnevision(SquareFrames):
         return '', ''
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
-        features = self._model.model.get_video_features(pixels[None]).pooler_output
+        features = self._model.model.get_video_features(pixels[:, None]).pooler_output
         return features[:, :self._side ** 2]  # newer library versions put the newline behind them

@@ -51,7 +51,7 @@ class Qwen3VL(QwenVL):
     def _seen(self, step: StagedStep, visual: torch.Tensor,
               deepstack: Sequence[torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
         text_behind = step.tokens - step.visual_start - step.visual_tokens
-        return visual, {'deepstack': [pad(level[None].to(self.dtype), (0, 0, step.visual_start, text_behind))
+        return visual, {'deepstack': [pad(level.to(self.dtype), (0, 0, step.visual_start, text_behind))
                                       for level in deepstack]}
 
     def _indices(self, grid: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -75,7 +75,7 @@ class Qwen3VL(QwenVL):
 
 def _add_deepstack(depth: int, layer: torch.nn.Module, args: tuple, kwargs: dict[str, Any],
                    hidden: torch.Tensor) -> torch.Tensor | None:
-    """Add one level of the vision tower's features, [1, tokens, hidden] with zeros at the text, behind a decoder layer.
+    """Add one level of the vision tower's features, [rows, tokens, hidden] with zeros at the text, behind a decoder layer.
 
     The library adds them by a boolean mask, whose result has a shape that only the device knows, so that the host would wait
     for it in each of these layers.

@@ -3,11 +3,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
-from statekv_ros.backbones.base import StagedStep, TokenInputs
+from statekv_ros.backbones.base import StagedStep
 from statekv_ros.backbones.checkpoint import Checkpoint
 from statekv_ros.backbones.family import Family
 from statekv_ros.backbones.patches import patchify
@@ -35,12 +34,6 @@ class QwenVL(Family):
         self.frames_per_step = vision.temporal_patch_size
         self._grids: dict[tuple[int, int, int], dict[str, torch.Tensor]] = {}
 
-    @torch.inference_mode()
-    def encode_each(self, videos: Sequence[Sequence[np.ndarray]], seconds: Sequence[float], position: int,
-                    first_frame: int = 0) -> list[TokenInputs]:
-        steps = [self.stage(frames, seconds, position, first_frame).on(self.device) for frames in videos]
-        return [self._among_text(step, *seen) for step, seen in zip(steps, self._see_each(steps))]
-
     def _visual_grid(self, height: int, width: int) -> tuple[int, int]:
         return height // self._pixels.factor, width // self._pixels.factor
 
@@ -51,20 +44,15 @@ class QwenVL(Family):
     @abstractmethod
     def _seen(self, step: StagedStep, visual: torch.Tensor,
               deepstack: Sequence[torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
-        """What `_see` returns, from what the vision tower says about one step."""
+        """What `_see` returns, from what the vision tower says, [rows, tokens, hidden] each."""
 
     def _see(self, step: StagedStep) -> tuple[torch.Tensor, dict[str, Any]]:
-        return self._see_each([step])[0]
-
-    def _see_each(self, steps: Sequence[StagedStep]) -> list[tuple[torch.Tensor, dict[str, Any]]]:
-        """Steps with frames of one size through the vision tower at once: as images beside each other, which it keeps apart."""
-        height, width = (side // self._pixels.patch_size for side in steps[0].frames.shape[1:3])
-        # Bytes are put together, not the patches, which are four times as large.
-        patches = patchify(torch.cat([step.frames for step in steps]), self._pixels)
-        seen = self._model.model.visual(patches.to(self.dtype), **self._grid(len(steps), height, width))
-        levels = [level.chunk(len(steps)) for level in getattr(seen, 'deepstack_features', None) or ()]
-        return [self._seen(step, visual, [level[number] for level in levels])
-                for number, (step, visual) in enumerate(zip(steps, seen.pooler_output.chunk(len(steps))))]
+        """Rows go through the vision tower as images beside each other, which it keeps apart."""
+        rows, (height, width) = len(step.token_ids), (side // self._pixels.patch_size for side in step.frames.shape[1:3])
+        seen = self._model.model.visual(patchify(step.frames, self._pixels).to(self.dtype), **self._grid(rows, height, width))
+        visual, *deepstack = (level.unflatten(0, (rows, -1)) for level in (
+            seen.pooler_output, *(getattr(seen, 'deepstack_features', None) or ())))
+        return self._seen(step, visual, deepstack)
 
     def _grid(self, images: int, height: int, width: int) -> dict[str, torch.Tensor]:
         """The grid's arguments of the vision tower, which would otherwise work them out, and wait for the device, every time.

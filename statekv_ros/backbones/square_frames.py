@@ -34,8 +34,8 @@ class SquareFrames(Family):
         return self._side, self._side
 
     def _see(self, step: StagedStep) -> tuple[torch.Tensor, dict[str, Any]]:
-        return self._features(square_pixels(step.frames, self._pixels).to(self.dtype))[0], {}
+        return self._features(square_pixels(step.frames, self._pixels).to(self.dtype)), {}
 
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels [1, 3, size, size] -> visual tokens [1, side * side, hidden]."""
+        """Pixels [rows, 3, size, size] -> visual tokens [rows, side * side, hidden]."""
         return self._model.model.get_image_features(pixels).pooler_output

@@ -78,8 +78,9 @@ def run(args: argparse.Namespace) -> dict:
 
 def _cases(chip: int, everything: bool) -> list[Case]:
     from statekv_ros.kernels.paged_attention.aot import passes
+    from statekv_ros.kernels.scored_attention.aot import PASSES
     shapes, dtypes = (ALL_SHAPES, ('bf16', 'fp16', 'fp32')) if everything else (MODEL_SHAPES, ('bf16',))
-    scored = ('forward', 'split forward', 'combine', 'mass') if everything else ('split forward', 'combine', 'mass')
+    scored = PASSES if everything else [name for name in PASSES if not name.startswith('forward')]
     return [*(Case(chip, head_dim, group, dtype, kernel) for head_dim, group in shapes for dtype in dtypes
               for kernel in scored),
             *(Case(chip, head_dim, 1, dtype, PAGED + kernel) for head_dim in sorted({head_dim for head_dim, _ in shapes})

@@ -37,6 +37,17 @@ def step(parser: argparse.ArgumentParser) -> None:
     whole.add_argument('--profile', metavar='FILE', help='write where a step\'s time goes, by torch\'s profiler')
 
 
+def cameras(parser: argparse.ArgumentParser) -> None:
+    """Of `statekv-bench cameras`."""
+    parser.add_argument('--cameras', type=int, nargs='+', default=[1, 2, 4, 8], metavar='N',
+                        help='how many; default: %(default)s')
+    parser.add_argument('--rounds', type=int, default=60, help='steps of each, both ways in turn; default: %(default)s')
+    parser.add_argument('--prefill-policy', default='statekv(144)', help='default: %(default)s')
+    parser.add_argument('--model', default='patrol', help='directory, hub id or patrol; default: %(default)s')
+    parser.add_argument('--size', default='64x64', help='camera frames, WIDTHxHEIGHT; default: %(default)s')
+    parser.add_argument('--device', default='auto')
+
+
 def hours(parser: argparse.ArgumentParser) -> None:
     """Of `statekv-bench hours`."""
     parser.add_argument('--hours', type=float, default=8.0, help='of simulated time; default: %(default)s')
@@ -102,4 +113,4 @@ def transport(parser: argparse.ArgumentParser) -> None:
 
 
 # By the benchmark's name.
-ADD = {'step': step, 'hours': hours, 'kernel': kernel, 'gpu': gpu, 'aot': aot, 'transport': transport}
+ADD = {'step': step, 'cameras': cameras, 'hours': hours, 'kernel': kernel, 'gpu': gpu, 'aot': aot, 'transport': transport}

@@ -14,8 +14,8 @@ import statekv_ros
 from statekv_ros.bench.hardware import device_name, parse_device, versions
 from statekv_ros.errors import ParameterError
 
-TESTS = ('test_scored_attention.py', 'test_paged_attention.py', 'test_state_update.py', 'test_sync_free.py', 'test_graphs.py',
-         'test_warmup.py')
+TESTS = ('test_scored_attention.py', 'test_scored_streams.py', 'test_paged_attention.py', 'test_state_update.py',
+         'test_sync_free.py', 'test_graphs.py', 'test_graphs_together.py', 'test_warmup.py')
 
 
 def run(args: argparse.Namespace) -> dict:

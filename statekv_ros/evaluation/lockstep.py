@@ -11,6 +11,8 @@ import numpy as np
 import torch
 
 from statekv_ros.backbones.base import AttentionMemory, Backbone, TokenInputs
+from statekv_ros.backbones.beside import Beside
+from statekv_ros.backbones.family import Family
 from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import QuestionError
 from statekv_ros.kernels.paged_attention import Rope
@@ -27,7 +29,7 @@ class Lockstep(Backbone):
     instance per set of videos.
     """
 
-    def __init__(self, inner: Backbone, videos: int):
+    def __init__(self, inner: Family, videos: int):
         self.inner, self.videos = inner, videos
         self.name, self.frames_per_step, self.max_position = inner.name, inner.frames_per_step, inner.max_position
         self.position_axes = inner.position_axes
@@ -51,7 +53,9 @@ class Lockstep(Backbone):
                first_frame: int = 0) -> TokenInputs:
         if (first_frame, position) not in self._seen:
             parts = list(zip(*(np.split(frame, self.videos) for frame in frames)))
-            self._seen[first_frame, position] = _together(self.inner.encode_each(parts, seconds, position, first_frame))
+            step = Beside([self.inner.stage(part, seconds, position, first_frame) for part in parts]).step
+            seen = self.inner.embed_step(step.on(self.device))
+            self._seen[first_frame, position] = replace(seen, positions=seen.positions[..., :1, :])      # they are alike
         return self._seen[first_frame, position]
 
     def step_tokens(self, height: int, width: int) -> int:
@@ -72,7 +76,8 @@ class Lockstep(Backbone):
 
     def embed_each(self, token_ids: Sequence[Sequence[int]], position: int) -> TokenInputs:
         """As `embed`, with other tokens for each video."""
-        return _together([self.inner.embed(ids, position) for ids in token_ids])
+        parts = [self.inner.embed(ids, position) for ids in token_ids]
+        return replace(parts[0], embeds=torch.cat([part.embeds for part in parts]))
 
     def rotate(self, vectors: torch.Tensor, positions: torch.Tensor | int) -> torch.Tensor:
         return self.inner.rotate(vectors, positions)
@@ -172,11 +177,3 @@ def video_of(stream: VideoStream, row: int) -> VideoStream:
     video.backbone = lockstep.inner
     video.detailed = stream.detailed.of_heads(lockstep.inner, slice(row * heads, (row + 1) * heads))
     return video
-
-
-def _together(parts: list[TokenInputs]) -> TokenInputs:
-    """Inputs of several videos as a batch; positions are alike."""
-    extra = {name: [torch.cat(level) for level in zip(*(part.extra[name] for part in parts))]
-             if isinstance(value, (list, tuple)) else torch.cat([part.extra[name] for part in parts])
-             for name, value in parts[0].extra.items()}
-    return replace(parts[0], embeds=torch.cat([part.embeds for part in parts]), extra=extra)

@@ -34,8 +34,9 @@ class Plan:
         index_bytes_per_hour, index_bytes: the same of the pages' index.
         workspace_bytes: estimate of a step's temporaries.
         reserve_bytes: estimate of what a GPU takes besides: for each camera the memory of its recorded steps, where a step's
-            temporaries lie once more, and the workspace of its matrix products; temporaries of the vision tower; scores and
-            masses of an answer, and the copy of one camera's state that it reads.
+            temporaries lie once more, and the workspace of its matrix products; where there are several, the same for all of
+            them as one batch, recorded or not; temporaries of the vision tower; scores and masses of an answer, and the copy of
+            one camera's state that it reads.
         steps_per_hour: frame steps.
     """
     size: ModelSize
@@ -229,4 +230,6 @@ def _reserve_bytes(size: ModelSize, policy: PrefillPolicy, cameras: int, state_b
     bounded = policy.kind == 'statekv' and policy.budget < UNLIMITED
     scores = min(MOST_SCORES, size.q_heads * _SLICE_TOKENS * (policy.budget + size.step_tokens)) if bounded else MOST_SCORES
     answer = 3 * 4 * scores + (state_bytes if policy.kind == 'statekv' else 0)     # scores, their exponentials, keys in fp32
-    return cameras * (max(workspace, vision) + _PRODUCT_BYTES) + _PRODUCT_BYTES + vision + answer
+    step = max(workspace, vision)
+    batch = (2 * cameras - 1) * step + _PRODUCT_BYTES if cameras > 1 else 0
+    return cameras * (step + _PRODUCT_BYTES) + batch + _PRODUCT_BYTES + vision + answer

@@ -1,8 +1,9 @@
-"""A stream's frame steps as recorded graphs, once its state is full: same shapes, same places, no Python between kernels."""
+"""Frame steps as recorded graphs, once states are full: same shapes, same places, no Python between kernels."""
 import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Protocol
 
@@ -11,9 +12,7 @@ import torch
 
 from statekv_ros.backbones.base import AttentionMemory, StagedStep, TokenInputs
 from statekv_ros.backbones.family import Family
-from statekv_ros.errors import Interrupted, ParameterError
-from statekv_ros.memory.carried.state import CompressedState
-from statekv_ros.memory.detailed.cache import DetailedCache
+from statekv_ros.errors import ParameterError
 from statekv_ros.memory.recorded import CudaRecorder, RecordedStep, Recorder
 
 CUDA_GRAPH = ('auto', 'off')
@@ -23,17 +22,31 @@ PAUSES_S = (60.0, 600.0, 3600.0)
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
+class Carried(AttentionMemory, Protocol):
+    """What a recording attends to; see `CompressedState` and `side_by_side.States`."""
+
+    def place(self) -> tuple | None: ...
+
+    def frame(self) -> tuple[torch.Tensor, ...]: ...
+
+    def for_recording(self) -> 'Carried': ...
+
+    def standing_for(self, other: 'Carried') -> AbstractContextManager: ...
+
+
 class Recordable(AttentionMemory, Protocol):
-    """What a step is recorded over: attention goes to `carried`, keys and values to `detailed`; `cancelled` ends a step."""
-    carried: CompressedState
-    detailed: DetailedCache
-    cancelled: Callable[[], bool]
+    """A stream (`VideoStream`) or several as one batch (`side_by_side.AtOnce`): a step is recorded over `carried`."""
+    carried: Carried
+
+    def check_cancelled(self) -> None: ...
+
+    def replayed(self) -> None: ...
 
 
 class StepGraphs:
     """Runs steps in place of the backbone: replays what is recorded, else runs eagerly and records what comes twice in a row.
 
-    A shape is the frames' size and the number of tokens: a step's text grows by a token as it counts frames or seconds. Each
+    A shape is the frames' number and size and that of tokens: a step's text grows by a token as it counts frames or seconds. Each
     recording is replayed once on the frame it was recorded with and compared with the eager step. When that differs, or
     nothing can be recorded, a warning says why, and the stream stays eager for `PAUSES_S`.
 
@@ -76,20 +89,23 @@ class StepGraphs:
     def clear(self) -> None:
         """Forget all recordings."""
         self._recorder: Recorder | None = None
-        # By shape: where the state lay, and the recording.
-        self._recorded: OrderedDict[tuple, tuple[tuple, RecordedStep]] = OrderedDict()
+        # By shape: where the state lay, the recording, and what it was made over.
+        self._recorded: OrderedDict[tuple, tuple[tuple, RecordedStep, Carried]] = OrderedDict()
         self._step: StagedStep | None = None
         self._shape = self._last_shape = ()
 
     def encode(self, frames: Sequence[np.ndarray], seconds: Sequence[float], position: int,
                first_frame: int = 0) -> TokenInputs:
         """As `Backbone.encode`; the next step may overwrite the result."""
-        step = self._backbone.stage(frames, seconds, position, first_frame)
+        return self.encode_step(self._backbone.stage(frames, seconds, position, first_frame))
+
+    def encode_step(self, step: StagedStep) -> TokenInputs:
+        """As `Family.encode_step`; the next step may overwrite the result."""
         self._last_shape, self._shape = self._shape, (step.frames.shape, step.tokens, step.visual_start)
         self._step = step
         if self._shape in self._recorded:
             return self._recorded[self._shape][1].encode(step)
-        return self._backbone.embed_step(step.on(self._backbone.device))
+        return self._backbone.encode_step(step)
 
     def forward(self, inputs: TokenInputs, stream: Recordable) -> torch.Tensor:
         """As `Backbone.forward` with the stream as its memory; `inputs` from `encode`, or other tokens (the prefix).
@@ -99,30 +115,32 @@ class StepGraphs:
         """
         step, self._step = self._step, None
         place = stream.carried.place() if step is not None and not self.off else None
-        recorded_place, recorded = self._recorded.get(self._shape, (None, None))
+        recorded_place, recorded, held = self._recorded.get(self._shape, (None, None, None))
         if place is None or place != recorded_place:
             hidden = self._backbone.forward(inputs, stream)
             if place is not None and (recorded or self._shape == self._last_shape):
                 self._record(step, inputs, stream.carried, hidden, place)
             return hidden
-        if stream.cancelled():
-            raise Interrupted('the frame step was interrupted; the memory is as before it')
+        stream.check_cancelled()
         self._recorded.move_to_end(self._shape)
-        hidden = recorded.forward(inputs)
-        stream.detailed.write_all(*stream.carried.frame()[:2])
+        with held.standing_for(stream.carried):
+            hidden = recorded.forward(inputs)
+        stream.replayed()
         self.replays += 1
         return hidden
 
-    def _record(self, step: StagedStep, inputs: TokenInputs, state: CompressedState, hidden: torch.Tensor,
-                place: tuple) -> None:
+    def _record(self, step: StagedStep, inputs: TokenInputs, state: Carried, hidden: torch.Tensor, place: tuple) -> None:
         """Record a step that has just been run eagerly; whatever happens, the state stays as that left it."""
         written = [hidden, *state.frame()]
         right = [tensor.clone() for tensor in written]
         try:
-            self._recorder = self._recorder or self._make_recorder()
-            recorded = RecordedStep(self._backbone, self._recorder, step.on(self._backbone.device), state)
-            recorded.encode(step)
-            replayed = [recorded.forward(inputs), *state.frame()]
+            self._recorder, held = self._recorder or self._make_recorder(), state.for_recording()
+            with held.standing_for(state):
+                recorded = RecordedStep(self._backbone, self._recorder, step.on(self._backbone.device), held)
+                recorded.encode(step)
+                replayed = [recorded.forward(inputs), *state.frame()]
+            if state.place() != place:
+                raise RuntimeError('what a step attends to moved while it was recorded')
             errors = [_relative_error(ours, eager) for ours, eager in zip(replayed, right)]
             if not all(error <= _TOLERANCE[hidden.dtype] for error in errors):  # NaN is no match either
                 raise ArithmeticError('a replayed step differs from the eager one by '
@@ -132,7 +150,7 @@ class StepGraphs:
             self.clear()
             self._pause(f'{type(error).__name__}: {error}')
         else:
-            self._recorded[self._shape] = place, recorded
+            self._recorded[self._shape] = place, recorded, held
             if len(self._recorded) > self._most:
                 self._recorded.popitem(last=False)
         for tensor, eager in zip(written, right):
@@ -145,9 +163,9 @@ class StepGraphs:
         warnings.warn(self.problem, RuntimeWarning, stacklevel=3)
 
 
-def make_graphs(cuda_graph: str, backbone, prefill_kind: str) -> StepGraphs | None:
+def make_graphs(cuda_graph: str, backbone, prefill_kind: str, most: int = 4) -> StepGraphs | None:
     """Graphs of a stream; None where its steps run eagerly: on a CPU, when switched off, with a policy that carries another
-    length from step to step, or over a backbone that is no single model.
+    length from step to step, or over a backbone that is no single model. most: recordings kept.
 
     Raises:
         ParameterError: `cuda_graph` is unknown.
@@ -156,7 +174,7 @@ def make_graphs(cuda_graph: str, backbone, prefill_kind: str) -> StepGraphs | No
         raise ParameterError(f'cuda_graph must be {" or ".join(CUDA_GRAPH)}, got {cuda_graph!r}')
     if cuda_graph == 'off' or backbone.device.type != 'cuda' or prefill_kind != 'statekv' or not isinstance(backbone, Family):
         return None
-    return StepGraphs(backbone, partial(CudaRecorder, backbone.device))
+    return StepGraphs(backbone, partial(CudaRecorder, backbone.device), most)
 
 
 def _relative_error(ours: torch.Tensor, right: torch.Tensor) -> float:

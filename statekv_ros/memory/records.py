@@ -1,5 +1,5 @@
 """Plain values that travel through the memory: what a step was, what it cost, what an answer is."""
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from statekv_ros.memory.pose import Pose
 
@@ -40,6 +40,7 @@ class StepReport:
         preprocess_ms: decode and resize of its frames; vision_ms: normalise, patch, vision tower and embeddings;
         prefill_ms: language model with attention and importance; select_ms: top-B and slot update.
         pose: as of the step.
+        cameras: so many steps, this one among them, went through the model as one; vision_ms and prefill_ms are those of all.
     """
     step: int
     segment: int
@@ -57,6 +58,11 @@ class StepReport:
     detailed_bytes: int
     forgotten_frames: int
     pose: Pose | None = None
+    cameras: int = 1
+
+    def timed(self, vision_ms: float, prefill_ms: float, select_ms: float, cameras: int = 1) -> 'StepReport':
+        """The same step with what it cost."""
+        return replace(self, vision_ms=vision_ms, prefill_ms=prefill_ms, select_ms=select_ms, cameras=cameras)
 
     @property
     def total_ms(self) -> float:

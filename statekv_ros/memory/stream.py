@@ -89,6 +89,18 @@ class VideoStream:
             Interrupted: `cancelled` said so.
             Exception: whatever else went wrong in the step; see `flush` for what becomes of its frames.
         """
+        report = self.take_in(frame, stamp_ns, preprocess_ms)
+        return self.flush() if self.is_ready else report
+
+    def take_in(self, frame: np.ndarray, stamp_ns: int, preprocess_ms: float = 0.0) -> StepReport | None:
+        """The first part of `step`: let a frame wait with those that are there, which may be enough for a step then.
+
+        Returns:
+            The report of the step that the frame which waited became by itself, if it did.
+
+        Raises:
+            As `step`; the frame then waits all the same, but for a FrameError about itself.
+        """
         prepared, prepare_ms = self._intake.prepare(frame, stamp_ns)
         try:
             report = self.flush() if self._intake.parts_from(prepared, stamp_ns) else None
@@ -96,11 +108,10 @@ class VideoStream:
             self._intake.take()     # none of them can share a step with this frame, which itself is a good one
             raise
         finally:
-            waiting = self._intake.add(prepared, stamp_ns, preprocess_ms + prepare_ms)
-        if waiting < self.backbone.frames_per_step:
+            self._intake.add(prepared, stamp_ns, preprocess_ms + prepare_ms)
+        if not self.is_ready:
             self.pending.pose = self.locate([stamp_ns]) or self.pending.pose
-            return report
-        return self.flush()
+        return report
 
     @torch.inference_mode()
     def flush(self) -> StepReport | None:
@@ -108,34 +119,25 @@ class VideoStream:
 
         A step that fails costs its newest frame; the others wait for the next one, unless they were in a failed step before.
         """
-        pending = self._intake.take()
-        if not pending:
+        if not self.pending:
             return None
         try:
-            return self._run(pending)
+            return self._run()
         except BaseException:
-            self._intake.pending = pending.after_failure()
+            self.give_up()
             raise
 
-    def _run(self, pending: PendingFrames) -> StepReport:
-        if self._next_position == 0:
-            self._remember_prefix()
-        clock = PhaseClock(self.backbone.device)
-        inputs = (self.graphs or self.backbone).encode(pending.frames, pending.seconds, self._next_position, self._frames)
+    def _run(self) -> StepReport:
+        self.remember_prefix()
+        clock, model = PhaseClock(self.backbone.device), self.graphs or self.backbone
+        inputs = model.encode(*self.next_step())
         clock.mark()
-        record = StepRecord(self.steps, pending.segment, pending.stamps_ns[0], pending.stamps_ns[-1], len(pending),
-                            self._next_ordinal, inputs.tokens, inputs.visual_start, inputs.visual_tokens,
-                            inputs.start, inputs.next_position)
-        self._watch(inputs, record)
+        record = self.begin(inputs)
+        model.forward(self.backbone.shifted(inputs, self.shift), self)
         clock.mark()
-        record = replace(record, pose=self.locate(pending.stamps_ns[::-1]) or pending.pose)
-        self._remember(record, inputs)
+        report = self.commit(record, inputs)
         clock.mark()
-        vision_ms, prefill_ms, select_ms = clock.phases_ms()
-        return StepReport(record.step, record.segment, record.first_stamp_ns, record.last_stamp_ns, record.frames,
-                          pending.preprocess_ms, vision_ms, prefill_ms, select_ms, record.tokens,
-                          self.prefill_policy.budget, self.state_tokens, self.detailed_tokens, self.detailed_bytes,
-                          self.forgotten_frames, record.pose)
+        return report.timed(*clock.phases_ms())
 
     def begin_answer(self, question: str, answer_policy: str | AnswerPolicy | None = None,
                      span: tuple[int | None, int | None] = (None, None), max_tokens: int = 64, temperature: float = 0.0,
@@ -238,6 +240,11 @@ class VideoStream:
         return self._intake.pending
 
     @property
+    def is_ready(self) -> bool:
+        """Whether enough of them wait for a step."""
+        return len(self.pending) >= self.backbone.frames_per_step
+
+    @property
     def next_position(self) -> int:
         """Virtual position of the next token; before the first step, that of the token after the prefix."""
         return self._next_position
@@ -250,10 +257,56 @@ class VideoStream:
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                scale: float) -> torch.Tensor:
         """One layer of the frame step in progress; see `AttentionMemory`."""
-        if self.cancelled():
-            raise Interrupted('the frame step was interrupted; the memory is as before it')
+        self.check_cancelled()
         self.detailed.write(layer, key, value)
         return self.carried.attend(layer, query, key, value, scale)
+
+    def check_cancelled(self) -> None:
+        """Raise Interrupted when `cancelled` says so."""
+        if self.cancelled():
+            raise Interrupted('the frame step was interrupted; the memory is as before it')
+
+    def replayed(self) -> None:
+        """After a step whose layers did not come here, but to `carried`: hand its keys and values to the detailed cache."""
+        self.detailed.write_all(*self.carried.frame()[:2])
+
+    def next_step(self) -> tuple[list[np.ndarray], list[float], int, int]:
+        """The waiting frames as `Backbone.encode` takes a step."""
+        return self.pending.frames, self.pending.seconds, self._next_position, self._frames
+
+    def remember_prefix(self) -> None:
+        """Run the tokens before the first frame, once."""
+        if self._next_position:
+            return
+        inputs = self.backbone.prefix()
+        if inputs.tokens:
+            record = StepRecord(-1, 0, 0, 0, 0, 0, inputs.tokens, 0, 0, 0, inputs.next_position)
+            self._place(inputs, record)
+            (self.graphs or self.backbone).forward(inputs, self)
+            self._remember(record, inputs)
+
+    def begin(self, inputs: TokenInputs) -> StepRecord:
+        """Make room for the step of the waiting frames, from what the backbone made of `next_step`; `attend` may follow."""
+        pending = self.pending
+        record = StepRecord(self.steps, pending.segment, pending.stamps_ns[0], pending.stamps_ns[-1], len(pending),
+                            self._next_ordinal, inputs.tokens, inputs.visual_start, inputs.visual_tokens,
+                            inputs.start, inputs.next_position)
+        self._place(inputs, record)
+        return record
+
+    def commit(self, record: StepRecord, inputs: TokenInputs) -> StepReport:
+        """Make the step that was begun part of the memory, once every layer has attended; the report has no times yet."""
+        pending = self.pending
+        record = replace(record, pose=self.locate(pending.stamps_ns[::-1]) or pending.pose)
+        self._remember(record, inputs)
+        return StepReport(record.step, record.segment, record.first_stamp_ns, record.last_stamp_ns, record.frames,
+                          pending.preprocess_ms, 0.0, 0.0, 0.0, record.tokens,
+                          self.prefill_policy.budget, self.state_tokens, self.detailed_tokens, self.detailed_bytes,
+                          self.forgotten_frames, record.pose)
+
+    def give_up(self) -> None:
+        """The step of the waiting frames failed: see `flush`."""
+        self._intake.pending = self.pending.after_failure()
 
     def holds_below(self, step: int) -> bool:
         """Whether a tier below the detailed cache's own has a step, by its number."""
@@ -291,32 +344,26 @@ class VideoStream:
         if self.saving is not None:
             self.saving.pack(step, packed())
 
-    def _remember_prefix(self) -> None:
-        inputs = self.backbone.prefix()
-        if inputs.tokens:
-            record = StepRecord(-1, 0, 0, 0, 0, 0, inputs.tokens, 0, 0, 0, inputs.next_position)
-            self._watch(inputs, record)
-            self._remember(record, inputs)
-
     def _carried_now(self) -> tuple:
         """A copy of what is carried, the same one for all answers that are asked between two steps."""
         if self._copied is None:
             self._copied = self.carried.copy()
         return self._copied
 
-    def _watch(self, inputs: TokenInputs, record: StepRecord) -> None:
+    def _place(self, inputs: TokenInputs, record: StepRecord) -> None:
         self._copied = None
         place = StepPlace(record.tokens, record.frames, record.first_ordinal, self._next_position, record.next_position,
                           inputs.start, self.backbone.starts(inputs), lambda: self.backbone.largest_shift(inputs))
         self.carried.begin(place)
         self.detailed.begin(place, self.shift, prefix=record.step < 0)
-        (self.graphs or self.backbone).forward(self.backbone.shifted(inputs, self.shift), self)
 
     def _remember(self, record: StepRecord, inputs: TokenInputs) -> None:
         caught = self.saving and self.saving.catch(record, inputs, self._next_position, self._frames, self.carried,
                                                    self.detailed.stretch if record.step >= 0 else None)
         self.detailed.commit(record, inputs)
         self.carried.commit()
+        if record.step >= 0:
+            self._intake.take()
         self._next_position = record.next_position
         self._next_ordinal += record.tokens
         self._frames += record.frames

@@ -43,7 +43,7 @@ class WarmUp:
 
 
 def warm_up(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, int], positions: str = '',
-            detailed_format: str = '') -> WarmUp | None:
+            detailed_format: str = '', cameras: int = 1) -> WarmUp | None:
     """Compile and run each kernel variant that this configuration needs, and a few steps and answers; None on a CPU, which has
     nothing to compile.
 
@@ -53,6 +53,7 @@ def warm_up(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, in
     Args:
         frame_size: height and width of the camera images to expect.
         positions, detailed_format: as a `VideoStream` takes them.
+        cameras: streams that there will be.
 
     Raises:
         Exception: what the stream or the device raises: memory that is full, say.
@@ -61,7 +62,8 @@ def warm_up(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, in
         return None
     begun = time.perf_counter()
     fitness.forget_failures()
-    variants = _run_kernels(backbone, policy, frame_size) if not fitness.problem(scored.OPERATION, backbone.device) else []
+    unfit = fitness.problem(scored.OPERATION, backbone.device)
+    variants = [] if unfit else _run_kernels(backbone, policy, frame_size, cameras)
     steps, answers = _watch_and_ask(backbone, policy, frame_size, positions, detailed_format)
     torch.cuda.synchronize(backbone.device)
     return WarmUp(time.perf_counter() - begun, tuple(variants), steps, answers, problems(backbone.device))
@@ -74,12 +76,13 @@ def problems(device: torch.device) -> tuple[str, ...]:
                  for operation, reason in found.items() if reason)
 
 
-def _run_kernels(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, int]) -> list[str]:
+def _run_kernels(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, int], cameras: int) -> list[str]:
     layout, step_tokens = backbone.layout, backbone.size(*frame_size).step_tokens
     state = min(policy.budget, _MOST_STATE) if policy.kind == 'statekv' and policy.budget < UNLIMITED else step_tokens
     queries = [tokens for tokens in (backbone.prefix().tokens, step_tokens) if tokens]
     try:
-        return run_variants(backbone.q_heads, layout.kv_heads, layout.head_dim, layout.dtype, layout.device, queries, state)
+        return run_variants(backbone.q_heads, layout.kv_heads, layout.head_dim, layout.dtype, layout.device, queries, state,
+                            cameras > 1)
     except Exception as error:  # compilers, assemblers, drivers and loaders raise many kinds
         if fitness.is_the_callers(error):
             raise

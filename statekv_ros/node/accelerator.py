@@ -4,13 +4,14 @@ from rclpy.impl.rcutils_logger import RcutilsLogger
 
 from statekv_ros.backbones import Backbone
 from statekv_ros.memory import PrefillPolicy, VideoStream
+from statekv_ros.memory.together import Together
 from statekv_ros.memory.warmup import WarmUp, problems, warm_up
 
 
 def prepare(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, int], positions: str, detailed_format: str,
-            log: RcutilsLogger) -> WarmUp | None:
+            cameras: int, log: RcutilsLogger) -> WarmUp | None:
     """Warm up, and say what came of it; arguments and result as of `warm_up`."""
-    warm = warm_up(backbone, policy, frame_size, positions, detailed_format)
+    warm = warm_up(backbone, policy, frame_size, positions, detailed_format, cameras)
     if warm is not None:
         # rclpy wants a place in the code to log at one level only.
         if warm.problems:
@@ -23,9 +24,9 @@ def prepare(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, in
 class Accelerator:
     """The device of a configured node; asked from the thread that publishes diagnostics."""
 
-    def __init__(self, device: torch.device, streams: dict[str, VideoStream], warm: WarmUp | None):
-        """streams: by camera; warm: None where nothing had to be warmed up."""
-        self._device, self._streams, self._warm = device, streams, warm
+    def __init__(self, device: torch.device, streams: dict[str, VideoStream], together: Together, warm: WarmUp | None):
+        """streams: by camera; together: steps them; warm: None where nothing had to be warmed up."""
+        self._device, self._streams, self._together, self._warm = device, streams, together, warm
 
     @property
     def problem(self) -> str:
@@ -34,11 +35,14 @@ class Accelerator:
         for name, stream in self._streams.items():
             if stream.graphs is not None and (problem := stream.graphs.problem):
                 told.append(f'camera {name}: {problem}')
+        if problem := self._together.problem:
+            told.append(problem)
         return '; '.join(told)
 
     def facts(self) -> dict:
         """For the engine's status; nothing on a CPU."""
         if self._warm is None:
             return {}
+        graphs = [*(stream.graphs for stream in self._streams.values()), self._together.graphs]
         return {'attention': 'naive' if problems(self._device) else 'triton', 'warm_up_s': round(self._warm.seconds, 1),
-                'replayed_steps': sum(stream.graphs.replays for stream in self._streams.values() if stream.graphs is not None)}
+                'replayed_steps': sum(each.replays for each in graphs if each is not None)}

@@ -10,7 +10,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from statekv_ros.errors import FrameError
 from statekv_ros.images import decode_compressed, decode_image
-from statekv_ros.node.engine import Camera
+from statekv_ros.node.camera import Camera
 from statekv_ros.sampling import Sampler, Verdict
 
 _TRANSPORTS = {'raw': Image, 'compressed': CompressedImage}

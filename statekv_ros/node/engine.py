@@ -1,57 +1,27 @@
 """The engine: one thread that alone owns the model, the GPU and the streams. No ROS in here.
 
-A round takes at most one waiting image of each camera and then decodes one slice of one question, or of a watch's check where
-nobody asks. So an image waits for one slice and for the other cameras' steps at most, answers go on however fast images come, and
-neither stops the other.
+A round takes at most one waiting image of each camera, those of one size together, and then decodes one slice of one question,
+or of a watch's check where nobody asks. So an image waits for one slice and for the other cameras' steps at most, answers go on
+however fast images come, and neither stops the other.
 """
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-import torch
-
-from statekv_ros.errors import Code, FrameError, Interrupted, QuestionError, StateKVError
-from statekv_ros.memory import StepReport, VideoStream
+from statekv_ros.errors import Code, Interrupted, QuestionError, StateKVError
+from statekv_ros.memory import StepReport
+from statekv_ros.memory.together import Together
+from statekv_ros.node.camera import Camera
 from statekv_ros.node.disk import Disk
-from statekv_ros.node.mailbox import Mailbox
-from statekv_ros.node.pictures import Album
+from statekv_ros.node.frame_steps import FrameSteps
 from statekv_ros.node.questions import Question
+from statekv_ros.node.reasons import code_of, reason_of
 from statekv_ros.node.watches.checks import Checks
 
 STOPPING = 'the node is shutting down'
-_TELL_EVERY_S = 10.0    # a camera whose every step fails must not fill the log
-
-
-@dataclass
-class Camera:
-    """What the engine holds for one camera.
-
-    Attributes:
-        decode: undecoded message -> uint8 [height, width, 3] RGB, and its frame_id; raises FrameError.
-        rejected, last_error: images refused because of bad data, and the newest reason.
-        failures: frame steps that failed for another reason; frames_failed: images that they cost.
-        frames_processed: images that are in the memory or wait for their partner; with those refused and those failed, all that
-            were taken from the mailbox.
-        album: its pictures; None where nobody wants any.
-    """
-    name: str
-    stream: VideoStream
-    decode: Callable[[Any], tuple[np.ndarray, str]]
-    mailbox: Mailbox = field(default_factory=Mailbox)
-    rejected: int = 0
-    failures: int = 0
-    frames_failed: int = 0
-    last_error: str = ''
-    frame_id: str = ''
-    album: Album | None = None
-    frames_processed: int = 0
-    failures_told: int = 0
-    told_at: float = float('-inf')
 
 
 @dataclass
@@ -70,7 +40,7 @@ class _Reset:
                 if camera.album is not None:
                     camera.album.clear()
         except Exception as error:  # whoever asked must hear of it
-            self.fail(_reason(error), Code.UNKNOWN)
+            self.fail(reason_of(error), Code.UNKNOWN)
         else:
             if self.disk is None:
                 self.done(frames, '')
@@ -85,7 +55,6 @@ class Engine:
     """Runs frame steps and answers in turn; `start` gives it its thread, `run_round` is one turn.
 
     Attributes:
-        steps: frame steps of all cameras so far.
         active: questions that are being answered.
         checks: of the watches; None where there are none.
         is_lost: whether an error means that the device is gone; the engine then ends. on_lost: told of it, with the reason.
@@ -103,10 +72,10 @@ class Engine:
             disk: keeps what is seen; None where nothing does.
         """
         self.cameras = {camera.name: camera for camera in cameras}
-        self.steps = 0
         self.active: deque[Question] = deque()
         self.checks = checks
-        self._on_step, self._slice_tokens, self._max_queued, self._log = on_step, slice_tokens, max_queued, log
+        self._slice_tokens, self._max_queued, self._log = slice_tokens, max_queued, log
+        self._frame_steps = FrameSteps(cameras, on_step, self._end_if_lost, log, disk, checks)
         self._inbox: deque[Question | _Reset] = deque()
         self._wake = threading.Condition()
         self._stopping = threading.Event()
@@ -120,6 +89,16 @@ class Engine:
             disk.on_idle = self.notify
         for camera in cameras:
             camera.stream.cancelled = self._note_progress
+
+    @property
+    def steps(self) -> int:
+        """Frame steps of all cameras so far."""
+        return self._frame_steps.count
+
+    @property
+    def together(self) -> Together:
+        """What steps the cameras' streams."""
+        return self._frame_steps.together
 
     @property
     def stopping(self) -> bool:
@@ -180,9 +159,7 @@ class Engine:
         """
         if self._disk is not None:
             self._disk.save_snapshots()
-        # Always in the same order: an image then waits for one step of each other camera, never for two of one.
-        worked = [work for camera in self.cameras.values() for work in (self._close_ending(), self._watch(camera))]
-        return any([*worked, self._admit(), self._close_ending(), self._decode_slice() or self._check()])
+        return any([self._watch(), self._admit(), self._close_ending(), self._decode_slice() or self._check()])
 
     def _put(self, entry: Question | _Reset) -> None:
         # Under the lock that `_fail_all` takes after `stopping` was set: whatever comes in is failed there or refused here.
@@ -197,7 +174,7 @@ class Engine:
                 self._working = True
                 if not self.run_round():
                     with self._wake:
-                        if not (self._inbox or self.stopping or any(map(self._can_watch, self.cameras.values()))):
+                        if not (self._inbox or self.stopping or any(map(self._frame_steps.can_take, self.cameras.values()))):
                             self._working = False
                             self._wake.wait(self.checks.wait_s() if self.checks is not None else None)
             except Interrupted:
@@ -210,9 +187,10 @@ class Engine:
     def _end_if_lost(self, error: Exception) -> None:
         """Raise Interrupted for good when the device is gone: every further step would fail too."""
         if self.is_lost(error):
-            self._ended = f'the GPU was lost ({_reason(error)}): /diagnostics says what becomes of the node', Code.NOT_CONFIGURED
+            reason = reason_of(error)
+            self._ended = f'the GPU was lost ({reason}): /diagnostics says what becomes of the node', Code.NOT_CONFIGURED
             self._stopping.set()
-            self.on_lost(_reason(error))
+            self.on_lost(reason)
             raise Interrupted('the GPU was lost')
 
     def _note_progress(self) -> bool:
@@ -245,7 +223,7 @@ class Engine:
             entry.begin({name: self.cameras[name].stream for name in entry.cameras}, self.steps)
             entry.tell_progress(len(self.active))
         except Exception as error:  # a question's trouble is its own
-            entry.fail(_reason(error), _code(error))
+            entry.fail(reason_of(error), code_of(error))
             self._end_if_lost(error)
             return False
         return True
@@ -261,60 +239,14 @@ class Engine:
             try:
                 question.close(self.steps)
             except Exception as error:  # a question's trouble is its own
-                question.fail(_reason(error), _code(error))
+                question.fail(reason_of(error), code_of(error))
                 raise
         return bool(ending)
 
-    def _watch(self, camera: Camera) -> bool:
-        # A step is waited for before the next image is taken. To decode ahead while the GPU works would hide some milliseconds,
-        # but take an image a step older than it need be, and lay a failed step at the next one's door.
-        if not self._can_watch(camera):
-            return False
-        arrival = camera.mailbox.take()
-        waited_ms, begun, stream = arrival.waited_ms, time.perf_counter(), camera.stream
-        waiting, picture = len(stream.pending), None
-        try:
-            frame, camera.frame_id = camera.decode(arrival.message)
-            if camera.album is not None:
-                picture = camera.album.take(frame)
-            report = stream.step(frame, arrival.stamp_ns, (time.perf_counter() - begun) * 1e3)
-        except Interrupted:
-            raise
-        except FrameError as error:
-            camera.rejected += 1
-            camera.last_error = str(error)
-        except Exception as error:  # the node must outlive a bad step; what was seen before it is untouched
-            self._note_failure(camera, waiting + 1 - len(stream.pending), error)
-            if camera.album is not None:
-                camera.album.put(None, arrival.stamp_ns, picture)
-            self._end_if_lost(error)
-        else:
-            camera.frames_processed += 1
-            if camera.album is not None:
-                camera.album.put(report, arrival.stamp_ns, picture)
-            if self._disk is not None:
-                self._disk.save(camera.name)
-            if report is not None:
-                self.steps += 1
-                if self.checks is not None:
-                    self.checks.note_step(camera.name, report.last_stamp_ns)
-                self._on_step(camera, report, waited_ms)
-        return True
-
-    def _can_watch(self, camera: Camera) -> bool:
-        """Whether an image waits, and the step before it is on disk: a kill then costs at most the one in progress."""
-        return camera.mailbox.waiting and not (self._disk is not None and self._disk.busy(camera.name))
-
-    def _note_failure(self, camera: Camera, frames_lost: int, error: Exception) -> None:
-        camera.failures += 1
-        camera.frames_failed += frames_lost
-        camera.frames_processed += 1 - frames_lost      # its partner was counted when it came
-        camera.last_error = _reason(error)
-        now = time.monotonic()
-        if now - camera.told_at >= _TELL_EVERY_S:
-            count, camera.failures_told, camera.told_at = camera.failures - camera.failures_told, camera.failures, now
-            self._log(f'frame step of camera {camera.name} failed{f" ({count} times since this was last told)" * (count > 1)}: '
-                      + traceback.format_exc())
+    def _watch(self) -> bool:
+        # Always in the same order: an image then waits for one step of each other camera, never for two of one.
+        return any([work for cameras in self._frame_steps.batches()
+                    for work in (self._close_ending(), self._frame_steps.run(cameras))])
 
     def _decode_slice(self) -> bool:
         if not self.active:
@@ -331,7 +263,7 @@ class Engine:
             if not isinstance(error, StateKVError):
                 self._log(f'answering {question.text[:80]!r} failed: {traceback.format_exc()}')
             finished = True
-            question.fail(_reason(error), _code(error))
+            question.fail(reason_of(error), code_of(error))
             self._end_if_lost(error)
         finally:    # also when the callback that takes the outcome raises: one that stayed would be told without end
             if not finished:
@@ -353,13 +285,3 @@ class Engine:
                 entry.fail(*self._ended)
             except Exception:  # of its callback: the others are told all the same
                 self._log(f'a callback failed: {traceback.format_exc()}')
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, torch.OutOfMemoryError):
-        return 'GPU memory is full: lower the parameter "budget" or "max_frame_pixels", or bound "device_cache_mb"'
-    return str(error) if isinstance(error, StateKVError) else f'{type(error).__name__}: {error}'
-
-
-def _code(error: Exception) -> Code:
-    return error.code if isinstance(error, StateKVError) else Code.UNKNOWN

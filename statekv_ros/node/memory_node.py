@@ -22,10 +22,11 @@ from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
 from statekv_ros.node.accelerator import Accelerator, prepare
 from statekv_ros.node.bonding import LifecycleBond
+from statekv_ros.node.camera import Camera
 from statekv_ros.node.camera_input import CameraInput, decoder, message_type
 from statekv_ros.node.device_loss import Recovery, free_device_memory, is_lost
 from statekv_ros.node.disk import Disk
-from statekv_ros.node.engine import STOPPING, Camera, Engine
+from statekv_ros.node.engine import STOPPING, Engine
 from statekv_ros.node.goals import NOT_ACTIVE, Goals
 from statekv_ros.node.memory_folder import identity_of, open_memory
 from statekv_ros.node.parameters import Parameters
@@ -210,7 +211,8 @@ class MemoryNode(LifecycleNode):
             self.get_logger().warning(demonstration_warning(backbone))
         policy = get.prefill_policy()
         device_cache_bytes, host_cache_bytes = require_memory(get, backbone, policy, self._keeps_on_disk, self.get_logger().info)
-        warm = prepare(backbone, policy, ASSUMED_FRAME, get['positions'], get['detailed_format'], self.get_logger())
+        warm = prepare(backbone, policy, ASSUMED_FRAME, get['positions'], get['detailed_format'], len(get['cameras']),
+                       self.get_logger())
         poses = make_source(self, get['pose.topic'], get['pose.type'], get['pose.target_frame'], get['pose.source_frame'],
                             get['pose.tolerance_s'])
         cameras, kinds = [], {}
@@ -235,7 +237,7 @@ class MemoryNode(LifecycleNode):
                         self.get_logger().error, disk, checks)
         engine.is_lost = partial(is_lost, backbone.device)
         engine.on_lost = lambda reason: self._recovery.lost(reason, self._keeps_on_disk, lambda: self._engine is engine)
-        accelerator = Accelerator(backbone.device, {camera.name: camera.stream for camera in cameras}, warm)
+        accelerator = Accelerator(backbone.device, {camera.name: camera.stream for camera in cameras}, engine.together, warm)
         inputs = [CameraInput(self, camera, get[f'{camera.name}.topic'], kinds[camera.name], get[f'{camera.name}.rate_hz'],
                               get[f'{camera.name}.reliability'], engine.notify) for camera in cameras]
         diagnosis = diagnostics.Diagnosis(engine, {
@@ -351,8 +353,8 @@ class MemoryNode(LifecycleNode):
         if diagnosis is not None and engine is not None and len(engine.checks.table):
             array.status.append(diagnosis.watches(engine.checks, self._settings['watch_share'], state == 'active',
                                                   kept.problem if kept is not None else ''))
-        disk, accelerator = self._disk, self._accelerator
-        problems = [self._disk_problem, *(part.problem for part in (disk, accelerator, self._recovery) if part is not None)]
+        parts = self._disk, self._accelerator, self._recovery
+        problems = [self._disk_problem, *(part.problem for part in parts if part is not None)]
         diagnostics.note_problem(array.status[1], '; '.join(filter(None, problems)))
         diagnostics.note_problem(array.status[1], self._twins.look())
         for status in array.status:         # several nodes of one machine tell of themselves on this topic

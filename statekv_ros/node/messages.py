@@ -39,7 +39,8 @@ def frame_timing(camera: str, frame_id: str, report: StepReport, wait_ms: float,
     """`counts`: frames_in, frames_sampled, frames_processed, dropped, lost, rejected."""
     message = FrameTiming(
         camera=camera, step=report.step, segment=report.segment, wait_ms=wait_ms, preprocess_ms=report.preprocess_ms,
-        vision_ms=report.vision_ms, prefill_ms=report.prefill_ms, select_ms=report.select_ms, total_ms=report.total_ms,
+        cameras=report.cameras, vision_ms=report.vision_ms, prefill_ms=report.prefill_ms, select_ms=report.select_ms,
+        total_ms=report.total_ms,
         step_tokens=report.step_tokens, budget=report.budget, state_tokens=report.state_tokens,
         detailed_tokens=report.detailed_tokens, detailed_bytes=report.detailed_bytes, **counts)
     message.header.stamp = to_stamp(report.last_stamp_ns)

@@ -87,6 +87,9 @@ class RecentFrames:
             self._begin += oldest.tokens
             self._first_ordinal += oldest.tokens
 
+    def stream(self, columns: slice) -> None:
+        """See `CompressedState.stream`: nobody asks how important these keys are, so they have no part in such a launch."""
+
     def frame(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [layers, kv_heads, tokens, head_dim] of the step that was begun, where they lie."""
         rows = slice(self._end, self._end + self._step.tokens)

@@ -1,8 +1,11 @@
 """The compressed state: at most B keys and values per layer and KV head, carried from frame step to frame step."""
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.kernels.scored_attention import scored_attention
+from statekv_ros.kernels.scored_attention.streams import Stream
 from statekv_ros.kernels.state_update import update_state
 from statekv_ros.memory.carried.positions import PositionPolicy, StepPlace
 from statekv_ros.memory.carried.slot_positions import SlotPositions
@@ -73,6 +76,11 @@ class CompressedState:
         if self._places:
             self._places.keep(self.kept())
 
+    def stream(self, columns: slice) -> Stream | None:
+        """For attention beside others in one launch, of the step that was begun, whose tokens are in these columns of its row;
+        None where this step turns a copy of its keys."""
+        return None if self._turns else Stream(self._key, self._value, self._importance, self.tokens, columns)
+
     def place(self) -> tuple | None:
         """Where the step that was begun is computed; None when that will not be so again: the state is filling up, or each
         step turns a copy of its keys."""
@@ -80,6 +88,14 @@ class CompressedState:
             return None
         return (self._key.data_ptr(), self._value.data_ptr(), self._importance.data_ptr(), self._key.shape[2],
                 self._frame_tokens)
+
+    def for_recording(self) -> 'CompressedState':
+        """What a recording is made over: the state itself, which stays where it is."""
+        return self
+
+    def standing_for(self, other: 'CompressedState') -> AbstractContextManager:
+        """See `side_by_side.States`; `other` is this one."""
+        return nullcontext()
 
     def frame(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Keys and values [layers, kv_heads, tokens, head_dim] of the step that was begun, and the importance of state and

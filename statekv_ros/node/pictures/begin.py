@@ -2,7 +2,7 @@
 from functools import partial
 
 from statekv_ros.node.disk import Disk
-from statekv_ros.node.engine import Camera
+from statekv_ros.node.camera import Camera
 from statekv_ros.node.pictures.album import Album
 from statekv_ros.node.pictures.darkroom import Darkroom
 

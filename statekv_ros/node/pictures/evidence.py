@@ -14,7 +14,7 @@ from sensor_msgs.msg import Image
 
 from statekv_ros.errors import StoreError
 from statekv_ros.memory import Evidence
-from statekv_ros.node.engine import Camera
+from statekv_ros.node.camera import Camera
 from statekv_ros.node.messages import Pictures
 from statekv_ros.node.pictures.darkroom import Darkroom
 from statekv_ros.node.questions import CameraAnswer

@@ -3,7 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from statekv_ros.node.disk import Disk
-from statekv_ros.node.engine import Camera
+from statekv_ros.node.camera import Camera
 from statekv_ros.node.parameters import Parameters
 from statekv_ros.node.watches.checks import Checks
 from statekv_ros.node.watches.configured import configured
