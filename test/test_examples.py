@@ -63,9 +63,11 @@ def test_find_and_go_sends_the_place_where_the_thing_was_seen(shift):
     graph, patrol = shift
     things = [sight.thing for sight in patrol.objects(STEPS - 1)]
     question = next(Question('when', thing) for thing in things if things.count(thing) == 1)
-    goals = []
-    graph.node.create_subscription(PoseStamped, 'goal_pose', goals.append, QoSProfile(depth=10))
+    goals, answered = [], len(graph.answers)
     process = start(graph.context.get_domain_id(), 'find_and_go.py', question.text, '--camera', 'front')
+    # As late as a navigation that is being started: the pose is known before anybody listens.
+    graph.wait(lambda: len(graph.answers) > answered, 'the answer')
+    graph.node.create_subscription(PoseStamped, 'goal_pose', goals.append, QoSProfile(depth=10))
     graph.wait(lambda: goals and process.poll() is not None, 'a goal')
     printed = re.search(rf'going to x=(\S+) y=(\S+) in {FRAME!r}', output(process))
     [goal] = goals
