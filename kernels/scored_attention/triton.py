@@ -6,8 +6,7 @@ import math
 import torch
 import triton
 
-from .configs import (COMBINE_ROWS, COMBINE_WARPS, INTERPRETER, MAX_HEAD_DIM, Config, Tile, choose_splits, find_config,
-                      head_block)
+from .configs import COMBINE, INTERPRETER, MAX_HEAD_DIM, Config, Tile, choose_splits, find_config, head_block
 from .forward import combine_kernel, forward_kernel
 from .mass import mass_kernel
 
@@ -57,12 +56,15 @@ def triton_scored_attention(query: torch.Tensor, key: torch.Tensor, value: torch
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *partial.stride()[:4],
             **shape, **_options(config.forward, query.dtype))
         if splits > 1:
-            combine_kernel[triton.cdiv(rows, COMBINE_ROWS), heads](
+            combine_kernel[triton.cdiv(rows, COMBINE.rows), heads](
                 partial, partial_lse, output, lse, queries, splits, kv_heads, *partial.stride()[:4], *output.stride()[:3],
-                **shape, ROWS=COMBINE_ROWS, num_warps=COMBINE_WARPS, enable_fp_fusion=True)
-        mass_kernel[triton.cdiv(keys, config.mass.keys), heads](
+                **shape, ROWS=COMBINE.rows, num_warps=COMBINE.warps, num_stages=COMBINE.stages, maxnreg=COMBINE.registers,
+                enable_fp_fusion=True)
+        # A tile of pass 2 holds whole queries.
+        mass = config.mass._replace(rows=max(config.mass.rows, triton.next_power_of_2(group)))
+        mass_kernel[triton.cdiv(keys, mass.keys), heads](
             query, key, lse, importance, scale_log2, queries, keys, kv_heads, *query.stride()[:3], *key.stride()[:3],
-            *importance.stride()[:2], **shape, **_options(config.mass, query.dtype))
+            *importance.stride()[:2], **shape, **_options(mass, query.dtype))
     return output
 
 
@@ -99,7 +101,7 @@ def _splits(programs: int, keys: int, tile: Tile, device: torch.device) -> int:
 def _options(tile: Tile, dtype: torch.dtype) -> dict:
     # 'ieee' matters to fp32 alone: its dots are exact rather than rounded to tf32.
     return {'ROWS': tile.rows, 'KEYS': tile.keys, 'PRECISION': 'ieee', 'UPCAST': INTERPRETED and dtype == torch.bfloat16,
-            'num_warps': tile.warps, 'num_stages': tile.stages, 'enable_fp_fusion': True}
+            'num_warps': tile.warps, 'num_stages': tile.stages, 'maxnreg': tile.registers, 'enable_fp_fusion': True}
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager:

@@ -89,6 +89,8 @@ def aot(parser: argparse.ArgumentParser) -> None:
                         help='compute capabilities without the dot; default: %(default)s')
     parser.add_argument('--all', action='store_true',
                         help='all head dims, dtypes and passes, rather than bf16 on the shapes of the models')
+    parser.add_argument('--loops', action='store_true',
+                        help='also tell what the inner loops consist of, and the cycles that each pipe of a processor needs for them')
     parser.add_argument('--processes', type=int, default=2, help='compile so many at a time; default: %(default)s')
 
 
