@@ -109,9 +109,11 @@ class _Storm:
         for _ in range(images):
             for camera in ('front', 'rear'):
                 topic = f'/{camera}/image_raw'
-                publisher = self.of._publishers.get(topic)
-                if publisher is None or publisher.get_subscription_count():     # it has none while the node is not active
-                    self.of.publish(image(next(self._stamps) * 10**8), topic)
+                message, publisher = image(next(self._stamps) * 10**8), self.of._publishers.get(topic)
+                if publisher is None:
+                    self.of.publish(message, topic)
+                else:       # whoever listens: while the node is not active nobody does, and that may begin at any moment
+                    publisher.publish(message)
             self.of.executor.spin_once(0.01)
 
     def show(self) -> None:
