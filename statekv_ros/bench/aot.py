@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> dict:
         if args.processes > 1:
             # New processes rather than forks: a fork would share the parent's threads and locks.
             judge = stack.enter_context(ProcessPoolExecutor(args.processes, multiprocessing.get_context('spawn'))).map
-        rows = list(track(judge(functools.partial(_judge, with_loops=args.loops), cases), 'compiling', total=len(cases), console=Console(stderr=True),
-                          disable=args.json))
+        rows = list(track(judge(functools.partial(_judge, with_loops=args.loops), cases), 'compiling', total=len(cases),
+                          console=Console(stderr=True), disable=args.json))
     result = {
         'benchmark': 'aot', 'versions': {'triton': triton.__version__},
         'unsupported': [chip for chip in args.chips if chip not in chips],
@@ -147,7 +147,7 @@ def _print(result: dict) -> None:
     if any('loops' in row for row in result['rows']):
         for table in tables(result['rows']):
             console.print(table)
-        console.print('Loops in the order of the code; the instructions of one are those of the shortest way through it, aside what '
-                      'that jumps over. Cycles are bounds of counts, not a speed.')
+        console.print('Loops in the order of the code; the instructions of one are those of the shortest way through it, aside '
+                      'what that jumps over. Cycles are bounds of counts, not a speed.')
     if result['unsupported']:
         console.print('Not known to this Triton: ' + ', '.join(f'sm_{chip}' for chip in result['unsupported']))
