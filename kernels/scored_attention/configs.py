@@ -44,14 +44,14 @@ _FP32 = {
 }
 # Chips whose tensor cores are fed from registers. Fewer rows than head dim would split the output across warps.
 _MMA = {
-    (32, 2): Config(Tile(64, 32, 4, 3), Tile(64, 128, 4, 3)),
+    (32, 2): Config(Tile(64, 32, 4, 3, 104), Tile(64, 128, 4, 3, 144)),
     (64, 2): Config(Tile(128, 64, 8, 3), Tile(64, 128, 4, 3, 168)),
     (128, 2): Config(Tile(128, 32, 8, 4), Tile(64, 128, 8, 3, 128)),
     (256, 2): Config(Tile(64, 32, 8, 2), Tile(32, 128, 8, 2)),
 }
 # Hopper: tensor cores fed from shared memory.
 _WGMMA = {
-    (32, 2): Config(Tile(128, 128, 8, 3), Tile(64, 128, 4, 3)),
+    (32, 2): Config(Tile(128, 128, 8, 3), Tile(64, 128, 4, 3, 128)),
     (64, 2): Config(Tile(128, 128, 8, 2), Tile(128, 64, 4, 3, 168)),
     (128, 2): Config(Tile(128, 64, 8, 3), Tile(64, 128, 4, 3, 142)),
     (256, 2): Config(Tile(64, 32, 8, 2), Tile(64, 128, 8, 2)),
@@ -60,7 +60,7 @@ _WGMMA = {
 _TCGEN05 = {
     (32, 2): Config(Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
     (64, 2): Config(Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
-    (128, 2): Config(Tile(128, 64, 8, 3), Tile(64, 64, 8, 3)),
+    (128, 2): Config(Tile(128, 64, 8, 3), Tile(64, 64, 8, 3, 80)),
     (256, 2): Config(Tile(64, 32, 8, 2), Tile(64, 64, 4, 2)),
 }
 # Little shared memory per processor: one large program of pass 2 fits where two did above.

@@ -149,7 +149,7 @@ def _print(result: dict) -> None:
     if any('loops' in row for row in result['rows']):
         for table in tables(result['rows']):
             console.print(table)
-        console.print('Loops in the order of the code; the instructions of one are those of the shortest way through it, aside what '
-                      'that jumps over. Cycles are bounds of counts, not a speed.')
+        console.print('Loops in the order of the code; the instructions of one are those of the shortest way through it, aside '
+                      'what that jumps over. Cycles are bounds of counts, not a speed.')
     if result['unsupported']:
         console.print('Not known to this Triton: ' + ', '.join(f'sm_{chip}' for chip in result['unsupported']))
