@@ -53,7 +53,7 @@ _MMA = {
 _WGMMA = {
     (32, 2): Config(Tile(128, 128, 8, 3), Tile(64, 128, 4, 3, 128)),
     (64, 2): Config(Tile(128, 128, 8, 2), Tile(128, 64, 4, 3, 168)),
-    (128, 2): Config(Tile(128, 64, 8, 3), Tile(64, 128, 4, 3, 142)),
+    (128, 2): Config(Tile(128, 64, 8, 3), Tile(64, 128, 4, 3, 168)),
     (256, 2): Config(Tile(64, 32, 8, 2), Tile(64, 128, 8, 2)),
 }
 # Blackwell of data centres and Thor: tensor memory besides.
