@@ -95,8 +95,8 @@ class Candidates:
             Pages by number, [kv_heads, pages] int32, None for all from `first` on; their votes [kv_heads, pages] fp32.
         """
         table, walk = self._table, self._walk(layer, first)
-        asked = rows[None] if self._turn is None else (rows @ self._turn).unflatten(2, (len(self._groups), -1)).permute(2, 0, 1, 3)
-        queries = table.index.queries(asked)
+        asked = rows[:, :, None] if self._turn is None else (rows @ self._turn).unflatten(2, (len(self._groups), -1))
+        queries = table.index.queries(asked.permute(2, 0, 1, 3))
         if self._scoring is None:
             self._scoring = Scoring(len(rows), queries.shape[-1], table.device)
         scores = []

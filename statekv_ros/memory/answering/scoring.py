@@ -39,7 +39,8 @@ class Scoring:
             pieces.append(_scores(queries, floats, sizes[..., begin:begin + step] if sizes.shape[-1] > 1 else sizes))
         return pieces
 
-    def leaves(self, queries: torch.Tensor, entries: torch.Tensor, leaves: torch.Tensor, sizes: torch.Tensor) -> list[torch.Tensor]:
+    def leaves(self, queries: torch.Tensor, entries: torch.Tensor, leaves: torch.Tensor,
+               sizes: torch.Tensor) -> list[torch.Tensor]:
         """Scores of the pages of some leaves, in pieces.
 
         Args:

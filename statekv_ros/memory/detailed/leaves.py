@@ -100,8 +100,8 @@ class Leaves:
         return self._pages[layer, :, self._at(chapters)].flatten(1).long()
 
     def opened(self, layer: int, chapters: slice, leaves: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-        """Pages by number, [kv_heads, n x LEAF] int32, of leaves [kv_heads, n], counted from the first of these chapters; `heads`:
-        the KV heads' own numbers, [kv_heads, 1]."""
+        """Pages by number, [kv_heads, n x LEAF] int32, of leaves [kv_heads, n], counted from the first of these chapters;
+        `heads`: the KV heads' own numbers, [kv_heads, 1]."""
         pages = self._pages[layer]
         at = leaves + (heads * pages.shape[1] + self._at(chapters).start)
         return pages.flatten(0, 1).index_select(0, at.flatten()).view(len(leaves), -1)
