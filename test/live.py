@@ -14,6 +14,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.action import ActionClient
+from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
@@ -118,6 +119,7 @@ class Graph:
         self.query = self.node.create_client(Query, '/statekv/query', qos_profile=QoSProfile(depth=100))
         self.reset = self.node.create_client(Reset, '/statekv/reset')
         self._asking: ActionClient | None = None
+        self._changing: Client | None = None
         self._answered = False      # by the service, ever
 
     def close(self) -> None:
@@ -207,11 +209,16 @@ class Graph:
 
     def lifecycle(self, transition: int) -> bool:
         """Ask for a transition (lifecycle_msgs/Transition id) through the node's own service."""
-        client = self.node.create_client(ChangeState, '/statekv/change_state')
-        self.wait(client.service_is_ready, 'change_state')
+        return self.response(self.lifecycle_later(transition)).success
+
+    def lifecycle_later(self, transition: int):
+        """A future of the response. All go through one client: DDS keeps the order of what one writer sends, not of several."""
+        if self._changing is None:
+            self._changing = self.node.create_client(ChangeState, '/statekv/change_state')
+        self.wait(self._changing.service_is_ready, 'change_state')
         request = ChangeState.Request()
         request.transition.id = transition
-        return self.response(client.call_async(request)).success
+        return self._changing.call_async(request)
 
     def lifecycle_state(self) -> str:
         client = self.node.create_client(GetState, '/statekv/get_state')

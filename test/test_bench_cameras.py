@@ -48,7 +48,7 @@ def test_weights_are_read_once_however_many_cameras_there_are(family, tmp_path):
 
 @pytest.mark.parametrize('arguments, word', [
     ('--cameras 0', '--cameras and --rounds must be positive, got 0'), ('--rounds 0', 'got 1 and 0'),
-    ('--prefill-policy magic', 'magic'), ('--model nowhere/at/all', 'nowhere/at/all')])
+    ('--prefill-policy magic', 'magic'), ('--size 64', '--size must be WIDTHxHEIGHT'), ('--model nowhere/at/all', 'nowhere/at/all')])
 def test_bad_arguments_are_named(arguments, word, capsys):
     assert cli.main(['cameras', *arguments.split()]) == 2
     errors = capsys.readouterr().err

@@ -35,7 +35,10 @@ class Several(Bench):
         self.engine.cameras[name].mailbox.put(message(name, frame), self.stamps[name])
         self.alone[name].step(frame, self.stamps[name])
 
-    def round(self) -> list[tuple[str, int]]:
+    def round(self, *frame) -> list[tuple[str, int]]:
+        """A turn; `frame`: arguments of a picture that each camera sees before."""
+        for name in self.engine.cameras if frame else ():
+            self.see(name, picture(*frame))
         self.told.clear()
         self.engine.run_round()
         return list(self.told)
@@ -87,18 +90,12 @@ def test_a_camera_that_changes_its_resolution_within_a_batch(backbone):
     """Its half step becomes a step of its own, the others' go on together; then it is with those of its new size."""
     bench = Several(backbone)
     for index in range(4):
-        for name in NAMES:
-            bench.see(name, picture(index))
-        bench.round()
-    for name in NAMES:
-        bench.see(name, picture(4))
-    assert bench.round() == []
+        bench.round(index)
+    assert bench.round(4) == []
     for name in NAMES:
         bench.see(name, picture(5, *((96, 64) if name == 'rear' else (64, 64))))
     assert bench.round() == [('front', 2), ('rear', 1), ('side', 2)]
-    for name in NAMES:
-        bench.see(name, picture(6, 96, 64))
-    assert bench.round() == [('rear', 1)]
+    assert bench.round(6, 96, 64) == [('rear', 1)]
     bench.see('front', picture(7, 96, 64))
     bench.see('side', picture(7, 96, 64))
     assert bench.round() == [('front', 2), ('side', 2)]
@@ -114,9 +111,7 @@ def test_a_camera_that_changes_its_resolution_within_a_batch(backbone):
 @pytest.mark.parametrize('error, count', [(FrameError('step is 3 bytes'), 'rejected'), (ZeroDivisionError('oops'), 'failures')])
 def test_an_image_that_cannot_be_decoded_keeps_no_other_camera_from_its_step(error, count, backbone):
     bench = Several(backbone)
-    for name in NAMES:
-        bench.see(name, picture(0))
-    bench.round()
+    bench.round(0)
     camera = bench.engine.cameras['rear']
 
     def broken(message):
@@ -133,13 +128,9 @@ def test_an_image_that_cannot_be_decoded_keeps_no_other_camera_from_its_step(err
 def test_a_step_that_fails_in_a_batch_is_its_own_cameras_alone(backbone):
     bench = Several(backbone)
     for index in range(3):
-        for name in NAMES:
-            bench.see(name, picture(index))
-        bench.round()
+        bench.round(index)
     failing(bench.engine.cameras['rear'].stream, 2)     # in the batch, and then alone
-    for name in NAMES:
-        bench.see(name, picture(3))
-    assert bench.round() == [('front', 1), ('side', 1)]
+    assert bench.round(3) == [('front', 1), ('side', 1)]
     cameras = bench.engine.cameras
     assert [(camera.failures, camera.frames_failed, camera.frames_processed) for camera in cameras.values()] == [
         (0, 0, 4), (1, 1, 3), (0, 0, 4)]
@@ -157,13 +148,9 @@ def test_a_callback_that_raises_for_one_camera_keeps_none_from_being_counted(bac
             raise ZeroDivisionError('of a callback')
 
     bench.engine._frame_steps._on_step = on_step
-    for name in NAMES:
-        bench.see(name, picture(0))
-    bench.round()
-    for name in NAMES:
-        bench.see(name, picture(1))
+    bench.round(0)
     with pytest.raises(ZeroDivisionError, match='of a callback'):
-        bench.round()
+        bench.round(1)
     assert bench.told == [('front', 3), ('rear', 3), ('side', 3)]
     assert [camera.frames_processed for camera in bench.engine.cameras.values()] == [2, 2, 2]
 

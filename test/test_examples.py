@@ -98,7 +98,7 @@ def test_report_of_a_shift_has_a_row_for_every_stretch_and_question(shift):
 def test_door_watcher_prints_a_line_and_keeps_a_picture_of_each_change(shift, tmp_path):
     graph, _ = shift
     process = start(graph.context.get_domain_id(), 'door_watcher.py', 'what is in view?', 'changes', '--pictures', str(tmp_path),
-                    '--unwatch', preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))     # as in the background of a shell
+                    '--unwatch', preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))     # as a shell's background does
     lists = []
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     graph.node.create_subscription(Watches, '/statekv/watches', lists.append, latched)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
 
 from rclpy.lifecycle import TransitionCallbackReturn
 
-from live import SECOND, Graph, NodeProcess, image, memory_node
+from live import SECOND, NodeProcess, image, memory_node
 from test_parameters import context, given, profile, start  # noqa: F401  (fixtures of nodes in this process)
 
 pytestmark = pytest.mark.timeout(300)
@@ -46,22 +45,6 @@ def slow(tiny_model_dir, tmp_path) -> tuple[str, SlowFile]:
     return str(folder), SlowFile(folder / 'tokenizer_config.json')
 
 
-@pytest.fixture
-def change_later():
-    """A function: ask for a transition, and get a future of its response."""
-    clients = {}
-
-    def change(graph: Graph, transition: int):
-        # By one client: DDS keeps the order of what one writer sends, not that of several.
-        client = clients.get(graph) or clients.setdefault(graph, graph.node.create_client(ChangeState, '/statekv/change_state'))
-        graph.wait(client.service_is_ready, 'change_state')
-        request = ChangeState.Request()
-        request.transition.id = transition
-        return client.call_async(request)
-
-    return change
-
-
 def test_while_a_model_loads_the_node_tells_how_long_and_answers_all_its_services(slow, tmp_path):
     model, file = slow
     with memory_node(tmp_path, model, cameras='[front]') as (node, graph):
@@ -81,12 +64,12 @@ def test_while_a_model_loads_the_node_tells_how_long_and_answers_all_its_service
         graph.wait_for_camera('front', frames_held=1)
 
 
-def test_what_is_asked_for_while_a_model_loads_takes_effect_when_it_is_there(slow, change_later, tmp_path):
+def test_what_is_asked_for_while_a_model_loads_takes_effect_when_it_is_there(slow, tmp_path):
     model, file = slow
     with memory_node(tmp_path, model, cameras='[front]', autostart='false') as (node, graph):
-        wanted = [change_later(graph, Transition.TRANSITION_CONFIGURE)]
+        wanted = [graph.lifecycle_later(Transition.TRANSITION_CONFIGURE)]
         graph.wait(file.is_read, 'the loading')
-        wanted += [change_later(graph, transition) for transition in (Transition.TRANSITION_ACTIVATE,
+        wanted += [graph.lifecycle_later(transition) for transition in (Transition.TRANSITION_ACTIVATE,
                                                                       Transition.TRANSITION_DEACTIVATE,
                                                                       Transition.TRANSITION_CLEANUP)]
         graph.fresh_health()
@@ -96,10 +79,10 @@ def test_what_is_asked_for_while_a_model_loads_takes_effect_when_it_is_there(slo
         assert graph.lifecycle_state() == 'unconfigured' and graph.health['engine'][0] == 0
 
 
-def test_a_configure_that_fails_late_is_answered_with_failure_and_the_reason_is_told(slow, change_later, tmp_path):
+def test_a_configure_that_fails_late_is_answered_with_failure_and_the_reason_is_told(slow, tmp_path):
     model, file = slow
     with memory_node(tmp_path, model, cameras='[front]', autostart='false') as (node, graph):
-        configured = change_later(graph, Transition.TRANSITION_CONFIGURE)
+        configured = graph.lifecycle_later(Transition.TRANSITION_CONFIGURE)
         graph.wait(file.is_read, 'the loading')
         file.come(b'{"tokenizer_class": [')
         assert not graph.response(configured).success

@@ -178,7 +178,8 @@ def test_a_newer_format_is_refused_and_left_as_it_is(tmp_path):
         transaction.put(ABOUT, json.dumps({'version': FORMAT_VERSION + 1, 'something': 'else'}).encode())
     environment.close()
     for use in (opened, StoreReader.look):
-        with pytest.raises(StoreError, match=f'format version {FORMAT_VERSION + 1}, and this package knows up to {FORMAT_VERSION}'):
+        words = f'format version {FORMAT_VERSION + 1}, and this package knows up to {FORMAT_VERSION}'
+        with pytest.raises(StoreError, match=words):
             use(tmp_path)
 
 

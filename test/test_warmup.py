@@ -34,11 +34,17 @@ def launches(several: bool) -> tuple[list[tuple[str, int]], list[str]]:
     return launched, said
 
 
-def test_one_and_several_splits_of_each_step_shape_are_run_on_an_empty_and_on_a_full_state(monkeypatch):
+@pytest.fixture
+def interpreted(monkeypatch):
+    """A function: `launches` in a process of its own."""
     pytest.importorskip('triton')
     monkeypatch.setenv('TRITON_INTERPRET', '1')
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
-        launched, said = pool.submit(launches, False).result()
+        yield lambda several: pool.submit(launches, several).result()
+
+
+def test_one_and_several_splits_of_each_step_shape_are_run_on_an_empty_and_on_a_full_state(interpreted):
+    launched, said = interpreted(several=False)
     assert len(said) == 8 == len(set(said)) and said[-1] == '20 tokens on a state of 200, several splits'
     one, several = ('forward_kernel', 1), ('forward_kernel', 2)
     assert launched.count(('mass_kernel', 0)) == 8
@@ -47,11 +53,8 @@ def test_one_and_several_splits_of_each_step_shape_are_run_on_an_empty_and_on_a_
     assert launched[-3:] == [several, ('combine_kernel', 0), ('mass_kernel', 0)] and ('put_kernel', 0) not in launched
 
 
-def test_with_several_cameras_each_variant_is_run_for_several_streams_too(monkeypatch):
-    pytest.importorskip('triton')
-    monkeypatch.setenv('TRITON_INTERPRET', '1')
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
-        launched, said = pool.submit(launches, True).result()
+def test_with_several_cameras_each_variant_is_run_for_several_streams_too(interpreted):
+    launched, said = interpreted(several=True)
     assert len(said) == 16 == len(set(said)) and said[-1] == '20 tokens on a state of 200, several splits, of two streams'
     assert launched.count(('put_kernel', 0)) == 8 and launched.count(('mass_kernel', 0)) == 16
     assert launched[-4:] == [('put_kernel', 0), ('forward_kernel', 2), ('combine_kernel', 0), ('mass_kernel', 0)]

@@ -1,4 +1,4 @@
-"""Scored attention of several streams at once, a row of the batch for each; their states differ in length and stay where they lie."""
+"""Scored attention of several streams at once, a row of the batch for each; states differ in length and stay where they lie."""
 from collections.abc import Sequence
 from typing import NamedTuple
 

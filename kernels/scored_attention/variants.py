@@ -32,16 +32,14 @@ def run_variants(q_heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype,
             room = torch.randn(2, kv_heads, -(-keys // 16) * 16, head_dim, dtype=dtype, device=device)
             key, value = (part[None, :, :keys] for part in room)
             importance = torch.empty(kv_heads, room.shape[2], dtype=torch.float32, device=device)[None, :, :keys]
-            two_importance = importance.new_empty(1, kv_heads, room.shape[2])
-            streams = [Stream(*(part[None] for part in room), two_importance, past, slice(0, tokens))] * 2
-            table = new_table(streams)
-            table.copy_(entries(streams, table))
             for splits in (1, 2):
                 words = f'{tokens} tokens on a state of {past}, {"several splits" if splits > 1 else "one split"}'
                 triton_scored_attention(query, key, value, scale, importance, splits=splits)
                 ran.append(words)
                 if several:
                     two = [part.expand(2, -1, -1, -1) for part in (query, key[:, :, past:], value[:, :, past:])]
-                    triton_scored_streams(*two, streams, 0, scale, table, splits=splits)
+                    streams = [Stream(*room[:, None], importance.new_empty(1, *room.shape[1:3]), past, slice(0, tokens))] * 2
+                    table = new_table(streams)
+                    triton_scored_streams(*two, streams, 0, scale, table.copy_(entries(streams, table)), splits=splits)
                     ran.append(f'{words}, of two streams')
     return ran

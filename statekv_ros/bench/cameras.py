@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.family import Family
 from statekv_ros.bench.hardware import device_name, versions
+from statekv_ros.bench.sizes import parse_size
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import VideoStream, parse_prefill_policy
 from statekv_ros.memory.together import Given, Together
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> dict:
     if min(args.cameras) < 1 or args.rounds < 1:
         raise ParameterError(f'--cameras and --rounds must be positive, got {min(args.cameras)} and {args.rounds}')
     policy = str(parse_prefill_policy(args.prefill_policy))
-    width, height = (int(side) for side in args.size.split('x'))
+    width, height = parse_size('--size', args.size)
     if args.device in ('auto', 'cpu'):
         torch.set_num_threads(1)    # small matrices: more threads only add noise
     backbone = load_backbone(args.model, device=args.device)

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.bench.hardware import device_name, versions
+from statekv_ros.bench.sizes import parse_size
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import VideoStream, parse_answer_policy
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS
@@ -65,9 +66,7 @@ def run(args: argparse.Namespace) -> dict:
     for name in ('device_cache_mb', 'host_cache_mb', 'disk_cache_gb'):
         if not 0 <= getattr(args, name) < float('inf'):
             raise ParameterError(f'--{name.replace("_", "-")} must be a number of at least 0, got {getattr(args, name)}')
-    size = tuple(int(side) for side in args.size.split('x') if side.isdecimal())
-    if len(size) != 2 or not all(size):
-        raise ParameterError(f'--size must be WIDTHxHEIGHT in pixels, as in 64x64, got {args.size!r}')
+    size = parse_size('--size', args.size)
     if args.device in ('auto', 'cpu'):
         torch.set_num_threads(1)    # small matrices: more threads only add noise
     backbone = load_backbone(args.model, device=args.device)

@@ -13,6 +13,7 @@ from rich.table import Table
 from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.bench import whole_step
 from statekv_ros.bench.hardware import device_name, versions
+from statekv_ros.bench.sizes import parse_size
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import StepReport, VideoStream, parse_prefill_policy
 
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> dict:
             raise ParameterError(f'--{name} is for --random-weights: add that, with --model InternVL3-8B or the like')
     frames, budget = _one(args.frames, 400, '--frames'), _one(args.budget, 512, '--budget')
     policies = [_policy(name, budget, args.window) for name in args.policy.split(',')]
-    width, height = (int(side) for side in (args.size or '128x128').split('x'))
+    width, height = parse_size('--size', args.size or '128x128')
     if frames < EARLY.stop + LATE_STEPS:
         raise ParameterError(f'--frames must be at least {EARLY.stop + LATE_STEPS} to compare early with late steps, got '
                              f'{frames}')

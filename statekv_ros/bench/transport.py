@@ -3,7 +3,6 @@ import argparse
 import contextlib
 import multiprocessing
 import os
-import re
 import time
 from dataclasses import asdict, dataclass
 
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from statekv_ros.bench.sizes import parse_size
 from statekv_ros.errors import ParameterError, StateKVError
 from statekv_ros.transport import (PROFILE_VARIABLES, find_shipped_profile, profile_variable, shared_memory_problem,
                                    use_shipped_profile)
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> dict:
         latency_ms_p50, latency_ms_p95, subscriber_cpu_percent}], 'shared_memory_problem'}; latency is from before
         publish() in one process to the callback in the other.
     """
-    sizes = [_size(text) for text in args.sizes.split(',')]
+    sizes = [parse_size('--sizes', text) for text in args.sizes.split(',')]
     profiles = _choices('--profiles', args.profiles, {'shipped': True, 'default': False})
     reliabilities = _choices('--reliability', args.reliability, {'best_effort': False, 'reliable': True})
     if not (args.rate > 0 and args.seconds > 0 and args.rate * args.seconds >= 1):
@@ -183,12 +183,6 @@ def _environment():
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _size(text: str) -> tuple[int, int]:
-    if not (match := re.fullmatch(r'\s*([1-9]\d*)x([1-9]\d*)\s*', text)):
-        raise ParameterError(f'--sizes must be WIDTHxHEIGHT, for example 640x480, got {text!r}')
-    return int(match[1]), int(match[2])
 
 
 def _choices(option: str, text: str, known: dict[str, bool]) -> list[bool]:

@@ -17,6 +17,7 @@ from rich.progress import track
 from statekv_ros.backbones.published import PUBLISHED
 from statekv_ros.backbones.random_weights import random_backbone
 from statekv_ros.bench.hardware import DTYPES, copy_bandwidth, device_name, matmul_flops, parse_device, versions
+from statekv_ros.bench.sizes import parse_size
 from statekv_ros.bench.step_floor import step_work, vision_flops
 from statekv_ros.bench.step_plot import plot, require_matplotlib
 from statekv_ros.bench.step_report import print_table, ratios
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> dict:
     if args.plot:
         require_matplotlib()
     backbone = random_backbone(args.model, device, dtype, args.layers)
-    width, height = (int(side) for side in (args.size or '448x448').split('x'))
+    width, height = parse_size('--size', args.size or '448x448')
     picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     step = Step(backbone, [backbone.prepare(picture)] * backbone.frames_per_step, args.cuda_graph)
     variants = [step.statekv(budget, frame) for budget in budgets for frame in frames]

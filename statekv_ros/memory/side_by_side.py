@@ -14,10 +14,9 @@ from statekv_ros.memory.stream import VideoStream
 class States:
     """Compressed states of different lengths, whose steps were begun: one launch a layer."""
 
-    def __init__(self, carried: Sequence[CompressedState], columns: Sequence[slice]):
-        """columns: see `side_by_side`."""
-        self._carried = tuple(carried)
-        self._streams = tuple(state.stream(own) for state, own in zip(carried, columns))
+    def __init__(self, carried: Sequence[CompressedState], streams: Sequence[Stream]):
+        """streams: of these states, where their frames' tokens stand in the batch."""
+        self._carried, self._streams = tuple(carried), tuple(streams)
         self._table: torch.Tensor | None = None
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
@@ -63,8 +62,8 @@ class States:
 class AtOnce:
     """Streams that carry compressed states; see `States`."""
 
-    def __init__(self, streams: Sequence[VideoStream], columns: Sequence[slice]):
-        self._streams, self.carried = tuple(streams), States([stream.carried for stream in streams], columns)
+    def __init__(self, streams: Sequence[VideoStream], states: Sequence[Stream]):
+        self._streams, self.carried = tuple(streams), States([stream.carried for stream in streams], states)
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         self.check_cancelled()
@@ -103,5 +102,5 @@ class OneByOne:
 
 def side_by_side(streams: Sequence[VideoStream], columns: Sequence[slice]) -> AtOnce | OneByOne:
     """The memory of a batch whose steps were begun. columns: of each one's tokens in its row; what is beside them is padding."""
-    scored = all(stream.carried.stream(own) is not None for stream, own in zip(streams, columns))
-    return AtOnce(streams, columns) if scored else OneByOne(streams, columns)
+    states = [stream.carried.stream(own) for stream, own in zip(streams, columns)]
+    return OneByOne(streams, columns) if None in states else AtOnce(streams, states)

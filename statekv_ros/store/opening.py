@@ -23,21 +23,18 @@ def extend(environment: lmdb.Environment, folder: Path) -> int:
     return max(missing, 0)
 
 
+def about(identity: Mapping[str, str | int]) -> bytes:
+    """What a memory of the present format says of itself."""
+    return json.dumps({'version': FORMAT_VERSION, 'identity': dict(identity)}).encode()
+
+
 def begin(environment: lmdb.Environment, identity: Mapping[str, str | int]) -> None:
     """In an empty file: who made it, and the tables. In any other: nothing."""
     with environment.begin(write=True) as transaction:
         if environment.stat()['entries'] == 0:
-            transaction.put(ABOUT, json.dumps({'version': FORMAT_VERSION, 'identity': dict(identity)}).encode())
+            transaction.put(ABOUT, about(identity))
             for table in (RECORDS, VALUES):
                 environment.open_db(table, txn=transaction)
-
-
-def raise_version(environment: lmdb.Environment) -> None:
-    """Mark a memory that is written from now on as one of the present format, so that an older package leaves it alone."""
-    with environment.begin(write=True) as transaction:
-        about = json.loads(transaction.get(ABOUT))
-        if about['version'] < FORMAT_VERSION:
-            transaction.put(ABOUT, json.dumps({**about, 'version': FORMAT_VERSION}).encode())
 
 
 def require_identity(folder: Path, there: Mapping[str, str | int], here: Mapping[str, str | int]) -> None:

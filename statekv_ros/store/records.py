@@ -1,7 +1,8 @@
 """What lies in the store under which key: one record for each step or state, and one value for each of its parts.
 
-A record is JSON, deflated (zlib) so that several share a page of LMDB's tree, behind its checksum. A part is a tensor's elements in row-major order, or bytes, with nothing around
-them: a slice of the leading axes is one contiguous stretch, and whoever reads it touches no other.
+A record is JSON behind its checksum, deflated: whole, it takes a page of LMDB's tree for itself. A part is a tensor's elements in
+row-major order, or bytes, with nothing around them: a slice of the leading axes is one contiguous stretch, and whoever reads it
+touches no other.
 """
 from __future__ import annotations
 

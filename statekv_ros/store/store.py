@@ -15,7 +15,7 @@ from statekv_ros.errors import ParameterError, StoreError, StoreFull
 from statekv_ros.store.anchor import Anchor, put_back, was_flushed
 from statekv_ros.store.folder import DATA, WriterLock, make_folder, make_reader_table, told, torn
 from statekv_ros.store.holders import Holder, holders
-from statekv_ros.store.opening import begin, extend, raise_version, require_identity
+from statekv_ros.store.opening import about, begin, extend, require_identity
 from statekv_ros.store.reader import ABOUT, StoreReader
 from statekv_ros.store.records import describe, part_key, raw, state_key, step_key
 from statekv_ros.store.retention import Held, Name, Retention, cost_of
@@ -107,8 +107,6 @@ class MemoryStore(StoreReader):
             require_identity(folder, store.identity, identity)
             if lost and (damaged := store.check()):
                 raise torn(folder, f'{DATA} has lost its last {lost} bytes, and with them {len(damaged)} steps')
-            with told(folder):
-                raise_version(environment)
             store.sync()
             if sync_period_s:
                 store._thread.start()
@@ -294,11 +292,9 @@ class MemoryStore(StoreReader):
         with told(self.folder, but=lmdb.MapFullError), self._environment.begin(write=True) as transaction:
             for other in leaving:
                 self._delete(transaction, other)
-            self._delete_parts(transaction, key, staying)
+            self._delete(transaction, name, staying)
             for part, (_, _, value) in raws.items():
                 transaction.put(part_key(key, part), value, db=self._values)
-            # Put over the one before: where a record is deleted first, LMDB fills its tree's page from a neighbour's, and in the
-            # end each page has one record.
             transaction.put(key, record, db=self._records)
         extend(self._environment, self.folder)
         self._left += sum(map(self._retention.remove, leaving)) + self._retention.add(name, held) + _TREE_BYTES
@@ -314,18 +310,15 @@ class MemoryStore(StoreReader):
         self._dirty = True
 
     def _touch(self) -> None:
-        """A commit that changes nothing."""
+        """A commit that changes nothing, but that a memory of an older format is one of the present from the first one on."""
         with told(self.folder), self._environment.begin(write=True) as transaction:
-            transaction.put(ABOUT, transaction.get(ABOUT))
+            transaction.put(ABOUT, about(self.identity))
 
-    def _delete(self, transaction: lmdb.Transaction, name: Name) -> None:
-        """A record and its parts."""
+    def _delete(self, transaction: lmdb.Transaction, name: Name, staying: Collection[str] = ()) -> None:
+        """A record and its parts but those that stay."""
         key = _key(name)
-        if transaction.delete(key, db=self._records):
-            self._delete_parts(transaction, key)
-
-    def _delete_parts(self, transaction: lmdb.Transaction, key: bytes, staying: Collection[str] = ()) -> None:
-        """The parts of a record but those that stay."""
+        if not transaction.delete(key, db=self._records):
+            return
         kept = {part_key(key, part) for part in staying}
         with transaction.cursor(self._values) as cursor:
             more = cursor.set_range(key)
