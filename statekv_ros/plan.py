@@ -8,6 +8,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from statekv_ros.bench.chips import BOARDS
 from statekv_ros.errors import ParameterError, StateKVError
 
 if TYPE_CHECKING:   # torch and Transformers take seconds to import: --help comes before them
@@ -15,9 +16,6 @@ if TYPE_CHECKING:   # torch and Transformers take seconds to import: --help come
     from statekv_ros.memory.capacity import Plan
 
 WIDTH = 100     # characters, where no terminal says
-# GB/s of device memory, by their makers.
-BANDWIDTHS = {'H100': 3350, 'H200': 4800, 'A100': 2039, 'RTX-4090': 1008, 'L4': 300, 'AGX-Thor': 273, 'AGX-Orin': 205,
-              'Orin-NX': 102}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--thumbnail-quality', type=int, default=75, help='as the node\'s parameter')
     parser.add_argument('--read-tokens', type=int, default=8192, metavar='N', help='that answers read, n of sparse(n)')
     parser.add_argument('--detailed-format', default='bf16', metavar='FORMAT', help='as the node\'s parameter')
-    parser.add_argument('--device', choices=BANDWIDTHS, default='AGX-Orin', help='whose memory bandwidth tells what a token of '
+    parser.add_argument('--device', choices=BOARDS, default='AGX-Orin', help='whose memory bandwidth tells what a token of '
                         'an answer takes at least')
     parser.add_argument('--json', action='store_true', help='print one JSON object as the last line of output')
     args = parser.parse_args(argv)
@@ -117,7 +115,7 @@ def _tiers(plan: 'Plan', args: argparse.Namespace) -> dict:
         'picture_bytes': picture, 'pictures_bytes_per_hour': pictures_per_hour(plan, picture),
         'hours_on_device': hours.device, 'hours_in_main_memory': hours.host, 'hours_on_disk': hours.disk,
         'bytes_read_per_pass': (read := round(args.read_tokens * plan.detailed_bytes_per_token + _scored(plan))),
-        'ms_per_token_at_least': (plan.size.decoder_bytes + read) / BANDWIDTHS[args.device] / 1e6}
+        'ms_per_token_at_least': (plan.size.decoder_bytes + read) / BOARDS[args.device].gb_per_s / 1e6}
 
 
 def _scored(plan: 'Plan') -> float:
@@ -157,7 +155,7 @@ def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
     about = f'; pictures are about {picture / 1e3:.1f} kB a step, going by real footage' if picture else ''
     console.print(f'tiers: hours that {args.disk_cache_gb:g} GB of disk hold, what it is written, what it takes an hour; what a '
                   f'pass of an answer over {args.hours:g} h reads with sparse({args.read_tokens}), and what a token then takes '
-                  f'at least on {args.device} ({BANDWIDTHS[args.device]} GB/s), with all it reads on the device{about}')
+                  f'at least on {args.device} ({BOARDS[args.device].gb_per_s} GB/s), with all it reads on the device{about}')
     table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, collapse_padding=True)
     table.add_column('model', overflow='fold')
     for column in ('index\n/ hour', 'hours\non disk', 'written\n/ s', 'disk\n/ hour', 'pictures\n/ hour', 'read\n/ pass',

@@ -25,7 +25,7 @@ def bench(*arguments: str) -> subprocess.CompletedProcess:
 def test_every_kernel_compiles_for_a_robots_chip_and_a_servers_without_spills_and_within_its_shared_memory():
     """The command compiles them for all chips, in minutes."""
     pytest.importorskip('triton')
-    run = bench('aot', '--chips', '87', '90', '--json')
+    run = bench('aot', '--chips', '87', '90', '--loops', '--json')
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout.splitlines()[-1])
     assert result['failed'] == []
@@ -38,6 +38,32 @@ def test_every_kernel_compiles_for_a_robots_chip_and_a_servers_without_spills_an
     for row in result['rows']:
         assert row['stack_bytes'] == 0 and 0 < row['registers'] <= 255
         assert 0 <= row['shared_bytes'] <= SHARED_MEMORY_KB[row['capability']] * 1024 == row['shared_limit_bytes']
+    for row in result['rows']:
+        check_loops(row)
+
+
+def check_loops(row: dict) -> None:
+    """Every kernel has its loops, which multiply their tile, and scored attention's keep what was taken out of them out."""
+    tile, loops, kernel = row['tile'], row['loops'], row['kernel'].removesuffix(' of streams')
+    if kernel == 'put':     # copies a tile, once
+        assert not loops
+        return
+    # Scored attention's: with and without masks. The compiler may have unrolled another, and left a loop for the rest.
+    assert len(loops) == 2 if kernel in ('split forward', 'mass') else loops
+    for loop in loops:
+        assert loop['bound'] in loop['cycles'] and all(cycles >= 0 for cycles in loop['cycles'].values())
+        assert loop['cycles']['issue'] == sum(loop['instructions'].values()) * tile['warps'] / 4
+        if kernel in ('split forward', 'mass'):
+            products = 4 if kernel == 'split forward' else 2
+            rate = {87: 2048, 90: 4096}[row['capability']]
+            assert loop['cycles']['tensor'] == products * tile['rows'] * tile['keys'] * row['head_dim'] / rate
+    scores = tile['rows'] * tile['keys'] / (32 * tile['warps'])     # of one thread
+    if kernel == 'mass':
+        unmasked = loops[1]['instructions']
+        assert unmasked['integer'] + unmasked['move'] <= 90 / 64 * scores and unmasked['fp32'] <= 2.4 * scores
+    elif kernel == 'split forward':
+        # Two of a score: its exponent, and the sum. The largest score and what follows from it are jumped over.
+        assert all(loop['aside'] >= scores for loop in loops) and loops[0]['instructions']['fp32'] <= 2.4 * scores
 
 
 def test_a_kernel_above_its_chips_shared_memory_fails_the_command_by_name():

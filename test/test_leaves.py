@@ -11,8 +11,9 @@ from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.answering.candidates import OPEN_LEAVES, Candidates, Group
 from statekv_ros.memory.answering.choosing import PageChooser
+from statekv_ros.memory.answering.scoring import Scoring
 from statekv_ros.memory.answering.snapshot import take_snapshot
-from statekv_ros.memory.detailed.index import INDEXES, scores
+from statekv_ros.memory.detailed.index import INDEXES
 from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES
 from statekv_ros.memory.detailed.table import PageTable
 from statekv_ros.memory.policies import parse_answer_policy
@@ -44,16 +45,42 @@ def chooser_of(table: PageTable, leaves: int | None, *groups: Group) -> Candidat
     return Candidates(table, lambda rows, turn: rows * (1 + turn[..., None] / 4), groups, leaves)
 
 
+def by_number(table: PageTable, layer: int) -> torch.Tensor:
+    """Entries of all pages held, [kv_heads, pages, entry_width], the oldest page first."""
+    places, pages = table.lying(layer, slice(table.first, table.stop))
+    return table.entries(layer, places).gather(1, pages.expand(HEADS, -1).argsort(dim=-1)[..., None].expand(
+        -1, -1, table._entries.shape[-1]))
+
+
+def entries_of(table: PageTable, layer: int, pages: torch.Tensor) -> torch.Tensor:
+    """Of pages [kv_heads, pages] by number."""
+    entries = by_number(table, layer)
+    return entries.gather(1, (pages - table.first).long()[..., None].expand(-1, -1, entries.shape[-1]))
+
+
+def votes_of_all(table: PageTable, layer: int, rows: torch.Tensor, first: int, *groups: Group) -> torch.Tensor:
+    """Votes of every page from `first` on, none found through leaves, [kv_heads, pages]."""
+    pages, votes = chooser_of(table, None, *groups).votes(layer, rows, first)
+    return votes if pages is None else torch.empty_like(votes).scatter_(1, pages.long() - first, votes)
+
+
+def assert_same(one: tuple, other: tuple) -> None:
+    """The same votes for the same pages, in any order."""
+    (pages, votes), (of_pages, of_votes) = one, other
+    order, of_order = pages.argsort(dim=-1), of_pages.argsort(dim=-1)
+    assert torch.equal(pages.gather(1, order), of_pages.gather(1, of_order))
+    assert torch.allclose(votes.gather(1, order), of_votes.gather(1, of_order), atol=1e-5)
+
+
 def test_a_chapter_has_each_page_in_one_leaf_of_alike_pages():
     table = filled(CHAPTER + 20)
-    everything = torch.arange(LEAVES).expand(HEADS, -1)
     for layer in range(LAYERS):
         assert table.leaves.stops[layer] == 1
-        pages = table.leaves.pages(layer, slice(0, 1), everything)
+        pages = table.leaves.pages(layer, slice(0, 1))
         assert (pages.sort(dim=-1).values == torch.arange(CHAPTER)).all()
-        parts = table.entries_of(layer, pages).view(HEADS, LEAVES, LEAF, DIM)
+        parts = table.entries(layer, slice(0, CHAPTER)).view(HEADS, LEAVES, LEAF, DIM)
         assert torch.allclose(table.leaves.entries(layer, slice(0, 1)), parts.mean(dim=2), atol=1e-5)
-        in_a_row = table.entries(layer, slice(0, CHAPTER)).view(HEADS, LEAVES, LEAF, DIM)
+        in_a_row = by_number(table, layer)[:, :CHAPTER].view(HEADS, LEAVES, LEAF, DIM)
         assert parts.var(dim=2).mean() < .5 * in_a_row.var(dim=2).mean()
 
 
@@ -61,24 +88,24 @@ def test_a_chapter_has_each_page_in_one_leaf_of_alike_pages():
 def test_the_pages_with_the_most_votes_of_all_are_found_in_the_best_leaves(index):
     table, best = filled(8 * CHAPTER + 100, index=index), 28
     for layer in range(LAYERS):
-        rows = .02 * table.entries(layer, slice(0, table.stop))[:, ::2000, :DIM]
-        none, votes = chooser_of(table, None).votes(layer, rows, 0)
+        rows = .02 * by_number(table, layer)[:, ::2000, :DIM]
+        votes = votes_of_all(table, layer, rows, 0)
         pages, found = chooser_of(table, OPEN_LEAVES).votes(layer, rows, 0)
-        assert none is None and pages.shape == found.shape == (HEADS, OPEN_LEAVES * LEAF + 100)
-        kept = votes.gather(1, pages.gather(1, found.topk(best, dim=-1).indices)).sum(dim=-1)
+        assert pages.shape == found.shape == (HEADS, OPEN_LEAVES * LEAF + 100)
+        kept = votes.gather(1, pages.gather(1, found.topk(best, dim=-1).indices).long()).sum(dim=-1)
         assert (kept > .97 * votes.topk(best, dim=-1).values.sum(dim=-1)).all()
 
 
 def test_rows_have_their_true_say_though_most_of_what_they_want_is_not_scored():
     """A row that wants a little of everything has few votes for what is open, and must not have more say in it than it had."""
     table = filled(8 * CHAPTER)
-    keen = .1 * table.entries(0, slice(0, 1))
+    keen = .1 * by_number(table, 0)[:, :1]
     idle = torch.randn(HEADS, 6, DIM, generator=torch.Generator().manual_seed(3)) * .02
     rows = torch.cat([keen, idle], dim=1)
-    _, votes = chooser_of(table, None).votes(0, rows, 0)
+    votes = votes_of_all(table, 0, rows, 0)
     pages, found = chooser_of(table, 64).votes(0, rows, 0)
     assert votes.sum(dim=-1) == pytest.approx(7, rel=1e-4)
-    of_open = votes.gather(1, pages).sum(dim=-1)
+    of_open = votes.gather(1, pages.long()).sum(dim=-1)
     assert (of_open < 5).all() and found.sum(dim=-1) == pytest.approx(of_open, rel=.2)
 
 
@@ -89,13 +116,12 @@ def test_each_row_has_one_vote_however_far_its_leaves_are_from_what_is_in_them(i
     table = filled(4 * CHAPTER + 100, index=index)
     rows = size * torch.randn(HEADS, 5, DIM, generator=torch.Generator().manual_seed(4))
     pages, found = chooser_of(table, 32).votes(0, rows, 0)
-    every = torch.arange(4 * LEAVES).expand(HEADS, -1)
-    queries, in_leaves = table.index.queries(rows).double(), table.leaves.pages(0, slice(0, 4), every).view(HEADS, -1, LEAF)
+    queries, in_leaves = table.index.queries(rows).double(), table.leaves.pages(0, slice(0, 4)).view(HEADS, -1, LEAF)
     of_leaves = queries @ table.leaves.entries(0, slice(0, 4)).double().transpose(1, 2) + math.log(9 * LEAF)
     is_open = torch.stack([torch.isin(leaf[:, 0], of_head) for leaf, of_head in zip(in_leaves, pages)])
     assert (is_open.sum(dim=-1) == 32).all()
     closed = of_leaves.masked_fill(is_open[:, None], float('-inf')).logsumexp(dim=-1, keepdim=True)
-    of_pages = queries @ table.entries_of(0, pages).double().transpose(1, 2) + math.log(9)
+    of_pages = queries @ entries_of(table, 0, pages).double().transpose(1, 2) + math.log(9)
     votes = torch.softmax(torch.cat([of_pages, closed], dim=-1), dim=-1).sum(dim=1)[:, :-1]
     assert torch.allclose(found.double(), votes, atol=1e-3)
 
@@ -103,8 +129,12 @@ def test_each_row_has_one_vote_however_far_its_leaves_are_from_what_is_in_them(i
 def test_entries_scored_in_a_pass_are_bounded_and_hardly_grow_with_the_pages_held(monkeypatch):
     """Counted: the entries, not the time."""
     scored = []
-    monkeypatch.setattr('statekv_ros.memory.answering.candidates.scores', lambda queries, entries: scored.append(
-        entries.shape[1]) or scores(queries, entries))
+    for name in ('pages', 'leaves'):
+        def counting(self, *arguments, of=getattr(Scoring, name)):
+            pieces = of(self, *arguments)
+            scored.append(sum(piece.shape[2] for piece in pieces))
+            return pieces
+        monkeypatch.setattr(Scoring, name, counting)
     counts = {}
     for pages in (1000, 4000, 20_000):
         table = filled(pages, step=50)
@@ -121,8 +151,8 @@ def test_leaves_are_of_pages_that_are_held_however_many_came_and_went(count, hel
     table = PageTable(LAYOUT, INDEXES['mean'])
     used = set()
     while table.stop < 12_000:
-        entries = torch.arange(table.stop, table.stop + count).float().expand(LAYERS, HEADS, DIM, -1).transpose(2, 3)
-        table.append(entries, 0, count)
+        entries_given = torch.arange(table.stop, table.stop + count).float().expand(LAYERS, HEADS, DIM, -1).transpose(2, 3)
+        table.append(entries_given, 0, count)
         table.forget(max(0, table.stop - table.first - held))
         assert table.leaves._pages.shape[2] <= 2 * (held + count + 2 * CHAPTER) // LEAF
         for layer, stop in enumerate(table.leaves.stops):
@@ -131,10 +161,17 @@ def test_leaves_are_of_pages_that_are_held_however_many_came_and_went(count, hel
             assert (table.stop - stop * CHAPTER) < 2 * CHAPTER + count, 'sorting keeps up'
             if chapters.start < chapters.stop:
                 newest = torch.full((HEADS, 1), (chapters.stop - chapters.start) * LEAVES - 1)
-                pages = table.leaves.pages(layer, chapters, newest)
-                assert (table.entries_of(layer, pages)[..., 0] == pages).all()
+                pages, entries, leaves = table.opened(layer, chapters, newest)
+                assert (entries[leaves[:, 0]].view(HEADS, LEAF, DIM)[..., 0] == pages).all()
                 assert (pages // CHAPTER == stop - 1).all()
                 used.add(stop)
+            for part in (slice(table.first, table.stop), slice(table.first + 5, table.stop - held // 3)):
+                if part.start >= part.stop:
+                    continue
+                places, pages = table.lying(layer, part)
+                assert (table.entries(layer, places)[..., 0] == pages).all()
+                assert (pages.sort(dim=-1).values == torch.arange(part.start, part.stop)).all()
+        assert (table.newest_entries(slice(table.stop - count, table.stop)) == entries_given.half()).all()
     assert len(used) > 1
 
 
@@ -164,13 +201,22 @@ def test_each_turn_and_the_pages_at_both_ends_are_scored_as_without_leaves():
     far, near = 4 * CHAPTER + 500, table.stop - 40
     groups = Group(700, far, 0), Group(far, near, 1), Group(near, table.stop, 2)
     rows = torch.randn(HEADS, 4, DIM)
-    _, votes = chooser_of(table, None, *groups).votes(0, rows, 700)
+    votes = votes_of_all(table, 0, rows, 700, *groups)
     pages, found = chooser_of(table, 32, *groups).votes(0, rows, 700)
     assert pages.min() == 700 and set(range(table.stop - 40, table.stop)) <= set(pages[0].tolist())
     assert all(len(set(of_head.tolist())) == len(of_head) for of_head in pages)
-    assert (torch.corrcoef(torch.stack([found.flatten(), votes.gather(1, pages - 700).flatten()]))[0, 1] > .99)
+    assert (torch.corrcoef(torch.stack([found.flatten(), votes.gather(1, pages.long() - 700).flatten()]))[0, 1] > .99)
     held = chooser_of(table, 32, *groups).votes(0, rows, 900)[0]
     assert held.min() == 900 and set(range(900, CHAPTER)) <= set(held[0].tolist()), 'a chapter that lost pages is no leaf'
+
+
+def test_an_answer_finds_the_same_before_and_after_a_chapter_loses_pages():
+    table = filled(6 * CHAPTER + 300)
+    candidates, rows = chooser_of(table, 32), torch.randn(HEADS, 4, DIM)
+    before = candidates.votes(1, rows, 900)
+    table.forget(900)
+    assert_same(before, candidates.votes(1, rows, 900))
+    assert_same(before, chooser_of(table, 32).votes(1, rows, 900))
 
 
 def test_some_heads_of_a_table_find_what_they_find_in_the_whole():
@@ -220,7 +266,8 @@ def test_what_is_sorted_while_an_answer_is_decoded_changes_nothing_in_it():
         table.append(torch.randn(LAYERS, HEADS, 16, DIM), 0, 144)
     assert table.leaves.stops[0] == 5
     after = candidates.votes(0, rows, 0)
-    assert all(torch.equal(was, now) for was, now in zip(before, after))
+    assert not torch.equal(before[0], after[0]), 'they lie otherwise now'
+    assert_same(before, after)
 
 
 def test_a_span_keeps_what_is_chosen_through_leaves_within_it(long_stream, monkeypatch):

@@ -11,7 +11,7 @@ from conftest import SECOND
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import VideoStream
-from statekv_ros.memory.detailed.index import INDEXES, scores
+from statekv_ros.memory.detailed.index import INDEXES
 from statekv_ros.memory.detailed.pages import page_lengths
 from statekv_ros.memory.detailed.rows import RowPool, TokenRows
 from statekv_ros.memory.detailed.table import PageTable
@@ -89,7 +89,7 @@ def test_scores_of_an_index_equal_its_definition(name, lengths):
     entries = index.entries(keys, len(lengths))
     assert entries.shape == (2, 3, len(lengths), index.entry_width(8))
     for layer in range(2):
-        scored = scores(index.queries(rows), entries[layer])
+        scored = index.queries(rows) @ entries[layer].transpose(1, 2)
         for page, of_page in enumerate(keys[layer].double().split(lengths, dim=1)):
             mean, spread = of_page.mean(dim=1), of_page.var(dim=1, correction=0)
             products = rows.double()[:, :, None] * of_page[:, None]
@@ -104,7 +104,7 @@ def test_bounds_are_never_passed_and_the_second_order_comes_nearer_to_the_mass_t
     keys, rows = torch.randn(1, 3, 40 * 9, 16), torch.randn(3, 5, 16) / 4
     of_pages = (rows @ keys[0].transpose(1, 2)).unflatten(-1, (40, 9))
     mass = of_pages.logsumexp(-1) - torch.tensor(9.).log()
-    scored = {name: scores(index.queries(rows), index.entries(keys, 40)[0]) for name, index in INDEXES.items()}
+    scored = {name: index.queries(rows) @ index.entries(keys, 40)[0].transpose(1, 2) for name, index in INDEXES.items()}
     assert (scored['bounds'] >= of_pages.amax(-1) - 1e-5).all()
     errors = {name: (scored[name] - mass).abs().mean() for name in scored}
     assert errors['mean_variance'] < errors['mean'] / 2 < errors['bounds']

@@ -27,7 +27,8 @@ BATCH, KV_HEADS = 2, 2
 
 
 class Case(NamedTuple):
-    """Shapes of one call; `config` and `splits` are for Triton alone, None for its own choice."""
+    """Shapes of one call; `config` and `splits` are for Triton alone, None for its own choice. Scores rise by `slope` from the
+    first key to the last."""
 
     queries: int
     cache: int
@@ -36,6 +37,7 @@ class Case(NamedTuple):
     dtype: torch.dtype
     splits: int | None = None
     config: Config | None = None
+    slope: float = 0.0
 
     def __str__(self):
         return '-'.join(map(str, self[:4])) + f'-{self.dtype}'.replace('torch.', '')
@@ -59,6 +61,8 @@ def inputs(case: Case, device: str = 'cpu') -> tuple[torch.Tensor, torch.Tensor,
     query = torch.randn(BATCH, case.queries, KV_HEADS * case.group, case.head_dim).to(case.dtype).to(device).transpose(1, 2)
     key = torch.randn(BATCH, KV_HEADS, keys + 7, case.head_dim).to(case.dtype).to(device)[:, :, 3:keys + 3]
     value = torch.randn(BATCH, keys, KV_HEADS, case.head_dim).to(case.dtype).to(device).transpose(1, 2)
+    if case.slope:
+        query[..., 0], key[..., 0] = case.head_dim ** 0.5, torch.linspace(0, case.slope, keys)
     return query, key, value
 
 
@@ -190,6 +194,20 @@ def test_every_tile_of_the_table_gives_the_same_result(config, interpreter):
 def test_splitting_the_keys_changes_nothing(splits, run_triton):
     small = Config(Tile(32, 16, 4, 1), Tile(32, 16, 4, 1))
     assert_close(run_triton(measure, Case(40, 55, 64, 2, torch.float32, splits, small)), torch.float32)
+
+
+@pytest.mark.parametrize('splits', [1, 3])
+@pytest.mark.parametrize('dtype, slope', [(torch.float32, 400.0), (torch.bfloat16, 400.0), (torch.float16, 40.0)], ids=str)
+def test_scores_that_outgrow_those_of_the_first_keys_by_more_than_sums_have_room_are_summed_anew(dtype, slope, splits,
+                                                                                               run_triton):
+    errors = run_triton(measure, Case(40, 300, 64, 3, dtype, splits, slope=slope))
+    # In fp32 a score of 400 is off by 2e-5 itself.
+    assert max(errors.output, errors.importance) <= max(TOLERANCE[dtype], 1e-4) and errors.sums <= 1e-5, errors
+
+
+def test_a_group_larger_than_the_rows_of_a_tile_is_still_whole_queries(run_triton):
+    small = Config(Tile(32, 16, 4, 1), Tile(32, 16, 4, 1))
+    assert_close(run_triton(measure, Case(5, 33, 32, 40, torch.float32, 2, small)), torch.float32)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a CUDA device')

@@ -1,9 +1,9 @@
-"""Compile the kernels for a chip without one: what a launch configuration costs in registers, stack and shared memory."""
+"""Compile the kernels of paged attention for a chip without one."""
 import re
 
-from statekv_ros.kernels.scored_attention.aot import Usage, compiled_usage
+from statekv_ros.kernels.scored_attention.aot import Compiled, compile_kernel
 
-from .configs import COMBINE, FEW_ROWS, MAX_PACKED_HEAD_DIM, MAX_REGISTERS, Tile, find_tile, head_block
+from .configs import COMBINE, FEW_ROWS, MAX_PACKED_HEAD_DIM, Tile, find_tile, head_block
 from .forward import combine_kernel, forward_kernel
 
 POOLS = {'raw': 16, 'int8': 8, 'int4': 4}
@@ -24,7 +24,7 @@ def tile_of(name: str, head_dim: int, dtype: str) -> Tile:
     return find_tile(head_dim, 4 if dtype == 'fp32' else 2, POOLS[pool], FEW_ROWS if rows == 'few' else FEW_ROWS + 1)
 
 
-def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Usage:
+def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Compiled:
     """Compile one pass as `triton_paged_attention` launches it on the chip.
 
     Args:
@@ -56,7 +56,7 @@ def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Usage
         if (argument in pointers and argument not in constants
                 or re.fullmatch(r'[qkvs]_(head|row)', argument) and row % 16 == 0):
             attributes[index,] = [['tt.divisibility', 16]]
-    return compiled_usage(kernel, signature, values, attributes, capability, tile, maxnreg=MAX_REGISTERS)
+    return compile_kernel(kernel, signature, values, attributes, capability, tile)
 
 
 def _without(name: str, bits: int) -> dict[str, None]:

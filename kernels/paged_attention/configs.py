@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from statekv_ros.kernels.scored_attention.configs import MAX_HEAD_DIM, Tile, head_block
 
-__all__ = ['COMBINE', 'FEW_ROWS', 'INTERPRETER', 'MAX_HEAD_DIM', 'MAX_PACKED_HEAD_DIM', 'MAX_REGISTERS', 'TABLE', 'Config',
-           'Tile', 'choose_splits', 'find_tile', 'head_block']
+__all__ = ['COMBINE', 'FEW_ROWS', 'INTERPRETER', 'MAX_HEAD_DIM', 'MAX_PACKED_HEAD_DIM', 'TABLE', 'Config', 'Tile',
+           'choose_splits', 'find_tile', 'head_block']
 
 
 class Config(NamedTuple):
@@ -19,8 +19,6 @@ class Config(NamedTuple):
 
 
 COMBINE = Tile(8, 1, 4, 1)
-# What the hardware has for a thread. Not told so, the assembler would rather spill a few than have one program less at a time.
-MAX_REGISTERS = 255
 FEW_ROWS = 16
 # Larger heads have more channels to a thread than it has registers for their scales and angles.
 MAX_PACKED_HEAD_DIM = 128

@@ -6,8 +6,7 @@ import math
 import torch
 import triton
 
-from .configs import (COMBINE, INTERPRETER, MAX_HEAD_DIM, MAX_PACKED_HEAD_DIM, MAX_REGISTERS, Tile, choose_splits, find_tile,
-                      head_block)
+from .configs import (COMBINE, INTERPRETER, MAX_HEAD_DIM, MAX_PACKED_HEAD_DIM, Tile, choose_splits, find_tile, head_block)
 from .forward import combine_kernel, forward_kernel
 from .pool import PackedPool, Rope
 
@@ -62,11 +61,11 @@ def triton_paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, 
             pages_per_split, *query.stride()[:2], *pools[0].stride()[:2], *pools[1].stride()[:2], *s_stride,
             rope.positions.stride(0) if bits < 16 else 0, **shape, ROWS=tile.rows, KEYS=tile.keys, BITS=bits,
             PRECISION='ieee', UPCAST=INTERPRETED and query.dtype == torch.bfloat16, num_warps=tile.warps,
-            num_stages=tile.stages, maxnreg=MAX_REGISTERS, enable_fp_fusion=True)
+            num_stages=tile.stages, maxnreg=tile.registers, enable_fp_fusion=True)
         if splits > 1:
             combine_kernel[triton.cdiv(kv_heads * rows, COMBINE.rows),](
                 partial, partial_lse, output, lse, kv_heads * rows, splits, **shape, ROWS=COMBINE.rows,
-                num_warps=COMBINE.warps, num_stages=COMBINE.stages, maxnreg=MAX_REGISTERS, enable_fp_fusion=True)
+                num_warps=COMBINE.warps, num_stages=COMBINE.stages, maxnreg=COMBINE.registers, enable_fp_fusion=True)
     return output, lse, page_lse
 
 

@@ -1,7 +1,9 @@
-"""Compile the kernels for a chip without one: what a launch configuration costs in registers, stack and shared memory."""
+"""Compile the kernels for a chip without one: what a launch configuration costs in registers, stack and shared memory, and the
+machine code."""
 import re
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .configs import COMBINE_ROWS, COMBINE_WARPS, PUT_ROWS, PUT_WARPS, Tile, find_config, head_block
+from .configs import COMBINE, PUT, Tile, find_config, head_block
 from .forward import combine_kernel, forward_kernel
 from .mass import mass_kernel
 from .put import put_kernel
@@ -28,6 +30,29 @@ class Usage(NamedTuple):
     shared_bytes: int
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel for one chip. Both looks at it run a tool that comes with Triton."""
+
+    cubin: bytes
+    shared_bytes: int
+
+    def usage(self) -> Usage:
+        """What it takes of a processor."""
+        registers, stack = re.search(r'REG:(\d+) STACK:(\d+)', self._run('cuobjdump', '-res-usage')).groups()
+        return Usage(int(registers), int(stack), self.shared_bytes)
+
+    def listing(self) -> str:
+        """Its machine code in words, with labels where it jumps to."""
+        return self._run('nvdisasm', '-c')
+
+    def _run(self, tool: str, option: str) -> str:
+        with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+            file.write(self.cubin)
+            file.flush()
+            return subprocess.run([_TOOLS / tool, option, file.name], capture_output=True, text=True, check=True).stdout
+
+
 def is_supported(capability: int) -> bool:
     """Whether the installed Triton's assembler knows the chip."""
     assembler = _TOOLS / 'ptxas-blackwell' if capability >= 100 else _TOOLS / 'ptxas'
@@ -41,12 +66,12 @@ def tile_of(name: str, capability: int, head_dim: int, dtype: str) -> Tile:
     """The tile that a pass is launched with (`keys` means nothing to 'combine' and 'put')."""
     name = name.removesuffix(OF_STREAMS)
     if name in ('combine', 'put'):
-        return Tile(COMBINE_ROWS, 1, COMBINE_WARPS, 3) if name == 'combine' else Tile(PUT_ROWS, 1, PUT_WARPS, 3)
+        return COMBINE if name == 'combine' else PUT
     config = find_config(capability, head_dim, 4 if dtype == 'fp32' else 2)
     return config.mass if name == 'mass' else config.forward
 
 
-def compile_pass(name: str, capability: int, head_dim: int, group: int, dtype: str) -> Usage:
+def compile_pass(name: str, capability: int, head_dim: int, group: int, dtype: str) -> Compiled:
     """Compile one pass as `triton_scored_attention` and `triton_scored_streams` launch it on the chip.
 
     Args:
@@ -75,14 +100,12 @@ def compile_pass(name: str, capability: int, head_dim: int, group: int, dtype: s
         stride = re.fullmatch(r'[qkvop]_(split|batch|head|row)', argument)
         if argument in pointers and argument not in constants or stride and head_dim % 16 == 0:
             attributes[index,] = [['tt.divisibility', 16]]
-    return compiled_usage(kernel, signature, values, attributes, capability, tile)
+    return compile_kernel(kernel, signature, values, attributes, capability, tile)
 
 
-def compiled_usage(kernel: triton.JITFunction, signature: dict, values: dict, attributes: dict, capability: int,
-                   tile: Tile, **options: int) -> Usage:
-    """Compile a kernel, its arguments given as Triton's ASTSource wants them, and look at what came out.
-
-    `options` are further ones of the compiler.
+def compile_kernel(kernel: triton.JITFunction, signature: dict, values: dict, attributes: dict, capability: int,
+                   tile: Tile) -> Compiled:
+    """Compile a kernel, its arguments given as Triton's ASTSource wants them.
 
     Raises:
         RuntimeError: Triton's interpreter is on.
@@ -90,10 +113,6 @@ def compiled_usage(kernel: triton.JITFunction, signature: dict, values: dict, at
     if not isinstance(kernel, triton.JITFunction):
         raise RuntimeError('kernels can be compiled only where TRITON_INTERPRET is not set')
     compiled = triton.compile(ASTSource(kernel, signature, values, attributes), target=GPUTarget('cuda', capability, 32),
-                              options={'num_warps': tile.warps, 'num_stages': tile.stages, 'enable_fp_fusion': True} | options)
-    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
-        file.write(compiled.asm['cubin'])
-        file.flush()
-        report = subprocess.run([_TOOLS / 'cuobjdump', '-res-usage', file.name], capture_output=True, text=True, check=True)
-    registers, stack = map(int, re.search(r'REG:(\d+) STACK:(\d+)', report.stdout).groups())
-    return Usage(registers, stack, compiled.metadata.shared)
+                              options={'num_warps': tile.warps, 'num_stages': tile.stages, 'maxnreg': tile.registers,
+                                       'enable_fp_fusion': True})
+    return Compiled(compiled.asm['cubin'], compiled.metadata.shared)

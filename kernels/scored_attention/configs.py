@@ -7,12 +7,17 @@ from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """One program's work: `rows` (query x group member) by `keys`, and how the compiler spreads and pipelines it."""
+    """One program's work: `rows` (query x group member) by `keys`, and how the compiler spreads and pipelines it.
+
+    `registers` are the most of a thread: what the hardware has, or as many as let further programs run beside it. Not told
+    so, the assembler would rather spill a few than have one program less at a time.
+    """
 
     rows: int
     keys: int
     warps: int
     stages: int
+    registers: int = 255
 
 
 class Config(NamedTuple):
@@ -23,8 +28,8 @@ class Config(NamedTuple):
 
 
 MAX_HEAD_DIM = 256
-COMBINE_ROWS, COMBINE_WARPS = 8, 4
-PUT_ROWS, PUT_WARPS = 16, 4
+COMBINE = Tile(8, 1, 4, 3)
+PUT = Tile(16, 1, 4, 3)
 
 # Largest shared memory of one program in KB (CUDA C++ Programming Guide, technical specifications per compute capability).
 SHARED_MEMORY_KB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227, 120: 99, 121: 99}
@@ -32,31 +37,31 @@ SHARED_MEMORY_KB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 22
 # Keys: (head dim as a power of two, bytes per element).
 # Exact fp32 products run on the ordinary cores, whose tiles live in registers: small ones, alike on every chip.
 _FP32 = {
-    (32, 4): Config(Tile(64, 32, 8, 2), Tile(32, 64, 8, 2)),
-    (64, 4): Config(Tile(32, 32, 4, 2), Tile(32, 64, 8, 2)),
-    (128, 4): Config(Tile(16, 32, 8, 2), Tile(16, 64, 8, 2)),
-    (256, 4): Config(Tile(16, 16, 4, 1), Tile(16, 32, 4, 1)),
+    (32, 4): Config(Tile(64, 32, 8, 2, 128), Tile(32, 64, 8, 2, 128)),
+    (64, 4): Config(Tile(32, 32, 8, 2, 128), Tile(32, 64, 8, 2, 128)),
+    (128, 4): Config(Tile(16, 32, 8, 2, 128), Tile(16, 64, 8, 2, 128)),
+    (256, 4): Config(Tile(16, 16, 8, 1), Tile(16, 32, 4, 1)),
 }
 # Chips whose tensor cores are fed from registers. Fewer rows than head dim would split the output across warps.
 _MMA = {
-    (32, 2): Config(Tile(64, 32, 4, 3), Tile(64, 128, 4, 3)),
-    (64, 2): Config(Tile(128, 64, 8, 3), Tile(64, 128, 4, 3)),
-    (128, 2): Config(Tile(128, 32, 8, 4), Tile(64, 128, 8, 3)),
+    (32, 2): Config(Tile(64, 32, 4, 3, 104), Tile(64, 128, 4, 3, 144)),
+    (64, 2): Config(Tile(128, 64, 8, 3), Tile(64, 128, 4, 3, 168)),
+    (128, 2): Config(Tile(128, 32, 8, 4), Tile(64, 128, 8, 3, 128)),
     (256, 2): Config(Tile(64, 32, 8, 2), Tile(32, 128, 8, 2)),
 }
 # Hopper: tensor cores fed from shared memory.
 _WGMMA = {
-    (32, 2): Config(Tile(128, 128, 8, 3), Tile(64, 128, 4, 3)),
-    (64, 2): Config(Tile(128, 128, 8, 2), Tile(128, 64, 4, 3)),
-    (128, 2): Config(Tile(128, 64, 8, 3), Tile(64, 128, 4, 3)),
+    (32, 2): Config(Tile(128, 128, 8, 3), Tile(64, 128, 4, 3, 128)),
+    (64, 2): Config(Tile(128, 128, 8, 2), Tile(128, 64, 4, 3, 168)),
+    (128, 2): Config(Tile(128, 64, 8, 3), Tile(64, 128, 4, 3, 168)),
     (256, 2): Config(Tile(64, 32, 8, 2), Tile(64, 128, 8, 2)),
 }
 # Blackwell of data centres and Thor: tensor memory besides.
 _TCGEN05 = {
     (32, 2): Config(Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
     (64, 2): Config(Tile(128, 64, 8, 3), Tile(64, 64, 4, 3)),
-    (128, 2): Config(Tile(128, 64, 8, 3), Tile(64, 64, 8, 3)),
-    (256, 2): Config(Tile(128, 32, 8, 2), Tile(64, 64, 4, 2)),
+    (128, 2): Config(Tile(128, 64, 8, 3), Tile(64, 64, 8, 3, 80)),
+    (256, 2): Config(Tile(64, 32, 8, 2), Tile(64, 64, 4, 2)),
 }
 # Little shared memory per processor: one large program of pass 2 fits where two did above.
 _MMA_120 = _MMA | {(128, 2): Config(Tile(128, 32, 8, 4), Tile(128, 128, 8, 2))}

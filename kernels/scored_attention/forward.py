@@ -2,6 +2,10 @@
 
 A row is one query of one query head. The query heads of a KV group are packed into the rows of one tile (row = query x
 group + member), so each tile of keys and values is loaded once per KV head rather than once per query head.
+
+A row's weights are powers of 2 relative to its reference, which is its largest score among the first keys: nothing that is
+summed has to be rescaled, because later scores may be larger by as much as a sum has room. Where one is larger still (44 in
+natural units; 10 in fp16), the program goes over its keys again for the largest score of all, and once more to sum.
 """
 import triton
 import triton.language as tl
@@ -11,10 +15,13 @@ from .tiles import load_tile
 
 
 @triton.jit
-def _attend(q, accumulator, largest, total, K, V, last_key, begin, end, keys, k_row, v_row, scale_log2,
+def _attend(q, accumulator, reference, total, K, V, last_key, begin, end, lead, keys, k_row, v_row, scale_log2,
             HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, KEYS: tl.constexpr, MASKED: tl.constexpr,
             PRECISION: tl.constexpr, UPCAST: tl.constexpr):
-    """Continue the online softmax of a tile of rows over keys [begin, end); only the frame's keys need MASKED."""
+    """Go on with the sums of a tile of rows over keys [begin, end); only the frame's keys need MASKED.
+
+    Tiles that begin before key `lead` raise the references to their largest scores.
+    """
     dim = tl.arange(0, HEAD_BLOCK)
     for first in range(begin, end, KEYS):
         key = first + tl.arange(0, KEYS)
@@ -23,18 +30,17 @@ def _attend(q, accumulator, largest, total, K, V, last_key, begin, end, keys, k_
         scores = tl.dot(q, k, input_precision=PRECISION)
         if MASKED:
             scores = tl.where(key[None, :] <= last_key[:, None], scores, float('-inf'))
-        larger = tl.maximum(largest, tl.max(scores, 1))
-        weight = tl.exp2(scores * scale_log2 - (larger * scale_log2)[:, None])
-        fade = tl.exp2((largest - larger) * scale_log2)
-        total = total * fade + tl.sum(weight, 1)
+        if first < lead:
+            reference = tl.maximum(reference, tl.max(scores, 1) * scale_log2)
+        weight = tl.exp2(scores * scale_log2 - reference[:, None])
+        total += tl.sum(weight, 1)
         v = load_tile(V + key[:, None] * v_row + dim[None, :], key[:, None] < keys, dim[None, :] < HEAD_DIM,
                       MASKED, HEAD_DIM < HEAD_BLOCK, False)
         weight = weight.to(v.dtype)
         if UPCAST:
             weight, v = weight.to(tl.float32), v.to(tl.float32)
-        accumulator = tl.dot(weight, v, accumulator * fade[:, None], input_precision=PRECISION)
-        largest = larger
-    return accumulator, largest, total
+        accumulator = tl.dot(weight, v, accumulator, input_precision=PRECISION)
+    return accumulator, reference, total
 
 
 # Numbers that change from step to step are not specialised: a stream would compile anew whenever one is a multiple of 16.
@@ -83,21 +89,30 @@ def forward_kernel(Q, K, V, O, LSE, TABLE, scale_log2, queries, keys, keys_per_s
     unmasked = tl.maximum(tl.minimum(end, seen_by_all) - begin, 0) // KEYS * KEYS
 
     last_key = past + query
-    accumulator = tl.zeros((ROWS, HEAD_BLOCK), tl.float32)
-    # Finite, so that a row without a key yet gives weights of 0 rather than NaN.
-    largest = tl.full((ROWS,), -1e30, tl.float32)
-    total = tl.zeros((ROWS,), tl.float32)
-    accumulator, largest, total = _attend(
-        q, accumulator, largest, total, K, V, last_key, begin, begin + unmasked, keys, k_row, v_row, scale_log2,
-        HEAD_DIM, HEAD_BLOCK, KEYS, False, PRECISION, UPCAST)
-    accumulator, largest, total = _attend(
-        q, accumulator, largest, total, K, V, last_key, begin + unmasked, end, keys, k_row, v_row, scale_log2,
-        HEAD_DIM, HEAD_BLOCK, KEYS, True, PRECISION, UPCAST)
+    accumulator, total = tl.zeros((ROWS, HEAD_BLOCK), tl.float32), tl.zeros((ROWS,), tl.float32)
+    # Finite, so that a row without a key gives weights of 0 rather than NaN.
+    reference = tl.full((ROWS,), -1e30, tl.float32)
+    # Of a row's weights, so that each fits into its dtype, and their sums with values into fp32.
+    LARGEST_TOTAL: tl.constexpr = 2.0**15 if V.dtype.element_ty == tl.float16 else 2.0**64
+    attempt = 0
+    while attempt < 3:
+        # First the first tile leads; in a second attempt all do, which finds each row's largest score; in a third none does.
+        lead = tl.where(attempt == 0, begin + 1, tl.where(attempt == 1, end, begin))
+        # Always 0, but not to the compiler: it would keep the addresses of both loops in registers throughout.
+        here = tl.minimum(lead - begin, 0) * 16
+        accumulator, total = tl.zeros((ROWS, HEAD_BLOCK), tl.float32), tl.zeros((ROWS,), tl.float32)
+        accumulator, reference, total = _attend(
+            q, accumulator, reference, total, K, V, last_key, begin, begin + unmasked, lead, keys, k_row + here, v_row + here,
+            scale_log2, HEAD_DIM, HEAD_BLOCK, KEYS, False, PRECISION, UPCAST)
+        accumulator, reference, total = _attend(
+            q, accumulator, reference, total, K, V, last_key, begin + unmasked, end, lead, keys, k_row + here, v_row + here,
+            scale_log2, HEAD_DIM, HEAD_BLOCK, KEYS, True, PRECISION, UPCAST)
+        attempt = tl.where((attempt > 0) | (tl.max(total) > LARGEST_TOTAL), attempt + 1, 3)
 
     sees_a_key = total > 0
     total = tl.where(sees_a_key, total, 1.0)
     output = accumulator / total[:, None]
-    lse = tl.where(sees_a_key, largest * scale_log2 + tl.log2(total), float('-inf'))
+    lse = tl.where(sees_a_key, reference + tl.log2(total), float('-inf'))
     o_offsets = (split.to(tl.int64) * o_split + batch * o_batch + kv_head * GROUP * o_head
                  + (query * o_row + member * o_head)[:, None] + dim[None, :])
     tl.store(O + o_offsets, output.to(O.dtype.element_ty), mask=row_exists & (dim[None, :] < HEAD_DIM))

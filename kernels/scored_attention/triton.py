@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 import triton
 
-from .configs import (COMBINE_ROWS, COMBINE_WARPS, INTERPRETER, MAX_HEAD_DIM, PUT_ROWS, PUT_WARPS, Config, Tile,
-                      choose_splits, find_config, head_block)
+from .configs import COMBINE, INTERPRETER, MAX_HEAD_DIM, PUT, Config, Tile, choose_splits, find_config, head_block
 from .forward import combine_kernel, forward_kernel
 from .mass import mass_kernel
 from .put import put_kernel
@@ -54,9 +53,9 @@ def triton_scored_streams(query: torch.Tensor, key: torch.Tensor, value: torch.T
     # Keys and values of streams are found from where the table itself lies.
     (tokens, head_dim), here = query.shape[2:], table.view(key.dtype)
     with _on(query.device):
-        put_kernel[triton.cdiv(tokens, PUT_ROWS), len(streams) * key.shape[1]](
+        put_kernel[triton.cdiv(tokens, PUT.rows), len(streams) * key.shape[1]](
             key, value, table[layer], here, tokens, key.shape[1], *key.stride()[:3], *value.stride()[:3], HEAD_DIM=head_dim,
-            HEAD_BLOCK=head_block(head_dim), ROWS=PUT_ROWS, num_warps=PUT_WARPS)
+            HEAD_BLOCK=head_block(head_dim), ROWS=PUT.rows, num_warps=PUT.warps, maxnreg=PUT.registers)
     return _launch(query, here, here, None, max(stream.live for stream in streams), scale, config, splits, table[layer],
                    key.shape[1])
 
@@ -99,12 +98,15 @@ def _launch(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, importa
             query, key, value, partial, partial_lse, table, scale_log2, queries, keys, keys_per_split, kv_heads,
             *query.stride()[:3], *strides, *partial.stride()[:4], **shape, **_options(config.forward, query.dtype))
         if splits > 1:
-            combine_kernel[triton.cdiv(rows, COMBINE_ROWS), heads](
+            combine_kernel[triton.cdiv(rows, COMBINE.rows), heads](
                 partial, partial_lse, output, lse, table, queries, splits, kv_heads, *partial.stride()[:4], *output.stride()[:3],
-                **shape, ROWS=COMBINE_ROWS, num_warps=COMBINE_WARPS, enable_fp_fusion=True)
-        mass_kernel[triton.cdiv(keys, config.mass.keys), heads](
+                **shape, ROWS=COMBINE.rows, num_warps=COMBINE.warps, num_stages=COMBINE.stages, maxnreg=COMBINE.registers,
+                enable_fp_fusion=True)
+        # A tile of pass 2 holds whole queries.
+        tile = config.mass._replace(rows=max(config.mass.rows, triton.next_power_of_2(group)))
+        mass_kernel[triton.cdiv(keys, tile.keys), heads](
             query, key, lse, mass[0], table, scale_log2, queries, keys, kv_heads, *query.stride()[:3], *strides[:3], *mass[1:],
-            **shape, **_options(config.mass, query.dtype))
+            **shape, **_options(tile, query.dtype))
     return output
 
 
@@ -141,7 +143,7 @@ def _splits(programs: int, keys: int, tile: Tile, device: torch.device) -> int:
 def _options(tile: Tile, dtype: torch.dtype) -> dict:
     # 'ieee' matters to fp32 alone: its dots are exact rather than rounded to tf32.
     return {'ROWS': tile.rows, 'KEYS': tile.keys, 'PRECISION': 'ieee', 'UPCAST': INTERPRETED and dtype == torch.bfloat16,
-            'num_warps': tile.warps, 'num_stages': tile.stages, 'enable_fp_fusion': True}
+            'num_warps': tile.warps, 'num_stages': tile.stages, 'maxnreg': tile.registers, 'enable_fp_fusion': True}
 
 
 def _on(device: torch.device) -> contextlib.AbstractContextManager:

@@ -1,4 +1,5 @@
-"""Compile every launch configuration of the kernels for every chip, with no GPU: no spills, shared memory within limits."""
+"""Compile every launch configuration of the kernels for every chip, with no GPU: no spills, shared memory within limits, and
+what the inner loops consist of."""
 import argparse
 import contextlib
 import functools
@@ -12,8 +13,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from statekv_ros.bench.loops import loop_rows, tables
 from statekv_ros.errors import ParameterError
-from statekv_ros.kernels.scored_attention.configs import CONFIGS, SHARED_MEMORY_KB
+from statekv_ros.kernels.scored_attention.configs import CONFIGS, SHARED_MEMORY_KB, Tile, head_block
 
 # (head dim, group) of InternVL3-1B, InternVL3-8B, Qwen3-VL-2B, Qwen3-VL-4B and -8B, InternVL3-2B
 MODEL_SHAPES = ((64, 7), (128, 7), (128, 2), (128, 4), (128, 6))
@@ -37,7 +39,8 @@ def run(args: argparse.Namespace) -> dict:
 
     Returns:
         {'benchmark', 'versions', 'unsupported': chips unknown to this Triton, 'rows': [{capability, head_dim, group, dtype,
-        kernel, tile, registers, stack_bytes, shared_bytes, shared_limit_bytes, problem}], 'failed': rows with a problem}.
+        kernel, tile, registers, stack_bytes, shared_bytes, shared_limit_bytes, problem, with --loops loops: as
+        `loops.loop_rows` gives them}], 'failed': rows with a problem}.
 
     Raises:
         ParameterError: a chip is not in the table, Triton is not installed, or its interpreter is switched on.
@@ -62,8 +65,8 @@ def run(args: argparse.Namespace) -> dict:
         if args.processes > 1:
             # New processes rather than forks: a fork would share the parent's threads and locks.
             judge = stack.enter_context(ProcessPoolExecutor(args.processes, multiprocessing.get_context('spawn'))).map
-        rows = list(track(judge(_judge, cases), 'compiling', total=len(cases), console=Console(stderr=True),
-                          disable=args.json))
+        rows = list(track(judge(functools.partial(_judge, with_loops=args.loops), cases), 'compiling', total=len(cases),
+                          console=Console(stderr=True), disable=args.json))
     result = {
         'benchmark': 'aot', 'versions': {'triton': triton.__version__},
         'unsupported': [chip for chip in args.chips if chip not in chips],
@@ -87,7 +90,7 @@ def _cases(chip: int, everything: bool) -> list[Case]:
               for dtype in dtypes for kernel in passes(head_dim))]
 
 
-def _judge(case: Case) -> dict:
+def _judge(case: Case, with_loops: bool) -> dict:
     """Compile one case; its row of the result."""
     from statekv_ros.kernels.paged_attention import aot as paged
     from statekv_ros.kernels.scored_attention import aot as scored
@@ -102,7 +105,10 @@ def _judge(case: Case) -> dict:
                                          case.dtype)
     row = asdict(case) | {'tile': tile._asdict(), 'shared_limit_bytes': limit}
     try:
-        usage = compile_pass()
+        compiled = compile_pass()
+        usage = compiled.usage()
+        if with_loops:
+            row['loops'] = loop_rows(compiled.listing(), case.capability, tile.warps, _tile_flops(case, tile))
     except Exception as error:  # the compiler raises many kinds; one bad row must not hide the others
         return row | {'problem': f'does not compile: {type(error).__name__}: {str(error).strip().splitlines()[:3]}'}
     problem = None
@@ -111,6 +117,13 @@ def _judge(case: Case) -> dict:
     elif usage.shared_bytes > limit:
         problem = f'{usage.shared_bytes} bytes of shared memory, above the limit of {limit}'
     return row | usage._asdict() | {'problem': problem}
+
+
+def _tile_flops(case: Case, tile: Tile) -> float:
+    """Of an iteration: QK and PV, pass 2 of scored attention QK alone, and none where splits are combined or keys are put."""
+    name = case.kernel.removesuffix(' of streams')
+    products = 0 if name.endswith(('combine', 'put')) else 1 if name == 'mass' else 2
+    return products * 2 * tile.rows * tile.keys * head_block(case.head_dim)
 
 
 def _name(row: dict) -> str:
@@ -133,5 +146,10 @@ def _print(result: dict) -> None:
     console.print(table)
     console.print('d: head dim; tile: rows x keys, w warps, s pipeline stages; regs: per thread; stack: bytes spilled; '
                   'shared: memory of a program, of the limit.')
+    if any('loops' in row for row in result['rows']):
+        for table in tables(result['rows']):
+            console.print(table)
+        console.print('Loops in the order of the code; the instructions of one are those of the shortest way through it, aside '
+                      'what that jumps over. Cycles are bounds of counts, not a speed.')
     if result['unsupported']:
         console.print('Not known to this Triton: ' + ', '.join(f'sm_{chip}' for chip in result['unsupported']))

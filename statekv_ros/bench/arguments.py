@@ -1,6 +1,8 @@
 """Arguments of the benchmarks, apart from what they run on, so that --help is there before torch is imported."""
 import argparse
 
+from statekv_ros.bench.chips import BOARDS
+
 # What other modules define that take seconds to import; a test holds them together.
 DTYPES = ('bf16', 'fp16', 'fp32')                       # hardware.DTYPES
 CUDA_GRAPH = ('auto', 'off')                            # memory.graphs.CUDA_GRAPH
@@ -100,7 +102,19 @@ def aot(parser: argparse.ArgumentParser) -> None:
                         help='compute capabilities without the dot; default: %(default)s')
     parser.add_argument('--all', action='store_true',
                         help='all head dims, dtypes and passes, rather than bf16 on the shapes of the models')
+    parser.add_argument('--loops', action='store_true',
+                        help='also tell what the inner loops consist of, and the cycles that each pipe needs for them')
     parser.add_argument('--processes', type=int, default=2, help='compile so many at a time; default: %(default)s')
+
+
+def floor(parser: argparse.ArgumentParser) -> None:
+    """Of `statekv-bench floor`."""
+    parser.add_argument('--device-name', default='AGX-Orin', metavar='NAME',
+                        help=f'of {", ".join(BOARDS)}; a last part will do: orin; default: %(default)s')
+    parser.add_argument('--models', nargs='+', default=['all'], metavar='MODEL', help='all, or published models by name')
+    parser.add_argument('--budget', type=int, default=4096, help='B of statekv in tokens; default: %(default)s')
+    parser.add_argument('--size', default='448x448', help='camera frames, WIDTHxHEIGHT; default: %(default)s')
+    parser.add_argument('--read-tokens', type=int, default=8192, metavar='N', help='that an answer reads; default: %(default)s')
 
 
 def transport(parser: argparse.ArgumentParser) -> None:
@@ -113,4 +127,5 @@ def transport(parser: argparse.ArgumentParser) -> None:
 
 
 # By the benchmark's name.
-ADD = {'step': step, 'cameras': cameras, 'hours': hours, 'kernel': kernel, 'gpu': gpu, 'aot': aot, 'transport': transport}
+ADD = {'step': step, 'cameras': cameras, 'hours': hours, 'kernel': kernel, 'gpu': gpu, 'aot': aot, 'floor': floor,
+       'transport': transport}

@@ -15,6 +15,7 @@ BENCHMARKS = {
     'kernel': 'scored attention against attention alone, on the shapes of published models (needs a GPU)',
     'gpu': 'everything that only a GPU can say, in one go: its tests, the kernel, two whole steps',
     'aot': 'compile every launch configuration for every architecture, without a GPU',
+    'floor': 'what a frame step and a token of an answer cannot beat on a board, counted; the board need not be here',
     'transport': 'camera images between two processes, with and without the shipped Fast DDS profile',
 }
 

@@ -59,7 +59,7 @@ def run_together(group: Group, job: Job, max_tokens: int, detailed_format: str, 
         ask_alone: ask no videos together, so that it is known where each answer looked.
     """
     lockstep = group.lockstep
-    stream = make_memory(lockstep, job.policy, detailed_format, cuda_graph='off')
+    stream = make_memory(lockstep, job.policy, detailed_format)
     size = lockstep.inner.size(*group.size)
     waiting = sorted(((question.ask_at, row, number, question) for row, video in enumerate(group.videos)
                       for number, question in enumerate(video.questions)), key=lambda entry: entry[:3])

@@ -34,13 +34,14 @@ def run_job(backbone: Backbone, job: Job, max_tokens: int, detailed_format: str 
 
 def make_memory(backbone: Backbone, policy: Policy, detailed_format: str = RAW.name, **options):
     """The memory of a policy: a `VideoStream` (`options` are its own), or for rlivs a `CaptionMemory`, which has the same
-    `step` and `answer`.
+    `step` and `answer`. No frame step is replayed as a CUDA graph, under whatever policy: few of them could be.
 
     Raises:
         PolicyError, ParameterError: the model cannot run it.
     """
     if not policy.is_rlivs:
-        return VideoStream(backbone, policy.watching, **{'detailed_format': detailed_format} | policy.options | options)
+        options = {'detailed_format': detailed_format} | policy.options | options
+        return VideoStream(backbone, policy.watching, cuda_graph='off', **options)
     from statekv_ros.evaluation.rlivs import CaptionMemory
     return CaptionMemory(backbone, recurrent='norecurrence' not in policy.prefill)
 

@@ -2,17 +2,17 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from statekv_ros.backbones.upload import to_device
-from statekv_ros.memory.detailed.index import scores
+from statekv_ros.memory.answering.scoring import Scoring
 from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES
 from statekv_ros.memory.detailed.table import PageTable
 
 # Leaves that a pass opens, if it reads no more pages than that; docs/hours.md says what fewer lose.
 OPEN_LEAVES = 192
-_KEPT = 32      # sets of spans whose numbers and lengths are kept
 
 
 @dataclass(frozen=True)
@@ -23,96 +23,136 @@ class Group:
     turn: int
 
 
+class Line(NamedTuple):
+    """Pages of a group that are scored one by one.
+
+    Attributes:
+        places: as `PageTable.entries` takes them.
+        sizes: logarithms of their lengths, [kv_heads or 1, 1, pages] fp32.
+    """
+    group: int
+    places: slice | torch.Tensor
+    sizes: torch.Tensor
+
+
+class Walk(NamedTuple):
+    """What a pass goes through in a layer.
+
+    Attributes:
+        of: what was held and sorted when this was made.
+        numbers: of the lines' pages, [kv_heads or 1, pages] int32; None: all from the first on, as they are.
+        through: groups and chapters that are gone through by leaves.
+    """
+    of: tuple[int, ...]
+    lines: list[Line]
+    numbers: torch.Tensor | None
+    through: list[tuple[int, slice]]
+
+
 class Candidates:
     """Votes on pages for `PageChooser`: it hardly scores more of them when there are many."""
 
     def __init__(self, table: PageTable, rotate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], groups: Sequence[Group],
-                 leaves: int | None):
+                 leaves: int | None, unwanted: torch.Tensor | None = None):
         """
         Args:
             rotate: `Backbone.rotate`; looked at now.
             groups: oldest first, side by side.
             leaves: so many are opened in each group; None: all pages are scored, whatever their number.
+            unwanted: pages from the first group's first on that get no vote, [pages] bool; with it, `leaves` is None.
         """
         self._table, self._groups, self._leaves = table, groups, leaves
         turns, self._turn = [group.turn for group in groups], None
-        if any(turns):      # a matrix for each group: one product a pass
+        if any(turns):      # a matrix for each group, side by side: one product a pass
             unit = torch.eye(table.head_dim, device=table.device)
-            self._turn = rotate(unit[None], to_device(torch.tensor(turns)[:, None], table.device))[:, None]
-        # What is sorted later changes nothing in an answer that has begun.
+            self._turn = rotate(unit[None], to_device(torch.tensor(turns)[:, None], table.device)).transpose(0, 1).flatten(1)
+        # What is sorted later changes nothing in an answer that has begun, nor does what is lost: it gets votes, and is not read.
         self._stops = table.leaves.stops
-        self._of_leaf = table.lengths(slice(groups[0].first, groups[-1].stop)).float().mean().log() + math.log(LEAF)
-        self._in_line: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._first = groups[0].first
+        lengths = table.lengths(slice(self._first, groups[-1].stop)).float()
+        self._sizes, self._of_leaf = lengths.log(), (lengths.mean().log() + math.log(LEAF)).view(1, 1, 1)
+        if unwanted is not None:
+            self._sizes.masked_fill_(unwanted, float('-inf'))
+        self._walks: dict[int, Walk] = {}       # by layer
+        self._scoring: Scoring | None = None
 
     @property
     def most(self) -> int:
         """Pages and leaves that a row scores at most."""
-        pages = self._groups[-1].stop - self._groups[0].first
+        pages = self._groups[-1].stop - self._first
         if self._leaves is None:
             return pages
         return min(pages, pages // LEAF + len(self._groups) * (self._leaves * LEAF + 3 * CHAPTER))
 
-    def votes(self, layer: int, rows: torch.Tensor, first: int,
-              unwanted: torch.Tensor | None = None) -> tuple[torch.Tensor | None, torch.Tensor]:
+    def votes(self, layer: int, rows: torch.Tensor, first: int) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Each row spreads one vote over all pages; those of pages that are not scored are lost.
 
         Args:
             rows: rotated queries times the attention scale, [kv_heads, rows, head_dim] fp32.
             first: number of the oldest page that may be read, none before the first group's.
-            unwanted: pages from `first` on that get no vote, [pages] bool; then all are scored.
 
         Returns:
-            Pages by number, [kv_heads, pages] int64, None for all from `first` on; their votes [kv_heads, pages] fp32.
+            Pages by number, [kv_heads, pages] int32, None for all from `first` on; their votes [kv_heads, pages] fp32.
         """
-        asked = rows[None] if self._turn is None else rows @ self._turn
-        spans, in_line, through = [], [], []
-        for group, queries in zip(self._groups, self._table.index.queries(asked)):
+        table, walk = self._table, self._walk(layer, first)
+        asked = rows[:, :, None] if self._turn is None else (rows @ self._turn).unflatten(2, (len(self._groups), -1))
+        queries = table.index.queries(asked.permute(2, 0, 1, 3))
+        if self._scoring is None:
+            self._scoring = Scoring(len(rows), queries.shape[-1], table.device)
+        scores = []
+        for line in walk.lines:
+            scores += self._scoring.pages(queries[line.group], table.entries(layer, line.places), line.sizes)
+        linear = sum(line.sizes.shape[-1] for line in walk.lines)
+        for group, chapters in walk.through:
+            scores += self._scoring.pages(queries[group], table.leaves.entries(layer, chapters), self._of_leaf)
+        every = torch.cat(scores, dim=-1)
+        if not walk.through:
+            return walk.numbers, torch.softmax(every, dim=-1).sum(dim=1)
+        shares, begin = torch.softmax(every, dim=-1), linear
+        opened, numbers = [], []
+        for group, chapters in walk.through:
+            end = begin + (chapters.stop - chapters.start) * LEAVES
+            best = shares[..., begin:end].sum(dim=1).topk(self._leaves, dim=-1, sorted=False).indices
+            # What stays closed keeps its share: else a row that wants a bit of everything had more say in what is open.
+            every[..., begin:end].scatter_(2, best[:, None].expand(-1, rows.shape[1], -1), float('-inf'))
+            begin, (found, entries, leaves) = end, table.opened(layer, chapters, best)
+            sizes = self._sizes.index_select(0, (found - self._first).flatten()).view(len(rows), 1, -1)
+            opened += self._scoring.leaves(queries[group], entries, leaves, sizes)
+            numbers.append(found)
+        numbers.append(walk.numbers.expand(len(rows), -1))
+        votes = torch.softmax(torch.cat([*opened, every], dim=-1), dim=-1).sum(dim=1)
+        numbers = torch.cat(numbers, dim=-1)
+        return numbers, votes[:, :numbers.shape[-1]]
+
+    def _walk(self, layer: int, first: int) -> Walk:
+        """Kept from pass to pass, for most go through the same."""
+        leaves = self._table.leaves
+        state = first, leaves.first, leaves.stops[layer]
+        walk = self._walks.get(layer)
+        if walk is None or walk.of != state:
+            walk = self._walks[layer] = self._walk_anew(layer, first, state)
+        return walk
+
+    def _walk_anew(self, layer: int, first: int, state: tuple[int, ...]) -> Walk:
+        lines, numbers, through = [], [], []
+        for index, group in enumerate(self._groups):
             span = slice(max(group.first, first), group.stop)
             if span.start >= span.stop:
                 continue
             whole, parts = self._whole(layer, span), [span]
             if whole is not None:
-                through.append((queries, whole))
+                through.append((index, whole))
                 parts = [slice(span.start, whole.start * CHAPTER), slice(whole.stop * CHAPTER, span.stop)]
-            parts = [part for part in parts if part.start < part.stop]
-            spans += parts
-            in_line += [scores(queries, self._table.entries(layer, part)) for part in parts]
-        numbers, sizes = self._numbered(spans)
-        of_leaves = [scores(queries, self._table.leaves.entries(layer, whole)) for queries, whole in through]
-        every = torch.cat([*in_line, *of_leaves], dim=-1)
-        if not through:
-            every.add_(sizes)
-            if unwanted is not None:
-                every.masked_fill_(unwanted, float('-inf'))
-            return None, torch.softmax(every, dim=-1).sum(dim=1)
-        linear = len(numbers)
-        every[..., :linear].add_(sizes)
-        every[..., linear:].add_(self._of_leaf)
-        shares, begin = torch.softmax(every, dim=-1), linear
-        pages, opened = [numbers.expand(len(rows), -1)], []
-        for (queries, whole), leaves in zip(through, of_leaves):
-            end = begin + leaves.shape[-1]
-            best = shares[..., begin:end].sum(dim=1).topk(self._leaves, dim=-1, sorted=False).indices
-            # What stays closed keeps its share: else a row that wants a bit of everything had more say in what is open.
-            every[..., begin:end].scatter_(2, best[:, None].expand(-1, rows.shape[1], -1), float('-inf'))
-            begin, found = end, self._table.leaves.pages(layer, whole, best)
-            pages.append(found)
-            lengths = self._table.lengths_of(found)[:, None].log()
-            opened.append(scores(queries, self._table.entries_of(layer, found)).add_(lengths))
-        votes = torch.softmax(torch.cat([every, *opened], dim=-1), dim=-1).sum(dim=1)
-        return torch.cat(pages, dim=-1), torch.cat([votes[:, :linear], votes[:, begin:]], dim=-1)
-
-    def _numbered(self, spans: list[slice]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pages of some spans by number, [pages] int64, and the logarithms of their lengths, [pages] fp32; kept, for most passes
-        ask for the same. One that was lost since then gets votes, and is not read."""
-        key = tuple((span.start, span.stop) for span in spans)
-        if key not in self._in_line:
-            if len(self._in_line) >= _KEPT:
-                self._in_line.clear()
-            pages = torch.cat([torch.arange(*each, device=self._table.device) for each in key or [(0, 0)]])
-            sizes = [self._table.lengths(span) for span in spans]
-            self._in_line[key] = pages, torch.cat(sizes).log() if sizes else pages.float()
-        return self._in_line[key]
+            for part in parts:
+                if part.start < part.stop:
+                    places, pages = self._table.lying(layer, part)
+                    lines.append(Line(index, places, self._sizes[pages - self._first][:, None]))
+                    numbers.append(pages)
+        heads = max((len(pages) for pages in numbers), default=1)
+        if heads == 1 and not through:
+            return Walk(state, lines, None, through)
+        none = torch.zeros(heads, 0, dtype=torch.int32, device=self._table.device)
+        return Walk(state, lines, torch.cat([none, *(pages.int().expand(heads, -1) for pages in numbers)], dim=1), through)
 
     def _whole(self, layer: int, span: slice) -> slice | None:
         """The chapters of a span that are worth going through by leaves."""

@@ -74,7 +74,7 @@ class PageChooser:
         self._count = max(1, self.tokens // max(1, shortest))
         # Where pages that nobody wants lie between, leaves would be full of them.
         leaves = max(OPEN_LEAVES, self._count) if self._unwanted is None else None
-        self._candidates = Candidates(self._table, snapshot.seen.backbone.rotate, self._groups, leaves)
+        self._candidates = Candidates(self._table, snapshot.seen.backbone.rotate, self._groups, leaves, self._unwanted)
         self.scored = self._candidates.most
 
     def choose(self, layer: int, rows: torch.Tensor) -> list[Choice]:
@@ -86,10 +86,9 @@ class PageChooser:
         first = max(self._first, self._table.first)
         if first >= self._stop:
             return []
-        unwanted = None if self._unwanted is None else self._unwanted[first - self._first:]
-        candidates, votes = self._candidates.votes(layer, rows, first, unwanted)
+        candidates, votes = self._candidates.votes(layer, rows, first)
         best = votes.topk(min(votes.shape[-1], self._count), dim=-1).indices
-        pages = best + first if candidates is None else candidates.gather(1, best)
+        pages = best + first if candidates is None else candidates.expand(len(best), -1).gather(1, best).long()
         starts, lengths, slots = self._table.places(pages)
         lengths = lengths.masked_fill(lengths.cumsum(dim=-1) > self.tokens, 0)
         if self._unwanted is not None:

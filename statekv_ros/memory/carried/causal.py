@@ -18,9 +18,8 @@ def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     if queries == keys:
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
     if query.is_cuda:
-        # The bias object lets torch choose its flash kernel; it takes no grouped heads, so they are spelled out.
-        group = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
-        return scaled_dot_product_attention(query, key, value, attn_mask=causal_lower_right(queries, keys), scale=scale)
+        # The bias object lets torch choose its flash kernel, which reads grouped heads where they lie.
+        return scaled_dot_product_attention(query, key, value, attn_mask=causal_lower_right(queries, keys), scale=scale,
+                                            enable_gqa=True)
     visible = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril_(keys - queries)
     return scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale, enable_gqa=True)

@@ -204,7 +204,7 @@ class DetailedCache:
         `index` [layers, kv_heads, pages, entry_width]."""
         step = self._exact.steps[-1]
         return {'key_positions': step.positions.reshape(-1, step.record.tokens),
-                'index': self.pages.all_entries(slice(step.page, self.pages.stop))}
+                'index': self.pages.newest_entries(slice(step.page, self.pages.stop))}
 
     def index_shape(self, record: StepRecord) -> tuple[int, ...]:
         """Of the part `index` of a step."""

@@ -1,7 +1,8 @@
 """Steps that have left the device: which they are, which tier has them, and their pages brought up when an answer reads them."""
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ class FarSteps:
         self._backbone, self._form, self._staging_bytes = backbone, form, staging_bytes
         self._below = tuple(below)
         self._fetcher = PageFetcher(backbone, form, (self.host, *below))
-        self._first_pages: list[int] = []       # of each step
+        self._first_pages = array('q')      # of each step
         self._longest = 0
 
     @property
@@ -171,7 +172,10 @@ class FarSteps:
 
     def _bring_up(self, layer: int, pages: Sequence[int]) -> None:
         missing = self.staging.missing(layer, pages)
-        steps = [self.steps[bisect_right(self._first_pages, page) - 1] for page in missing]
+        if not missing:
+            return
+        steps = [self.steps[at - 1] for at in np.searchsorted(
+            np.frombuffer(self._first_pages, np.int64), missing, 'right').tolist()]
         for found in self._fetcher.fetch(layer, list(zip(missing, steps))):
             given = found.given
             if found.turn:

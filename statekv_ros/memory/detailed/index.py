@@ -40,7 +40,7 @@ class PageIndex(Protocol):
         """
 
     def queries(self, rows: torch.Tensor) -> torch.Tensor:
-        """What to multiply entries with to know how much each row wants each page; see `scores`.
+        """What to multiply entries with to know how much each row wants each page; see `Scoring`.
 
         Args:
             rows: rotated queries times the attention scale, [..., rows, head_dim].
@@ -111,21 +111,6 @@ class BoundsIndex:
 
 INDEXES: dict[str, PageIndex] = {'mean_variance': MeanVarianceIndex(), 'mean': MeanIndex(), 'bounds': BoundsIndex()}
 DEFAULT_INDEX = 'mean_variance'
-
-
-def scores(queries: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
-    """How much each row wants each page, without the page's length.
-
-    Args:
-        queries: [kv_heads, rows, entry_width] fp32, as an index makes them of rows.
-        entries: [kv_heads, pages, entry_width].
-
-    Returns:
-        [kv_heads, rows, pages] fp32.
-    """
-    if entries.device.type == 'cpu':    # which multiplies halves slowly
-        entries = entries.float()
-    return (queries.to(entries.dtype) @ entries.transpose(1, 2)).float()
 
 
 def even_lengths(tokens: int, pages: int) -> list[int]:

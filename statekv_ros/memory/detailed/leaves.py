@@ -1,8 +1,9 @@
 """The index's second level: over hours even the entries are many, and no pass should score them all.
 
 What is alike is seldom seen in one piece. So each layer and KV head sorts every `CHAPTER` pages, once they are complete, into
-leaves of `LEAF` pages whose entries are alike, by halving along the direction in which they differ most. A leaf has an entry as
-a page has: a query scores the leaves first, and then the pages of the best ones.
+leaves of `LEAF` pages whose entries are alike, by halving along the direction in which they differ most, and has their entries
+lie leaf by leaf from then on. A leaf has an entry as a page has: a query scores the leaves first, and then the pages of the best
+ones.
 """
 import torch
 
@@ -16,7 +17,8 @@ _ROUNDS = 4         # of power iteration: the direction need not be exact
 
 
 class Leaves:
-    """Leaves of whole chapters. Chapter c has the pages from number c * CHAPTER on; one that lost a page is none any more.
+    """Leaves of whole chapters. Chapter c has the pages from number c * CHAPTER on; one that lost a page is none any more, and
+    its entries lie by number again.
 
     Chapters are sorted layer by layer, a few layers for each step that is added, so that no step bears all of it. The arrays
     slide as those of the page table.
@@ -49,11 +51,11 @@ class Leaves:
         return [max(self.first, stop) for stop in self._stops]
 
     def grow(self, entries: torch.Tensor, first: int, count: int) -> None:
-        """Sort what is complete, as much of it as goes with the newest pages.
+        """Sort what is complete, as much of it as goes with new pages.
 
         Args:
-            entries: of all pages held, [layers, kv_heads, pages, entry_width].
-            first: number of the oldest one.
+            entries: at all places held, [layers, kv_heads, pages, entry_width]; sorted here.
+            first: number of the oldest page.
             count: pages that are new.
         """
         layers, stop = len(self._stops), first + entries.shape[2]
@@ -65,23 +67,44 @@ class Leaves:
                 self._slide(max(1, 2 * (chapter + 1 - self.first)))
             at = slice((chapter - self._base) * LEAVES, (chapter + 1 - self._base) * LEAVES)
             begin = chapter * CHAPTER - first
-            pages, grouped = self._sorted(entries[layer, :, begin:begin + CHAPTER].float())
+            in_chapter = entries[layer, :, begin:begin + CHAPTER]
+            pages, grouped = self._sorted(in_chapter.float())
+            in_chapter.copy_(grouped.flatten(1, 2))
             self._pages[layer, :, at] = pages + chapter * CHAPTER
             self._entries[layer, :, at] = self._index.group(grouped).clamp(
                 torch.finfo(self._dtype).min, torch.finfo(self._dtype).max)
             self._stops[layer] = chapter + 1
 
-    def forget(self, first: int) -> None:
-        """Pages before number `first` are not held any more."""
-        self.first = -(-first // CHAPTER)
+    def forget(self, entries: torch.Tensor, first: int, left: int) -> None:
+        """Pages before number `left` are not held any more; `entries` and `first` as of `grow`, those pages included."""
+        chapter = left // CHAPTER
+        if left % CHAPTER and chapter >= self.first:
+            begin = chapter * CHAPTER - first
+            for layer, stop in enumerate(self._stops):
+                if chapter < stop:
+                    in_chapter = entries[layer, :, begin:begin + CHAPTER]
+                    pages = self.pages(layer, slice(chapter, chapter + 1)) - chapter * CHAPTER
+                    in_chapter.copy_(in_chapter.gather(1, pages.argsort(dim=-1)[..., None].expand_as(in_chapter)))
+        self.first = -(-left // CHAPTER)
+
+    def chapters(self, layer: int) -> slice:
+        """Those that are sorted."""
+        return slice(self.first, max(self.first, self._stops[layer]))
 
     def entries(self, layer: int, chapters: slice) -> torch.Tensor:
         """Of the leaves of some chapters, as `PageIndex.scores` takes them, [kv_heads, leaves, entry_width]."""
         return self._entries[layer, :, self._at(chapters)]
 
-    def pages(self, layer: int, chapters: slice, leaves: torch.Tensor) -> torch.Tensor:
-        """Pages by number, [kv_heads, n * LEAF] int64, of leaves [kv_heads, n], counted from the first of these chapters."""
-        return self._pages[layer, :, self._at(chapters)].gather(1, leaves[..., None].expand(-1, -1, LEAF)).flatten(1).long()
+    def pages(self, layer: int, chapters: slice) -> torch.Tensor:
+        """Pages by number, leaf by leaf, of some chapters, [kv_heads, pages] int64."""
+        return self._pages[layer, :, self._at(chapters)].flatten(1).long()
+
+    def opened(self, layer: int, chapters: slice, leaves: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
+        """Pages by number, [kv_heads, n x LEAF] int32, of leaves [kv_heads, n], counted from the first of these chapters;
+        `heads`: the KV heads' own numbers, [kv_heads, 1]."""
+        pages = self._pages[layer]
+        at = leaves + (heads * pages.shape[1] + self._at(chapters).start)
+        return pages.flatten(0, 1).index_select(0, at.flatten()).view(len(leaves), -1)
 
     def of_heads(self, layout: KVLayout, heads: slice) -> 'Leaves':
         """The same of some KV heads, for reading."""

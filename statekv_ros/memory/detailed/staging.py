@@ -2,6 +2,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from statekv_ros.backbones.base import KVLayout
@@ -67,12 +68,13 @@ class Staging:
             positions: [pages, axes, tokens] int32, visual: [pages, tokens] bool; on the host.
         """
         device = self._layout.device
-        numbers, *scales = (to_device(part, device) for part in given)
-        at = torch.tensor(slots, dtype=torch.int64)
-        rows = to_device((at[:, None] * self.page_tokens + torch.arange(visual.shape[1])).reshape(-1), device)
+        numbers, *scales = (to_device(_in_words(part), device) for part in given)
+        at = np.array(slots, np.int64)
+        rows = (at[:, None] * self.page_tokens + np.arange(visual.shape[1])).ravel()
+        at, rows = (to_device(torch.from_numpy(part), device) for part in (at, rows))
         if scales:
-            self._scales[layer].index_copy_(2, to_device(at, device), scales[0].permute(1, 2, 0, 3))
-        self._numbers[layer].index_copy_(2, rows, numbers.permute(1, 2, 0, 3, 4).flatten(2, 3))
+            _in_words(self._scales[layer]).index_copy_(2, at, scales[0].permute(1, 2, 0, 3))
+        _in_words(self._numbers[layer]).index_copy_(2, rows, numbers.permute(1, 2, 0, 3, 4).flatten(2, 3))
         self.positions[layer].index_copy_(1, rows, to_device(positions.transpose(0, 1).flatten(1), device))
         self.visual[layer].index_copy_(0, rows, to_device(visual.flatten(), device))
 
@@ -83,6 +85,11 @@ class Staging:
     def packed(self, layer: int) -> PackedPool:
         """One layer where the format is of few bits."""
         return PackedPool(*self._numbers[layer].unbind(0), *self._scales[layer].unbind(0), self._form.bits)
+
+
+def _in_words(numbers: torch.Tensor) -> torch.Tensor:
+    """The same bytes as fewer numbers where these are wide enough: a CPU copies one after the other."""
+    return numbers.view(torch.int64) if numbers.shape[-1] * numbers.itemsize % 8 == 0 else numbers
 
 
 def _slot_bytes(layout: KVLayout, form: Format, axes: int, tokens: int) -> int:

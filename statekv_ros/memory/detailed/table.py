@@ -3,7 +3,7 @@ import torch
 
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.memory.detailed.index import PageIndex
-from statekv_ros.memory.detailed.leaves import Leaves
+from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, Leaves
 from statekv_ros.memory.detailed.pages import Stretch
 
 ENTRY_DTYPE = torch.float16     # of a model in fp32 too: an entry only says what to read, and there are many
@@ -14,6 +14,9 @@ class PageTable:
     """Pages have numbers that count from the stream's first page and never change; `first` is the oldest one that is held.
 
     The arrays slide: pages are added behind and go at the front, and what is left moves to the front once the end is reached.
+
+    Entries lie at places, which count as pages do: that of a page is its number, but where a chapter is sorted, its places hold
+    its pages leaf by leaf, in each layer and KV head in an order of its own (`Leaves`).
 
     Attributes:
         first: number of the oldest page held.
@@ -64,6 +67,8 @@ class PageTable:
             stretch: the one that it stands in.
         """
         count, live = entries.shape[2], self.stop - self.first
+        # What was there before these: the newest step's entries lie one behind the other until the next one comes.
+        self.leaves.grow(self._entries[:, :, self._at(slice(self.first, self.stop))], self.first, count)
         if self._front + live + count > self._starts.shape[0]:
             self._slide(max(_FIRST_PAGES, 2 * (live + count)))
         at = slice(self._front + live, self._front + live + count)
@@ -73,14 +78,13 @@ class PageTable:
         self._starts[at], self._lengths[at] = cuts[:-1] + row, cuts[1:] - cuts[:-1]
         self._positions[at], self._shifts[at] = stretch.position, stretch.shift
         self.stop += count
-        self.leaves.grow(self._entries[:, :, self._at(slice(self.first, self.stop))], self.first, count)
 
     def forget(self, count: int) -> None:
         """Let go of the oldest pages."""
+        self.leaves.forget(self._entries[:, :, self._at(slice(self.first, self.stop))], self.first, self.first + count)
         self.first += count
         self.near, self.boundary = max(self.near, self.first), max(self.boundary, self.first)
         self._front += count
-        self.leaves.forget(self.first)
 
     def leave(self, count: int) -> None:
         """The oldest pages on the device are no longer there."""
@@ -127,24 +131,48 @@ class PageTable:
         """First row, rows, and where the scales are, of pages by number; shaped as these, int32."""
         return self._of_pages[:3, pages + (self._front - self.first)].unbind(0)
 
-    def lengths_of(self, pages: torch.Tensor) -> torch.Tensor:
-        """Rows of pages by number, shaped as they are, int32."""
-        return self._lengths[pages + (self._front - self.first)]
-
-    def entries(self, layer: int, pages: slice) -> torch.Tensor:
-        """Index entries of pages by number, [kv_heads, pages, entry_width]."""
-        return self._entries[layer, :, self._at(pages)]
-
-    def all_entries(self, pages: slice) -> torch.Tensor:
-        """Index entries of pages by number in all layers, [layers, kv_heads, pages, entry_width]."""
+    def newest_entries(self, pages: slice) -> torch.Tensor:
+        """Index entries of pages of the newest step by number, in all layers, [layers, kv_heads, pages, entry_width]."""
         return self._entries[:, :, self._at(pages)]
 
-    def entries_of(self, layer: int, pages: torch.Tensor) -> torch.Tensor:
-        """As `entries`, of pages [kv_heads, pages] that each KV head has of its own."""
+    def lying(self, layer: int, pages: slice) -> tuple[slice | torch.Tensor, torch.Tensor]:
+        """The places of pages by number, as `entries` takes them, and which page each is, [kv_heads or 1, pages] int64."""
+        chapters, device = self.leaves.chapters(layer), self.device
+        first, stop = chapters.start * CHAPTER, chapters.stop * CHAPTER
+        whole = slice(pages.start // CHAPTER * CHAPTER if first < pages.start < stop else pages.start,
+                      -(-pages.stop // CHAPTER) * CHAPTER if first < pages.stop < stop else pages.stop)
+        begin, end = max(first, whole.start), min(stop, whole.stop)
+        if begin >= end:
+            return pages, torch.arange(pages.start, pages.stop, device=device)[None]
+        of_leaves = self.leaves.pages(layer, slice(begin // CHAPTER, end // CHAPTER))
+        numbers = torch.cat([torch.arange(whole.start, begin, device=device).expand(len(of_leaves), -1), of_leaves,
+                             torch.arange(end, whole.stop, device=device).expand(len(of_leaves), -1)], dim=1)
+        if whole == pages:
+            return pages, numbers
+        # Some of a chapter: in each KV head they lie elsewhere, and are as many.
+        wanted = (numbers >= pages.start) & (numbers < pages.stop)
+        places = wanted.int().argsort(dim=-1, descending=True, stable=True)[:, :pages.stop - pages.start]
+        return places + whole.start, numbers.gather(1, places)
+
+    def entries(self, layer: int, places: slice | torch.Tensor) -> torch.Tensor:
+        """Index entries at some places, or at places [kv_heads, pages] that each KV head has of its own,
+        [kv_heads, pages, entry_width]."""
+        if isinstance(places, slice):
+            return self._entries[layer, :, self._at(places)]
+        return self._entries[layer].gather(1, (places + (self._front - self.first))[..., None].expand(
+            -1, -1, self._entries.shape[-1]))
+
+    def opened(self, layer: int, chapters: slice, leaves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What is in leaves [kv_heads, n], counted from the first of these chapters.
+
+        Returns:
+            Pages by number, [kv_heads, n x LEAF] int32; entries by leaf, [leaves of all KV heads, LEAF x entry_width]; which of
+            these the leaves are, [kv_heads, n] int64.
+        """
         entries = self._entries[layer]
-        heads = torch.arange(entries.shape[0], device=pages.device)[:, None] * entries.shape[1]
-        rows = pages + (heads + self._front - self.first)
-        return entries.flatten(0, 1).index_select(0, rows.flatten()).view(*pages.shape, -1)
+        heads = torch.arange(len(leaves), device=leaves.device)[:, None]
+        at = heads * (entries.shape[1] // LEAF) + self._at(slice(chapters.start * CHAPTER, chapters.stop)).start // LEAF
+        return self.leaves.opened(layer, chapters, leaves, heads), entries.view(-1, LEAF * entries.shape[2]), leaves + at
 
     def of_heads(self, layout: KVLayout, heads: slice) -> 'PageTable':
         """The same pages of some KV heads, for reading."""
@@ -167,9 +195,9 @@ class PageTable:
         self._starts, self._lengths, self._slots, self._positions, self._shifts = self._of_pages
 
     def _slide(self, capacity: int) -> None:
-        live = slice(self._front, self._front + self.stop - self.first)
+        live = self._at(slice(self.first, self.stop))
         entries, of_pages = self._entries[:, :, live], self._of_pages[:, live]
-        self._allocate(capacity)
-        self._entries[:, :, :live.stop - live.start] = entries
-        self._of_pages[:, :live.stop - live.start] = of_pages
-        self._front = 0
+        self._front = self.first % LEAF     # leaves lie at multiples of their length
+        self._allocate(-(-(self._front + capacity) // LEAF) * LEAF)
+        live = self._at(slice(self.first, self.stop))
+        self._entries[:, :, live], self._of_pages[:, live] = entries, of_pages
