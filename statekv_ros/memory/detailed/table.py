@@ -198,6 +198,6 @@ class PageTable:
         live = self._at(slice(self.first, self.stop))
         entries, of_pages = self._entries[:, :, live], self._of_pages[:, live]
         self._front = self.first % LEAF     # leaves lie at multiples of their length
-        self._allocate(-(-(self._front + capacity) // LEAF) * LEAF)
+        self._allocate((-(-capacity // LEAF) + 1) * LEAF)     # as much wherever the first one lies
         live = self._at(slice(self.first, self.stop))
         self._entries[:, :, live], self._of_pages[:, live] = entries, of_pages
