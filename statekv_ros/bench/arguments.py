@@ -45,9 +45,19 @@ def cameras(parser: argparse.ArgumentParser) -> None:
                         help='how many; default: %(default)s')
     parser.add_argument('--rounds', type=int, default=60, help='steps of each, both ways in turn; default: %(default)s')
     parser.add_argument('--prefill-policy', default='statekv(144)', help='default: %(default)s')
-    parser.add_argument('--model', default='patrol', help='directory, hub id or patrol; default: %(default)s')
-    parser.add_argument('--size', default='64x64', help='camera frames, WIDTHxHEIGHT; default: %(default)s')
-    parser.add_argument('--device', default='auto')
+    _model(parser)
+
+
+def answers(parser: argparse.ArgumentParser) -> None:
+    """Of `statekv-bench answers`."""
+    parser.add_argument('--steps', type=int, nargs='+', default=[600, 3600, 28800], metavar='N',
+                        help='frame steps of memory to ask over; default: %(default)s')
+    parser.add_argument('--rounds', type=int, default=10, help='how often each question is asked; default: %(default)s')
+    parser.add_argument('--tokens', type=int, default=16, help='of an answer; default: %(default)s')
+    parser.add_argument('--policy', default='sparse(8192)', help='answer policy; default: %(default)s')
+    _tiers(parser, detailed_format='int4')
+    parser.add_argument('--seed', type=int, default=0, help='of the noise; default: %(default)s')
+    _model(parser)
 
 
 def hours(parser: argparse.ArgumentParser) -> None:
@@ -61,12 +71,7 @@ def hours(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--prefill-policy', default='statekv(144)', help='default: %(default)s')
     parser.add_argument('--every', type=float, default=60.0,
                         help='simulated seconds from one round of questions to the next; default: %(default)s')
-    parser.add_argument('--device-cache-mb', type=float, default=0.0,
-                        help='bound on keys and values on the device in MB, past which the oldest steps move down; default: none')
-    parser.add_argument('--host-cache-mb', type=float, default=0.0, help='the same in main memory; default: no such tier')
-    parser.add_argument('--disk-cache-gb', type=float, default=0.0,
-                        help='the same on disk, in a folder that is removed again; default: no such tier')
-    parser.add_argument('--detailed-format', default='bf16', help='bf16 (the model\'s own dtype), int8 or int4; default: %(default)s')
+    _tiers(parser, detailed_format='bf16')
     parser.add_argument('--model', default='patrol', help='directory, hub id or patrol; default: %(default)s')
     parser.add_argument('--size', default='64x64', help='camera frames, WIDTHxHEIGHT; default: %(default)s')
     parser.add_argument('--seed', type=int, default=6_000_000, help='of the patrol; default: %(default)s')
@@ -126,6 +131,28 @@ def transport(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--reliability', default='best_effort,reliable', help='default: %(default)s')
 
 
+def _tiers(parser: argparse.ArgumentParser, detailed_format: str) -> None:
+    """Of `tiered.TieredMemory`."""
+    parser.add_argument('--device-cache-mb', type=float, default=0.0,
+                        help='bound on keys and values on the device in MB, past which the oldest steps move down; default: none')
+    parser.add_argument('--host-cache-mb', type=float, default=0.0, help='the same in main memory; default: no such tier')
+    parser.add_argument('--disk-cache-gb', type=float, default=0.0,
+                        help='the same on disk, in a folder that is removed again; default: no such tier')
+    parser.add_argument('--detailed-format', default=detailed_format,
+                        help='bf16 (the model\'s own dtype), int8 or int4; default: %(default)s')
+
+
+def _model(parser: argparse.ArgumentParser) -> None:
+    """Of `models.find_backbone`, and the frames that it sees."""
+    parser.add_argument('--model', default='patrol', help='directory, hub id or patrol; default: %(default)s')
+    parser.add_argument('--random-weights', action='store_true',
+                        help='a published model by name (--model InternVL3-8B) with random weights on the device')
+    parser.add_argument('--layers', type=int, help='of a model with random weights and its vision tower, for small machines')
+    parser.add_argument('--dtype', choices=DTYPES, help='of random weights; default: bf16')
+    parser.add_argument('--size', default='64x64', help='camera frames, WIDTHxHEIGHT; default: %(default)s')
+    parser.add_argument('--device', default='auto')
+
+
 # By the benchmark's name.
-ADD = {'step': step, 'cameras': cameras, 'hours': hours, 'kernel': kernel, 'gpu': gpu, 'aot': aot, 'floor': floor,
-       'transport': transport}
+ADD = {'step': step, 'cameras': cameras, 'answers': answers, 'hours': hours, 'kernel': kernel, 'gpu': gpu, 'aot': aot,
+       'floor': floor, 'transport': transport}

@@ -11,9 +11,9 @@ from rich.table import Table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.family import Family
 from statekv_ros.bench.hardware import device_name, versions
+from statekv_ros.bench.models import find_backbone
 from statekv_ros.bench.sizes import parse_size
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import VideoStream, parse_prefill_policy
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> dict:
     width, height = parse_size('--size', args.size)
     if args.device in ('auto', 'cpu'):
         torch.set_num_threads(1)    # small matrices: more threads only add noise
-    backbone = load_backbone(args.model, device=args.device)
+    backbone = find_backbone(args)
     rows = [_measure(backbone, policy, count, (height, width), args.rounds, args.json) for count in args.cameras]
     result = {
         'benchmark': 'cameras', 'model': args.model, 'device': device_name(backbone.device), 'versions': versions(),

@@ -11,9 +11,10 @@ from statekv_ros.errors import StateKVError
 BENCHMARKS = {
     'step': 'cost of frame steps over a stream, or of one whole step of a published model (--random-weights)',
     'cameras': 'frame steps of several cameras as one batch, beside one after the other',
+    'answers': 'answers over ten minutes, an hour and a shift of made-up memory, on every tier',
     'hours': 'frame steps and answers over hours of a made-up patrol at simulated time',
     'kernel': 'scored attention against attention alone, on the shapes of published models (needs a GPU)',
-    'gpu': 'everything that only a GPU can say, in one go: its tests, the kernel, two whole steps',
+    'gpu': 'everything that only a GPU can say, in one go: its tests, the kernel, whole steps, cameras, answers',
     'aot': 'compile every launch configuration for every architecture, without a GPU',
     'floor': 'what a frame step and a token of an answer cannot beat on a board, counted; the board need not be here',
     'transport': 'camera images between two processes, with and without the shipped Fast DDS profile',

@@ -6,9 +6,8 @@ the last fifteen minutes too: its minutes 5-15 are the old one's last ten, and b
 """
 import argparse
 import contextlib
-import tempfile
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,17 +19,11 @@ from rich.table import Table
 from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.bench.hardware import device_name, versions
 from statekv_ros.bench.sizes import parse_size
+from statekv_ros.bench.tiered import TieredMemory, check_bounds
 from statekv_ros.errors import ParameterError
-from statekv_ros.memory import VideoStream, parse_answer_policy
-from statekv_ros.memory.detailed.cache import PAGE_TOKENS
-from statekv_ros.memory.detailed.formats import find_format
-from statekv_ros.memory.saved.saving import Saving
+from statekv_ros.memory import parse_answer_policy
 from statekv_ros.patrol.render import render
 from statekv_ros.patrol.world import make_patrol
-from statekv_ros.store import MemoryStore
-from statekv_ros.store.kept import KeptCamera
-from statekv_ros.store.sizes import disk_step
-from statekv_ros.store.tier import DiskTier
 
 WINDOW_S, EARLY_S = 600, 300        # windows of ten minutes, the first of which begins after five
 SLOPE_FROM_S = 1800
@@ -63,9 +56,7 @@ def run(args: argparse.Namespace) -> dict:
     if seconds < EARLY_S + 2 * WINDOW_S:
         raise ParameterError(f'--hours must be at least {(EARLY_S + 2 * WINDOW_S) / 3600:.3f}, so that the last ten minutes '
                              f'are not minutes 5-15, got {args.hours:g}')
-    for name in ('device_cache_mb', 'host_cache_mb', 'disk_cache_gb'):
-        if not 0 <= getattr(args, name) < float('inf'):
-            raise ParameterError(f'--{name.replace("_", "-")} must be a number of at least 0, got {getattr(args, name)}')
+    check_bounds(args)
     size = parse_size('--size', args.size)
     if args.device in ('auto', 'cpu'):
         torch.set_num_threads(1)    # small matrices: more threads only add noise
@@ -100,43 +91,22 @@ def _watch(args: argparse.Namespace, backbone: Backbone, seconds: float, size: t
     return result
 
 
-class _Watch:
+class _Watch(TieredMemory):
     """One memory, and what was measured of it: (simulated second, ...) each.
 
     Attributes:
         step_ms: of frame steps; sizes: bytes of detailed cache and process; answers: by policy, (second, first token ms, total
             ms, tokens).
-        peak_bytes: the most that the detailed cache took, by tier.
     """
 
     def __init__(self, backbone: Backbone, args: argparse.Namespace, folders: contextlib.ExitStack):
-        self._format = args.detailed_format
-        tier = DiskTier(packed=not find_format(args.detailed_format).rotated) if args.disk_cache_gb else None
-        self.stream = VideoStream(
-            backbone, args.prefill_policy, device_cache_bytes=round(args.device_cache_mb * 1e6), detailed_format=args.detailed_format,
-            host_cache_bytes=round(args.host_cache_mb * 1e6), below=[tier] if tier else [])
-        self.store = None
-        if tier:
-            folder = folders.enter_context(tempfile.TemporaryDirectory(prefix='statekv-hours-'))
-            self.store = folders.enter_context(MemoryStore.open(folder, {'benchmark': 'hours'}, round(args.disk_cache_gb * 1e9)))
-            self.kept = KeptCamera(self.store, 'camera', tier)
-            self.stream.saving = Saving()
+        super().__init__(backbone, args, folders)
         self.step_ms: list[tuple[float, float]] = []
         self.sizes: list[tuple[float, int, int]] = []
         self.answers: dict[str, list[tuple[float, float, float, int]]] = defaultdict(list)
-        self.peak_bytes: dict[str, int] = defaultdict(int)
 
     def step(self, time_s: float, frames: list[tuple[int, np.ndarray]]) -> None:
-        for stamp_ns, frame in frames:
-            report = self.stream.step(frame, stamp_ns)
-        if self.store:
-            # A thread of its own does it in the node, between the steps.
-            saving, kept = self.stream.saving, self.kept
-            for _, step in kept.save(saving.take(), saving.take_packed(), saving.needs.first):
-                kept.left(step)
-        self.step_ms.append((time_s, report.total_ms))
-        for tier, size in self.stream.detailed.tier_bytes.items():
-            self.peak_bytes[tier] = max(self.peak_bytes[tier], size)
+        self.step_ms.append((time_s, self.watch(frames).total_ms))
 
     def ask(self, time_s: float, policies: Sequence[str]) -> None:
         """All questions under each policy, decoded in slices as the node does."""
@@ -151,16 +121,6 @@ class _Watch:
                 answer = answering.result()
                 begin_ms, total_ms = ((until - asked) * 1e3 for until in (begun, time.perf_counter()))
                 self.answers[policy].append((time_s, begin_ms + answer.first_token_ms, total_ms, answer.answer_tokens))
-
-    def planned_bytes(self) -> int:
-        """Of the file, by what is planned for steps of the lengths of those held; without a store 0."""
-        if self.store is None:
-            return 0
-        backbone, policy = self.stream.backbone, self.stream.prefill_policy
-        form, budget = find_format(self._format), policy.budget if policy.kind == 'statekv' else 0
-        lengths = Counter(record.tokens for record in self.stream.detailed.records())
-        return sum(times * disk_step(backbone.layout, form, backbone.position_axes, tokens, budget, PAGE_TOKENS).kept
-                   for tokens, times in lengths.items())
 
     def window(self, begin: float, end: float) -> dict:
         """Medians and 90th percentiles of what was measured from second `begin` until `end`."""
@@ -206,7 +166,7 @@ def _summary(old: _Watch, young: _Watch, seconds: float, policies: Sequence[str]
             'step_ratio': {name: round(float(late['step_ms_p50'] / other['step_ms_p50']), 4)
                            for name, other in (('over_early', windows[0]), ('in_turn', in_turn))},
             'rss_mb_per_hour': None if slope is None else round(float(slope), 3), 'peak_bytes': dict(old.peak_bytes),
-            'disk_bytes': old.store.file_bytes() if old.store else 0, 'disk_planned_bytes': old.planned_bytes(),
+            'disk_bytes': old.store.file_bytes() if old.store else 0, 'disk_planned_bytes': old.planned_disk_bytes(),
             'steps_below_device': old.stream.detailed.steps_below,
             'forgotten_frames': old.stream.forgotten_frames, 'detailed_tokens': old.stream.detailed_tokens}
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import track
 
 from statekv_ros.backbones.published import PUBLISHED
-from statekv_ros.backbones.random_weights import random_backbone
-from statekv_ros.bench.hardware import DTYPES, copy_bandwidth, device_name, matmul_flops, parse_device, versions
+from statekv_ros.bench.hardware import copy_bandwidth, device_name, matmul_flops, versions
+from statekv_ros.bench.models import random_model
 from statekv_ros.bench.sizes import parse_size
 from statekv_ros.bench.step_floor import step_work, vision_flops
 from statekv_ros.bench.step_plot import plot, require_matplotlib
@@ -42,16 +42,14 @@ def run(args: argparse.Namespace) -> dict:
     Raises:
         ParameterError, ModelError: an argument that cannot work.
     """
-    device, dtype = _device(args), DTYPES[args.dtype or 'bf16']
     frames, budgets = sorted(set(args.frames or FRAMES)), sorted(set(args.budget or BUDGETS))
     if min(frames) < 1 or min(budgets) < 1 or args.rounds < 1:
         raise ParameterError(f'--frames, --budget and --rounds must be positive, got {min(frames)}, {min(budgets)} and '
                              f'{args.rounds}')
-    if args.model not in PUBLISHED:
-        raise ParameterError(f'--model must be among {", ".join(PUBLISHED)} with --random-weights, got {args.model!r}')
     if args.plot:
         require_matplotlib()
-    backbone = random_backbone(args.model, device, dtype, args.layers)
+    backbone = random_model(args, '--layers 1 --frames 16 64 --budget 256')
+    device, dtype = backbone.device, backbone.dtype
     width, height = parse_size('--size', args.size or '448x448')
     picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     step = Step(backbone, [backbone.prepare(picture)] * backbone.frames_per_step, args.cuda_graph)
@@ -111,14 +109,3 @@ def _profile(variant: Variant, device: torch.device) -> str:
     order = 'self_cuda_time_total' if device.type == 'cuda' else 'self_cpu_time_total'
     table = profiler.key_averages().table(sort_by=order, row_limit=60)
     return f'{variant.policy} at frame {variant.frame}, {device_name(device)}\n{table}\n'
-
-
-def _device(args: argparse.Namespace) -> torch.device:
-    name = args.device
-    if name == 'auto':
-        name = 'cuda' if torch.cuda.is_available() else 'cpu'
-    device = parse_device(name, '--layers 1 --frames 16 64 --budget 256')
-    if device.type == 'cpu' and not args.layers:
-        raise ParameterError('a CPU is too slow for a whole published model: cut it with --layers 1, or run on a machine with '
-                             'a GPU')
-    return device
