@@ -25,6 +25,7 @@ def step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--window', type=int, default=16, help='frames of a policy "window" without a number')
     parser.add_argument('--model', default='tiny', help='directory or hub id; "tiny" makes a small one with random weights')
     parser.add_argument('--device', default='auto')
+    parser.add_argument('--weights', default='auto', help='auto, as_stored, int8 or int4, as the node\'s parameter')
     parser.add_argument('--size', help='camera frames, WIDTHxHEIGHT; 128x128 unless given, 448x448 with --random-weights')
     whole = parser.add_argument_group('a whole step at true shapes')
     whole.add_argument('--random-weights', action='store_true',
@@ -48,6 +49,7 @@ def cameras(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--model', default='patrol', help='directory, hub id or patrol; default: %(default)s')
     parser.add_argument('--size', default='64x64', help='camera frames, WIDTHxHEIGHT; default: %(default)s')
     parser.add_argument('--device', default='auto')
+    parser.add_argument('--weights', default='auto', help='auto, as_stored, int8 or int4, as the node\'s parameter')
 
 
 def hours(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +73,7 @@ def hours(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--size', default='64x64', help='camera frames, WIDTHxHEIGHT; default: %(default)s')
     parser.add_argument('--seed', type=int, default=6_000_000, help='of the patrol; default: %(default)s')
     parser.add_argument('--device', default='auto')
+    parser.add_argument('--weights', default='auto', help='auto, as_stored, int8 or int4, as the node\'s parameter')
 
 
 def kernel(parser: argparse.ArgumentParser) -> None:

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> dict:
     """Measure both ways in turn, so that a machine that slows down slows both, and take medians.
 
     Returns:
-        {'benchmark', 'model', 'device', 'versions', 'dtype', 'prefill_policy', 'step_tokens', 'rounds', 'rows': [{cameras,
+        {'benchmark', 'model', 'device', 'versions', 'dtype', 'weights', 'prefill_policy', 'step_tokens', 'rounds', 'rows': [{cameras,
         single_ms, batched_ms (each for one step of one camera), batched_over_single, single_launches, batched_launches (that
         read weights), single_weight_mb, batched_weight_mb (that they read), each for one step of all cameras}]}.
 
@@ -88,11 +88,11 @@ def run(args: argparse.Namespace) -> dict:
     width, height = parse_size('--size', args.size)
     if args.device in ('auto', 'cpu'):
         torch.set_num_threads(1)    # small matrices: more threads only add noise
-    backbone = load_backbone(args.model, device=args.device)
+    backbone = load_backbone(args.model, device=args.device, weights=args.weights)
     rows = [_measure(backbone, policy, count, (height, width), args.rounds, args.json) for count in args.cameras]
     result = {
         'benchmark': 'cameras', 'model': args.model, 'device': device_name(backbone.device), 'versions': versions(),
-        'dtype': str(backbone.dtype).removeprefix('torch.'), 'prefill_policy': policy,
+        'dtype': str(backbone.dtype).removeprefix('torch.'), 'weights': backbone.weights, 'prefill_policy': policy,
         'step_tokens': backbone.step_tokens(height, width), 'rounds': args.rounds, 'rows': rows,
     }
     if not args.json:
