@@ -1,5 +1,6 @@
 """Load a checkpoint in Transformers' format: safetensors only, no remote code, and no missing weight goes unnoticed."""
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -103,7 +104,7 @@ def load_checkpoint(model: str, device: str, dtype: str, weights: str = 'auto') 
     tensors = check_weights(Path(source))
     if tensors:
         check_layers(model, config, tensors)
-    with as_model_error(f'cannot load model {model!r} (config.json, *.safetensors)'), _no_progress_bar():
+    with as_model_error(f'cannot load model {model!r} (config.json, *.safetensors)'), _quietly():
         loaded, report = AutoModelForImageTextToText.from_pretrained(
             source, dtype=precision, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
             ignore_mismatched_sizes=True,  # reported below, by name
@@ -134,11 +135,11 @@ def _require_loadable(model: str, config: transformers.PretrainedConfig, weights
     """The format that the weights are stored in, '' for plain numbers; raises where a package is missing, before minutes are spent
     on reading weights."""
     stored = stored_format(model, config)
-    if stored:
-        require_format(model, stored, device)
     if stored and weights != AS_STORED:
         raise ParameterError(f'weights {weights!r} cannot be made of model {model!r}, whose weights are stored in the format '
                              f'{stored!r} already: set the parameter "weights" to {AS_STORED}')
+    if stored:
+        require_format(model, stored, device)
     if weights != AS_STORED:
         require_quantiser(weights, device, dtype)
     return stored
@@ -228,12 +229,14 @@ def _pixel_statistics(model: str, source: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """The library's bar of weights would be a broken line in a log."""
+def _quietly() -> Iterator[None]:
+    """The library's bar of weights would be a broken line in a log, and what `loading_options` says is said on purpose."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'You passed `quantization_config`')
+            yield
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.family import Family
+from statekv_ros.backbones.weights import weight_parts
 from statekv_ros.bench.hardware import device_name, versions
 from statekv_ros.bench.sizes import parse_size
 from statekv_ros.errors import ParameterError
@@ -33,7 +34,7 @@ class WeightReads(TorchDispatchMode):
     def __init__(self, model: torch.nn.Module):
         super().__init__()
         self.launches = self.bytes = 0
-        self._weights = {weight.data_ptr(): weight.nbytes for weight in model.parameters() if weight.ndim > 1}
+        self._weights = {part.data_ptr(): part.nbytes for _, part in weight_parts(model) if part.ndim > 1}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if not function.is_view and 'embedding' not in str(function):      # which reads the rows that it needs
