@@ -310,6 +310,24 @@ def test_what_torchao_wrote(tiny_model_dir, tmp_path):
     assert stored.fingerprint == loaded(folder).fingerprint != quantised.fingerprint
 
 
+@pytest.mark.skipif(find_spec('bitsandbytes') is None or find_spec('accelerate') is None,
+                    reason='bitsandbytes and accelerate are not installed')
+@pytest.mark.parametrize('bits', ['load_in_8bit', 'load_in_4bit'])
+def test_what_bitsandbytes_wrote(tiny_model_dir, tmp_path, bits):
+    from transformers import BitsAndBytesConfig
+    folder = shutil.copytree(tiny_model_dir, tmp_path / 'few')
+    (folder / 'model.safetensors').unlink()
+    few = AutoModelForImageTextToText.from_pretrained(
+        tiny_model_dir, dtype=torch.float32, device_map={'': 'cpu'}, quantization_config=BitsAndBytesConfig(
+            **{bits: True}, bnb_4bit_quant_type='nf4', llm_int8_skip_modules=['model.visual', 'lm_head']))
+    few.save_pretrained(folder)
+    stored = loaded(folder)
+    assert stored.fingerprint == loaded(folder).fingerprint
+    try_out(stored)
+    assert apart(logits(stored), logits(loaded(tiny_model_dir))) < (.1 if bits == 'load_in_8bit' else .5)
+    assert stored.size(64, 64).weights_bytes < .7 * loaded(tiny_model_dir).size(64, 64).weights_bytes
+
+
 @pytest.mark.parametrize('method', FORMATS)
 def test_a_format_whose_package_is_missing_is_named_with_it_before_anything_is_loaded(tiny_model_dir, tmp_path, method):
     missing = [package for name, package in FORMATS[method].packages.items() if find_spec(name) is None]
