@@ -202,13 +202,15 @@ def test_int4_in_a_dtype_that_the_gpu_kernel_lacks_is_refused():
 
 
 @needs_torchao
-def test_a_weight_that_is_no_number_is_found_before_it_becomes_one(tiny_model_dir, tmp_path):
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('weights', FEW_BITS)
+def test_a_weight_that_is_not_finite_is_named_though_bits_cannot_say_so(tiny_model_dir, tmp_path, weights, value):
     folder = shutil.copytree(tiny_model_dir, tmp_path / 'broken')
     tensors = load_file(folder / 'model.safetensors')
     name = next(name for name in tensors if name.endswith('layers.1.mlp.up_proj.weight'))
-    tensors[name].view(-1)[100] = float('nan')
+    tensors[name].view(-1)[100] = value
     save_file(tensors, folder / 'model.safetensors', metadata={'format': 'pt'})
-    assert 'layers.1.mlp.up_proj' in refusal(ModelError, folder, weights='int8')
+    assert 'layers.1.mlp.up_proj' in refusal(ModelError, folder, weights=weights)
 
 
 def test_the_plan_knows_weights_of_a_model_that_is_not_there(capsys):

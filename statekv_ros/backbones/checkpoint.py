@@ -117,13 +117,12 @@ def load_checkpoint(model: str, device: str, dtype: str, weights: str = 'auto') 
     loaded = loaded.eval().requires_grad_(False)
     made_of = fingerprint(loaded)       # now: once quantised or used, weights are others
     if wanted != AS_STORED:
-        check_numbers(model, loaded)    # a NaN would become a number
         with as_model_error(f'cannot quantise the weights of model {model!r} to {wanted}'):
             quantise(loaded, model, wanted, where)
     if not (stored and FORMATS[stored].placed):
         with as_model_error(f'cannot move model {model!r} to {where}'):
             loaded = loaded.to(where)
-    check_numbers(model, loaded)
+    check_numbers(model, loaded)        # what is not finite shows in a scale, where weights were quantised
     with as_model_error(f'cannot tell which tokens end an answer of model {model!r} (generation_config.json)'):
         stops = _stop_tokens(loaded, tokenizer)
     return Checkpoint(model, loaded, tokenizer, stops, _pixel_statistics(model, source), read_advice(model).demonstration, made_of,

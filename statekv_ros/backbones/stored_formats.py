@@ -45,8 +45,8 @@ def stored_format(model: str, config: PretrainedConfig) -> str:
     method = told.get('quant_method') if isinstance(told, dict) else getattr(told, 'quant_method', None)
     method = str(getattr(method, 'value', method) or '')
     if method not in FORMATS:
-        raise ModelError(f'the weights of model {model!r} are stored in the format {method!r} (quantization_config in config.json), '
-                         f'which does not load here; formats that do: {", ".join(FORMATS)}')
+        raise ModelError(f'the weights of model {model!r} are stored in the format {method!r} (quantization_config in '
+                         f'config.json), which does not load here; formats that do: {", ".join(FORMATS)}')
     return method
 
 

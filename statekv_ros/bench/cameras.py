@@ -76,9 +76,10 @@ def run(args: argparse.Namespace) -> dict:
     """Measure both ways in turn, so that a machine that slows down slows both, and take medians.
 
     Returns:
-        {'benchmark', 'model', 'device', 'versions', 'dtype', 'weights', 'prefill_policy', 'step_tokens', 'rounds', 'rows': [{cameras,
-        single_ms, batched_ms (each for one step of one camera), batched_over_single, single_launches, batched_launches (that
-        read weights), single_weight_mb, batched_weight_mb (that they read), each for one step of all cameras}]}.
+        {'benchmark', 'model', 'device', 'versions', 'dtype', 'weights', 'prefill_policy', 'step_tokens', 'rounds',
+        'rows': [{cameras, single_ms, batched_ms (each for one step of one camera), batched_over_single, single_launches,
+        batched_launches (that read weights), single_weight_mb, batched_weight_mb (that they read), each for one step of all
+        cameras}]}.
 
     Raises:
         ParameterError, PolicyError, ModelError: an argument that cannot work.

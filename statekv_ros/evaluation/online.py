@@ -64,7 +64,8 @@ def _parameters(settings: Settings, job: Job) -> list[str]:
     policy, video = parse_prefill_policy(job.policy.watching), job.videos[0]
     (topic, kind), = open_footage(video).topics.items()
     values = {'model': settings.model, 'device': settings.device, 'dtype': settings.dtype, 'weights': settings.weights,
-              'use_sim_time': 'true', 'prefill_policy': policy.kind, 'budget': policy.budget or 1, 'window_frames': policy.window_frames or 1,
+              'use_sim_time': 'true', 'prefill_policy': policy.kind, 'budget': policy.budget or 1,
+              'window_frames': policy.window_frames or 1,
               'max_tokens': settings.max_tokens, 'detailed_format': settings.detailed_format, 'cuda_graph': '"off"',     # bare, it is false in YAML
               'cameras': f'[{CAMERA}]', f'{CAMERA}.topic': topic,
               f'{CAMERA}.transport': 'compressed' if kind.endswith('CompressedImage') else 'raw',

@@ -130,8 +130,8 @@ def describe(settings: Settings, videos: Sequence[Video], policies: Sequence[Pol
     """
     plan = {'model': settings.model, 'model_digest': model_digest(settings.model), 'mode': settings.mode,
             'rate': settings.rate if settings.mode == 'online' else None, 'device': settings.device, 'dtype': settings.dtype,
-            'weights': settings.weights, 'max_tokens': settings.max_tokens, 'lockstep': settings.lockstep, 'detailed_format': settings.detailed_format,
-            'ask_alone': settings.ask_alone,
+            'weights': settings.weights, 'max_tokens': settings.max_tokens, 'lockstep': settings.lockstep,
+            'detailed_format': settings.detailed_format, 'ask_alone': settings.ask_alone,
             'policies': [{'prefill': policy.prefill, 'answers': list(policy.answers)} for policy in policies],
             'videos': [video.as_dict() | {'frames': n} for video, n in zip(videos, frames, strict=True)]}
     told = {name: value for name, value in plan.items() if name != 'model'}     # a model may move

@@ -242,7 +242,8 @@ class MemoryNode(LifecycleNode):
                               get[f'{camera.name}.reliability'], engine.notify) for camera in cameras]
         diagnosis = diagnostics.Diagnosis(engine, {
             'model': backbone.name, 'device': backbone.device, 'dtype': backbone.dtype, 'weights': backbone.weights,
-            'prefill_policy': policy, 'kv_bytes_per_token': backbone.kv_bytes_per_token, 'demonstration': demonstration_warning(backbone)},
+            'prefill_policy': policy, 'kv_bytes_per_token': backbone.kv_bytes_per_token,
+            'demonstration': demonstration_warning(backbone)},
             lambda: {**accelerator.facts(), **(disk.facts() if disk is not None else {}), **self._darkroom.facts()})
         with self._life:
             if self._stopped:

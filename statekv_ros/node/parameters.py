@@ -126,8 +126,8 @@ NODE = (
     Spec('model', 'patrol', 'checkpoint directory in Transformers\' format, hub id, or patrol: the small one that comes along'),
     Spec('device', 'auto', 'auto, cpu, cuda or cuda:<n>'),
     Spec('dtype', 'auto', 'auto: bfloat16 on a GPU, float32 on a CPU', choices=('auto', 'float32', 'bfloat16', 'float16')),
-    Spec('weights', 'auto', 'the language model\'s weights: as the checkpoint has them (as_stored, and auto), or quantised at load, '
-         'in 8 or 4 bits', choices=WEIGHTS),
+    Spec('weights', 'auto', 'the language model\'s weights: as the checkpoint has them (as_stored, and auto), or quantised at '
+         'load, in 8 or 4 bits', choices=WEIGHTS),
     Spec('cpu_threads', 0, 'threads of PyTorch on the CPU; 0: half the cores, at most OMP_NUM_THREADS', low=0, high=1024,
          fixed=True),
     Spec('system_prompt', '', 'text before the video; none when empty'),
