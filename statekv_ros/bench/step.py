@@ -32,6 +32,8 @@ def run(args: argparse.Namespace) -> dict:
         prefill and selection), medians of steps 100-150 and of the last 50, their ratio, and the largest number of carried tokens.
     """
     if args.random_weights:
+        if args.weights != 'auto':
+            raise ParameterError(f'--weights is for a model that is loaded, got {args.weights!r}: leave --random-weights out')
         return whole_step.run(args)
     for name in ('layers', 'dtype', 'plot', 'profile'):
         if getattr(args, name):
