@@ -36,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--thumbnail-width', type=int, default=240, help='as the node\'s parameter')
     parser.add_argument('--thumbnail-quality', type=int, default=75, help='as the node\'s parameter')
     parser.add_argument('--read-tokens', type=int, default=8192, metavar='N', help='that answers read, n of sparse(n)')
+    parser.add_argument('--weights', default='auto', help='auto, as_stored, int8 or int4, as the node\'s parameter; of published '
+                        'models as they lie on a GPU')
     parser.add_argument('--detailed-format', default='bf16', metavar='FORMAT', help='as the node\'s parameter')
     parser.add_argument('--device', choices=BOARDS, default='AGX-Orin', help='whose memory bandwidth tells what a token of '
                         'an answer takes at least')
@@ -71,12 +73,14 @@ def _plans(args: argparse.Namespace) -> 'list[Plan]':
 def _sizes(args: argparse.Namespace) -> 'list[ModelSize]':
     from statekv_ros.backbones.checkpoint import FRAME_PIXELS
     from statekv_ros.backbones.published import PUBLISHED
+    from statekv_ros.backbones.weights import resolved
     height, width = _frame_size(args)
+    weights = resolved(args.weights)
     rows = [row for name, row in PUBLISHED.items() if args.model in ('all', name, row.hub_id)]
     if rows:
-        return [row.size(height, width, args.max_frame_pixels or FRAME_PIXELS[1]) for row in rows]
+        return [row.size(height, width, args.max_frame_pixels or FRAME_PIXELS[1], weights=weights) for row in rows]
     from statekv_ros.backbones import load_backbone
-    return [load_backbone(args.model, max_frame_pixels=args.max_frame_pixels).size(height, width)]
+    return [load_backbone(args.model, max_frame_pixels=args.max_frame_pixels, weights=weights).size(height, width)]
 
 
 def _frame_size(args: argparse.Namespace) -> tuple[int, int]:
@@ -137,7 +141,7 @@ def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
     short = {row.hub_id: name for name, row in PUBLISHED.items()}       # --model takes these too
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     console.print(f'{plans[0].policy}, {args.cameras} camera(s) of {args.frame_size}, {args.fps:g} frames/s each, '
-                  f'{args.hours:g} h, {args.detailed_format} with its index; GB are 10^9 bytes')
+                  f'{args.hours:g} h, {args.detailed_format} with its index, weights {args.weights}; GB are 10^9 bytes')
     table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, collapse_padding=True)
     table.add_column('model', overflow='fold')
     for column in ('tokens\n/ step', 'bytes\n/ token', 'weights', 'state', 'work-\nspace', 'detailed\n/ hour', 'detailed',

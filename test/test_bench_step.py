@@ -116,6 +116,7 @@ def test_the_gpu_runs_tests_and_arguments_exist(tmp_path, capsys):
 @pytest.mark.parametrize('arguments, word', [
     ('--policy magic', 'magic'), ('--frames 3', '--frames'), ('--budget 0', 'budget'), ('--budget 1 2', 'one number'),
     ('--plot a.png', 'is for --random-weights'),
+    ('--random-weights --model InternVL3-1B --weights int8', "a model that is loaded, got 'int8'"),
     ('--random-weights --device cpu --layers 1 --model GPT-2', 'among Qwen3-VL-2B, Qwen3-VL-4B'),
     ('--random-weights --device cpu --layers 1 --model InternVL3-1B --frames 0', 'must be positive'),
     ('--random-weights --device cpu --model InternVL3-1B', '--layers 1'), ('--random-weights --device toaster', 'toaster')])

@@ -2,6 +2,7 @@
 `restarts` of the campaign."""
 import signal
 import subprocess
+from importlib.util import find_spec
 
 import pytest
 
@@ -99,6 +100,22 @@ def test_what_another_model_made_stays_and_is_found_again(tiny_model_dir, other_
     with running(tmp_path, tiny_model_dir, memory) as (_, graph):
         graph.wait_for_state('active')
         assert seen(graph) == 4
+
+
+@pytest.mark.skipif(find_spec('torchao') is None, reason='torchao is not installed: pip install .[weights]')
+def test_what_other_weights_made_stays_and_is_named(tiny_model_dir, tmp_path):
+    memory = tmp_path / 'memory'
+    with running(tmp_path, tiny_model_dir, memory, signal.SIGINT, weights='int8') as (_, graph):
+        graph.wait_for_state('active')
+        watch(graph, 0, 3)
+        assert engine_status(graph)[2]['weights'] == 'int8' and graph.ask(QUESTION).success
+    with running(tmp_path, tiny_model_dir, memory, restore='require') as (_, graph):
+        reason = graph.wait(lambda: graph.health.get('engine', (0, ''))[1].startswith('the memory in')
+                            and graph.health['engine'][1], 'a refusal')
+        assert 'another weights (int8 there, as_stored here); it' in reason
+    with running(tmp_path, tiny_model_dir, memory, weights='int8') as (_, graph):
+        graph.wait_for_state('active')
+        assert seen(graph) == 3
 
 
 def test_a_memory_dir_that_is_a_file_is_named_and_the_node_watches_without(tiny_model_dir, tmp_path):

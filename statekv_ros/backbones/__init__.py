@@ -23,7 +23,8 @@ FAMILIES = {
 
 
 def load_backbone(model: str, device: str = 'auto', dtype: str = 'auto', max_frame_pixels: int = 0,
-                  min_frame_pixels: int = 0, system_prompt: str = '', rope_length: int = 0) -> Backbone:
+                  min_frame_pixels: int = 0, system_prompt: str = '', rope_length: int = 0,
+                  weights: str = 'auto') -> Backbone:
     """Load a frozen video VLM.
 
     Args:
@@ -36,9 +37,13 @@ def load_backbone(model: str, device: str = 'auto', dtype: str = 'auto', max_fra
         system_prompt: text before the video; when empty, what the family's chat template has (often none).
         rope_length: positions that the RoPE of a dynamic-NTK checkpoint (InternVL3) is scaled for, once and for all; 0
             leaves it as trained.
+        weights: 'auto' or 'as_stored'; 'int8' or 'int4' quantises the language model's matrices, of a checkpoint that has them
+            in 16 or 32 bits, with torchao.
 
     Raises:
-        ModelError: the checkpoint is missing, broken or of a family that cannot watch video here.
+        ModelError: the checkpoint is missing, broken or of a family that cannot watch video here, or a package that its format
+            needs is missing.
+        ParameterError: `weights` that are unknown, or cannot be had of this checkpoint or on this machine.
     """
     advice = read_advice(model)
     min_frame_pixels = min_frame_pixels or advice.min_frame_pixels
@@ -50,6 +55,6 @@ def load_backbone(model: str, device: str = 'auto', dtype: str = 'auto', max_fra
     if family not in FAMILIES:
         raise ModelError(f'model {model!r} is of type {family!r}, which has no video support here; supported types: '
                          f'{", ".join(sorted(FAMILIES))}')
-    checkpoint = load_checkpoint(model, device, dtype)
+    checkpoint = load_checkpoint(model, device, dtype, weights)
     with as_model_error(f'model {model!r} does not fit its family {family} (config.json, tokenizer_config.json)'):
         return FAMILIES[family](checkpoint, max_frame_pixels, min_frame_pixels, system_prompt, rope_length)

@@ -102,10 +102,12 @@ class Backbone(ABC):
         max_position: positions the model was trained for.
         position_axes: numbers in a token's position.
         stop_token_ids: tokens that end an answer.
+        weights: 'as_stored', or what the language model's weights were quantised to: 'int8' or 'int4'.
         demonstration: all that the model knows, where it is a demonstration whose answers no robot should act on; else empty.
     """
     name: str
     demonstration: str = ''
+    weights: str = 'as_stored'
     layout: KVLayout
     q_heads: int
     frames_per_step: int

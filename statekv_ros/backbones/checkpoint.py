@@ -1,5 +1,6 @@
 """Load a checkpoint in Transformers' format: safetensors only, no remote code, and no missing weight goes unnoticed."""
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from transformers.utils import cached_file
 
 from statekv_ros.backbones.checks import (
     as_model_error, check_layers, check_numbers, check_report, check_vocabulary, check_weights)
-from statekv_ros.errors import ModelError
+from statekv_ros.backbones.fingerprint import fingerprint
+from statekv_ros.backbones.stored_formats import FORMATS, loading_options, require_format, stored_format
+from statekv_ros.backbones.weights import AS_STORED, quantise, require_quantiser, resolved
+from statekv_ros.errors import ModelError, ParameterError
 from statekv_ros.share import find_share
 
 _DTYPES = {'float32': torch.float32, 'float16': torch.float16, 'bfloat16': torch.bfloat16}
@@ -33,6 +37,8 @@ class Checkpoint:
         demonstration: as in `Advice`.
         stop_token_ids: from the generation config and the tokenizer.
         pixel_statistics: 'mean', 'std' and 'resample' as far as its preprocessor config states them.
+        fingerprint: of the weights as the checkpoint has them; empty where they are none that a memory could be kept of.
+        weights: 'as_stored', or what they were quantised to.
     """
     name: str
     model: PreTrainedModel
@@ -40,6 +46,8 @@ class Checkpoint:
     stop_token_ids: frozenset[int]
     pixel_statistics: dict[str, Any]
     demonstration: str = ''
+    fingerprint: str = ''
+    weights: str = AS_STORED
 
 
 class Advice(NamedTuple):
@@ -74,37 +82,66 @@ def read_config(model: str) -> transformers.PretrainedConfig:
         return AutoConfig.from_pretrained(_source(model), trust_remote_code=False)
 
 
-def load_checkpoint(model: str, device: str, dtype: str) -> Checkpoint:
+def load_checkpoint(model: str, device: str, dtype: str, weights: str = 'auto') -> Checkpoint:
     """Load weights and tokenizer of a directory or hub id onto a device.
 
     Args:
         device: 'auto' (CUDA when there is one), 'cpu', 'cuda' or 'cuda:<n>'.
         dtype: 'auto' (bfloat16 on CUDA, float32 on the CPU), 'float32', 'bfloat16' or 'float16'.
+        weights: 'as_stored' or 'auto', which is the same; 'int8' or 'int4': the language model's are quantised.
 
     Raises:
-        ModelError: files missing or broken, tensors missing, of the wrong shape or not finite, an unknown device or dtype.
+        ModelError: files missing or broken, tensors missing, of the wrong shape or not finite, an unknown device or dtype, or
+            weights in a format whose package is missing.
+        ParameterError: `weights` that are unknown or cannot be had of this checkpoint.
     """
     where = _device(device)
     precision = _dtype(dtype, where)
+    wanted = resolved(weights)
     source = _source(model)
+    config = read_config(model)
+    stored = _require_loadable(model, config, wanted, where, precision)
     tensors = check_weights(Path(source))
     if tensors:
-        check_layers(model, read_config(model), tensors)
-    with as_model_error(f'cannot load model {model!r} (config.json, *.safetensors)'), _no_progress_bar():
+        check_layers(model, config, tensors)
+    with as_model_error(f'cannot load model {model!r} (config.json, *.safetensors)'), _quietly():
         loaded, report = AutoModelForImageTextToText.from_pretrained(
             source, dtype=precision, use_safetensors=True, trust_remote_code=False, output_loading_info=True,
-            ignore_mismatched_sizes=True)  # reported below, by name
+            ignore_mismatched_sizes=True,  # reported below, by name
+            **loading_options(stored, where))
     check_report(model, report)
     with as_model_error(f'cannot load the tokenizer of model {model!r} (tokenizer.json, tokenizer_config.json)'):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         tokenizer('a')      # some of what may be wrong with it shows in use only
     check_vocabulary(model, loaded, tokenizer)
-    with as_model_error(f'cannot move model {model!r} to {where}'):
-        loaded = loaded.eval().requires_grad_(False).to(where)
-    check_numbers(model, loaded)
+    loaded = loaded.eval().requires_grad_(False)
+    made_of = fingerprint(loaded)       # now: once quantised or used, weights are others
+    if wanted != AS_STORED:
+        with as_model_error(f'cannot quantise the weights of model {model!r} to {wanted}'):
+            quantise(loaded, model, wanted, where)
+    if not (stored and FORMATS[stored].placed):
+        with as_model_error(f'cannot move model {model!r} to {where}'):
+            loaded = loaded.to(where)
+    check_numbers(model, loaded)        # what is not finite shows in a scale, where weights were quantised
     with as_model_error(f'cannot tell which tokens end an answer of model {model!r} (generation_config.json)'):
         stops = _stop_tokens(loaded, tokenizer)
-    return Checkpoint(model, loaded, tokenizer, stops, _pixel_statistics(model, source), read_advice(model).demonstration)
+    return Checkpoint(model, loaded, tokenizer, stops, _pixel_statistics(model, source), read_advice(model).demonstration, made_of,
+                      wanted)
+
+
+def _require_loadable(model: str, config: transformers.PretrainedConfig, weights: str, device: torch.device,
+                      dtype: torch.dtype) -> str:
+    """The format that the weights are stored in, '' for plain numbers; raises where a package is missing, before minutes are spent
+    on reading weights."""
+    stored = stored_format(model, config)
+    if stored and weights != AS_STORED:
+        raise ParameterError(f'weights {weights!r} cannot be made of model {model!r}, whose weights are stored in the format '
+                             f'{stored!r} already: set the parameter "weights" to {AS_STORED}')
+    if stored:
+        require_format(model, stored, device)
+    if weights != AS_STORED:
+        require_quantiser(weights, device, dtype)
+    return stored
 
 
 def read_advice(model: str) -> Advice:
@@ -191,12 +228,14 @@ def _pixel_statistics(model: str, source: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """The library's bar of weights would be a broken line in a log."""
+def _quietly() -> Iterator[None]:
+    """The library's bar of weights would be a broken line in a log, and what `loading_options` says is said on purpose."""
     shown = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'You passed `quantization_config`')
+            yield
     finally:
         if shown:
             transformers.utils.logging.enable_progress_bar()

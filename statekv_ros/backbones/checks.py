@@ -8,17 +8,18 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from statekv_ros.errors import ModelError
+from statekv_ros.backbones.weights import weight_parts
+from statekv_ros.errors import ModelError, StateKVError
 
 
 @contextmanager
 def as_model_error(what: str) -> Iterator[None]:
     """An error of any kind inside becomes `ModelError('<what>: <error>')`, for libraries raise many kinds where a checkpoint is
-    broken. A ModelError passes as it is.
+    broken. An error of this package passes as it is.
     """
     try:
         yield
-    except ModelError:
+    except StateKVError:
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ModelError(f'{what}: memory is full; take a smaller checkpoint, or free memory') from error
@@ -73,9 +74,10 @@ def check_layers(model: str, config: PretrainedConfig, tensors: int) -> None:
 
 def check_numbers(model: str, loaded: PreTrainedModel) -> None:
     """Raises ModelError when a weight is NaN or infinite; names the tensor."""
-    for name, weight in loaded.named_parameters():
+    for name, weight in weight_parts(loaded):
         if weight.numel() and weight.is_floating_point():
-            low, high = weight.aminmax()      # NaN goes through, and no copy is made
+            wide = weight if weight.itemsize > 1 else weight.to(torch.bfloat16)     # torch finds no extremes of 8 bits
+            low, high = wide.aminmax()      # NaN goes through, and no copy is made
             if not (low.isfinite() and high.isfinite()):
                 hint = ', or set the parameter "dtype" to bfloat16 or float32: float16 ends at 65504' \
                     if weight.dtype == torch.float16 else ''

@@ -16,6 +16,7 @@ from statekv_ros.backbones.pixels import PixelSpec, SquareSpec, prepare
 from statekv_ros.backbones.rope import freeze_rope, rotate
 from statekv_ros.backbones.size import ModelSize
 from statekv_ros.backbones.upload import to_device
+from statekv_ros.backbones.weights import layer_bytes, unpacked_bytes, weight_bytes
 from statekv_ros.errors import ModelError
 from statekv_ros.kernels.paged_attention import Rope
 
@@ -57,6 +58,7 @@ class Family(Backbone):
         self.name, self.demonstration = checkpoint.name, checkpoint.demonstration
         self._model, self._tokenizer = checkpoint.model, checkpoint.tokenizer
         self._language, self._head, self._pixels = language, head, pixels
+        self.weights, self._fingerprint = checkpoint.weights, checkpoint.fingerprint
         config = language.config
         if 'sliding_attention' in (getattr(config, 'layer_types', None) or ()):
             raise ModelError(f'model {self.name!r} has layers with sliding-window attention, which the memory replaces: '
@@ -65,7 +67,7 @@ class Family(Backbone):
         language.set_attn_implementation(ATTENTION)
         head_dim = getattr(config, 'head_dim', None) or config.hidden_size // config.num_attention_heads
         self.layout = KVLayout(config.num_hidden_layers, config.num_key_value_heads, head_dim,
-                               self._model.dtype, self._model.device)
+                               language.embed_tokens.weight.dtype, self._model.device)   # other weights may have 8 bits
         self.q_heads = config.num_attention_heads
         self.frames_per_step = 1
         self._frequencies = language.rotary_emb.inv_freq.float()
@@ -106,7 +108,7 @@ class Family(Backbone):
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self._model)
+        return self._fingerprint or fingerprint(self._model)
 
     def prepare(self, frame: np.ndarray) -> np.ndarray:
         return prepare(frame, self._pixels)
@@ -153,9 +155,10 @@ class Family(Backbone):
     def size(self, height: int, width: int) -> ModelSize:
         config, layout = self._language.config, self.layout
         return ModelSize(
-            self.name, sum(weight.nbytes for weight in self._model.parameters()), layout.layers, layout.kv_heads,
+            self.name, weight_bytes(self._model), layout.layers, layout.kv_heads,
             self.q_heads, layout.head_dim, config.hidden_size, config.intermediate_size, config.vocab_size,
-            layout.dtype.itemsize, self.step_tokens(height, width), self.frames_per_step, self.position_axes)
+            layout.dtype.itemsize, self.step_tokens(height, width), self.frames_per_step, self.position_axes,
+            layer_bytes(self._model), unpacked_bytes(self._model, self.weights, layout.dtype))
 
     def tokenize_question(self, question: str) -> list[int]:
         # White space around it could join a token with the text beside it.

@@ -5,6 +5,8 @@ import json
 import torch
 from transformers import PreTrainedModel
 
+from statekv_ros.backbones.weights import plain_parts
+
 _SAMPLES = 64       # of each weight
 _PASSING = ('dtype', 'torch_dtype', 'transformers_version')
 
@@ -18,8 +20,9 @@ def fingerprint(model: PreTrainedModel) -> str:
     samples = []
     for name, weight in model.state_dict().items():
         digest.update(f'{name} {tuple(weight.shape)}'.encode())
-        flat = weight.detach().reshape(-1)
-        samples.append(flat[::max(1, flat.numel() // _SAMPLES)][:_SAMPLES].to(torch.bfloat16))
+        for part in plain_parts(weight):
+            flat = part.detach().reshape(-1)
+            samples.append(flat[::max(1, flat.numel() // _SAMPLES)][:_SAMPLES].to(torch.bfloat16))
     digest.update(torch.cat(samples).cpu().view(torch.int16).numpy().tobytes())     # one transfer for all
     return f'{model.config.model_type} {digest.hexdigest()[:16]}'
 

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConf
 from statekv_ros.backbones.eagle2_5_model import Eagle2_5Config
 from statekv_ros.backbones.pixels import PixelSpec
 from statekv_ros.backbones.size import ModelSize
+from statekv_ros.backbones.weights import AS_STORED, planned_bytes, planned_layer_bytes, unpacked_bytes
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,17 @@ class PublishedModel:
         return math.ceil(size // patch / 2) ** 2 + _STEP_TEXT_TOKENS[self.family]
 
     def size(self, height: int, width: int, max_frame_pixels: int = 448 * 448, min_frame_pixels: int = 64 * 64,
-             bytes_per_value: int = 2) -> ModelSize:
-        """The sizes that memory depends on, from the config alone."""
-        text = self.text
+             bytes_per_value: int = 2, weights: str = AS_STORED) -> ModelSize:
+        """The sizes that memory depends on, from the config alone. Weights in few bits are laid out as on a GPU."""
+        text, dtype, gpu = self.text, torch.bfloat16 if bytes_per_value == 2 else torch.float32, torch.device('cuda')
+        with torch.device('meta'):
+            model = AutoModelForImageTextToText.from_config(self.config())
         return ModelSize(
-            self.hub_id, self.parameters() * bytes_per_value, text['num_hidden_layers'], text['num_key_value_heads'],
+            self.hub_id, planned_bytes(model, weights, dtype, gpu), text['num_hidden_layers'], text['num_key_value_heads'],
             text['num_attention_heads'], self.head_dim, text['hidden_size'], text['intermediate_size'], text['vocab_size'],
             bytes_per_value, self.step_tokens(height, width, max_frame_pixels, min_frame_pixels),
-            self.vision.get('temporal_patch_size', 1), 3 if 'mrope_section' in self.text['rope_parameters'] else 1)
+            self.vision.get('temporal_patch_size', 1), 3 if 'mrope_section' in self.text['rope_parameters'] else 1,
+            planned_layer_bytes(model, weights, dtype, gpu), unpacked_bytes(model, weights, dtype))
 
     @property
     def head_dim(self) -> int:

@@ -25,6 +25,7 @@ def step(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--window', type=int, default=16, help='frames of a policy "window" without a number')
     parser.add_argument('--model', default='tiny', help='directory or hub id; "tiny" makes a small one with random weights')
     parser.add_argument('--device', default='auto')
+    parser.add_argument('--weights', default='auto', help='auto, as_stored, int8 or int4, as the node\'s parameter')
     parser.add_argument('--size', help='camera frames, WIDTHxHEIGHT; 128x128 unless given, 448x448 with --random-weights')
     whole = parser.add_argument_group('a whole step at true shapes')
     whole.add_argument('--random-weights', action='store_true',
@@ -76,6 +77,7 @@ def hours(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--size', default='64x64', help='camera frames, WIDTHxHEIGHT; default: %(default)s')
     parser.add_argument('--seed', type=int, default=6_000_000, help='of the patrol; default: %(default)s')
     parser.add_argument('--device', default='auto')
+    parser.add_argument('--weights', default='auto', help='auto, as_stored, int8 or int4, as the node\'s parameter')
 
 
 def kernel(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +151,8 @@ def _model(parser: argparse.ArgumentParser) -> None:
                         help='a published model by name (--model InternVL3-8B) with random weights on the device')
     parser.add_argument('--layers', type=int, help='of a model with random weights and its vision tower, for small machines')
     parser.add_argument('--dtype', choices=DTYPES, help='of random weights; default: bf16')
+    parser.add_argument('--weights', default='auto',
+                        help='auto, as_stored, int8 or int4, as the node\'s parameter; of a model that is loaded')
     parser.add_argument('--size', default='64x64', help='camera frames, WIDTHxHEIGHT; default: %(default)s')
     parser.add_argument('--device', default='auto')
 

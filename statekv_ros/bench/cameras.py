@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from statekv_ros.backbones.family import Family
+from statekv_ros.backbones.weights import weight_parts
 from statekv_ros.bench.hardware import device_name, versions
 from statekv_ros.bench.models import find_backbone
 from statekv_ros.bench.sizes import parse_size
@@ -33,7 +34,7 @@ class WeightReads(TorchDispatchMode):
     def __init__(self, model: torch.nn.Module):
         super().__init__()
         self.launches = self.bytes = 0
-        self._weights = {weight.data_ptr(): weight.nbytes for weight in model.parameters() if weight.ndim > 1}
+        self._weights = {part.data_ptr(): part.nbytes for _, part in weight_parts(model) if part.ndim > 1}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if not function.is_view and 'embedding' not in str(function):      # which reads the rows that it needs
@@ -75,9 +76,10 @@ def run(args: argparse.Namespace) -> dict:
     """Measure both ways in turn, so that a machine that slows down slows both, and take medians.
 
     Returns:
-        {'benchmark', 'model', 'device', 'versions', 'dtype', 'prefill_policy', 'step_tokens', 'rounds', 'rows': [{cameras,
-        single_ms, batched_ms (each for one step of one camera), batched_over_single, single_launches, batched_launches (that
-        read weights), single_weight_mb, batched_weight_mb (that they read), each for one step of all cameras}]}.
+        {'benchmark', 'model', 'device', 'versions', 'dtype', 'weights', 'prefill_policy', 'step_tokens', 'rounds',
+        'rows': [{cameras, single_ms, batched_ms (each for one step of one camera), batched_over_single, single_launches,
+        batched_launches (that read weights), single_weight_mb, batched_weight_mb (that they read), each for one step of all
+        cameras}]}.
 
     Raises:
         ParameterError, PolicyError, ModelError: an argument that cannot work.
@@ -92,7 +94,7 @@ def run(args: argparse.Namespace) -> dict:
     rows = [_measure(backbone, policy, count, (height, width), args.rounds, args.json) for count in args.cameras]
     result = {
         'benchmark': 'cameras', 'model': args.model, 'device': device_name(backbone.device), 'versions': versions(),
-        'dtype': str(backbone.dtype).removeprefix('torch.'), 'prefill_policy': policy,
+        'dtype': str(backbone.dtype).removeprefix('torch.'), 'weights': backbone.weights, 'prefill_policy': policy,
         'step_tokens': backbone.step_tokens(height, width), 'rounds': args.rounds, 'rows': rows,
     }
     if not args.json:

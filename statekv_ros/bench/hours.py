@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> dict:
     size = parse_size('--size', args.size)
     if args.device in ('auto', 'cpu'):
         torch.set_num_threads(1)    # small matrices: more threads only add noise
-    backbone = load_backbone(args.model, device=args.device)
+    backbone = load_backbone(args.model, device=args.device, weights=args.weights)
     with contextlib.ExitStack() as folders:
         return _watch(args, backbone, seconds, size, policies, beside, folders)
 

@@ -25,11 +25,13 @@ def find_backbone(args: argparse.Namespace, on_a_cpu: str = '--layers 1') -> Fam
     for name in ('layers', 'dtype'):
         if getattr(args, name):
             raise ParameterError(f'--{name} goes with --random-weights only, got {getattr(args, name)}')
-    return load_backbone(args.model, device=args.device)
+    return load_backbone(args.model, device=args.device, weights=args.weights)
 
 
 def random_model(args: argparse.Namespace, on_a_cpu: str) -> Family:
     """A published model's shapes with random weights, cut to `--layers`; raises as `find_backbone`."""
+    if args.weights != 'auto':
+        raise ParameterError(f'--weights is for a model that is loaded, got {args.weights!r}: leave --random-weights out')
     name = args.device
     if name == 'auto':
         name = 'cuda' if torch.cuda.is_available() else 'cpu'

@@ -45,11 +45,11 @@ def run(args: argparse.Namespace) -> dict:
     if args.device in ('auto', 'cpu'):
         torch.set_num_threads(1)  # small matrices: more threads only add noise
     with tempfile.TemporaryDirectory() as folder:
-        backbone = load_backbone(_model(args.model, folder), device=args.device)
+        backbone = load_backbone(_model(args.model, folder), device=args.device, weights=args.weights)
         reports = {policy: _measure(backbone, policy, frames, args.runs, height, width, quiet=args.json)
                    for policy in policies}
     result = {
-        'benchmark': 'step', 'model': args.model, 'steps': frames, 'runs': args.runs,
+        'benchmark': 'step', 'model': args.model, 'weights': backbone.weights, 'steps': frames, 'runs': args.runs,
         'device': device_name(backbone.device), 'versions': versions(), 'replayed': False,
         'policies': {name: _summary(steps) for name, steps in reports.items()},
     }

@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--max-tokens', type=int, default=64, help='of an answer; default: %(default)s')
     parser.add_argument('--device', default='auto', help='auto, cpu, cuda or cuda:<n>')
     parser.add_argument('--dtype', default='auto', help='auto, float32, bfloat16 or float16')
+    parser.add_argument('--weights', default='auto', help='auto, as_stored, int8 or int4, as the node\'s parameter')
     parser.add_argument('--lockstep', type=int, default=1, metavar='N', help='watch N videos of one shape at once, offline: '
                         'much faster for small models, but steps are not timed; default: %(default)s')
     parser.add_argument('--ask-alone', action='store_true', help='in lockstep, ask each video by itself: slower, but it is '

@@ -29,7 +29,7 @@ def evaluate(args: argparse.Namespace) -> dict:
         StateKVError: a bad input, with a line for each mistake, or what went wrong on the way.
     """
     settings = Settings(args.model, args.device, args.dtype, 'online' if args.online else 'offline', args.rate,
-                        args.max_tokens, args.threads, args.lockstep, args.detailed_format, args.ask_alone)
+                        args.max_tokens, args.threads, args.lockstep, args.detailed_format, args.ask_alone, args.weights)
     policies = parse_policies(args.policies)
     check_edges(args.ages)
     against = _reference(args.against, policies)
@@ -141,5 +141,6 @@ def _report(results: list[dict], plan: dict, args: argparse.Namespace, against: 
 def attention_statistics(args: argparse.Namespace) -> dict:
     """`--stats`: see `statistics.write_statistics`."""
     from statekv_ros.evaluation.statistics import write_statistics
-    return write_statistics(args.model, [open_path(path) for path in args.inputs], args.out, args.budgets, args.device)
+    return write_statistics(args.model, [open_path(path) for path in args.inputs], args.out, args.budgets, args.device,
+                            args.weights)
 

@@ -73,7 +73,7 @@ def gate(args: argparse.Namespace) -> dict:
     for policy in policies:
         if policy.is_rlivs or policy.options:
             raise PolicyError(f'--formats compares formats of plain policies, such as "statekv(4096) x all", got {policy.prefill!r}')
-    backbone = load_backbone(args.model, args.device, args.dtype)
+    backbone = load_backbone(args.model, args.device, args.dtype, weights=args.weights)
     found = {form: _Comparison() for form in forms if form != RAW.name}
     for path in args.inputs:
         footage = open_path(path)

@@ -63,8 +63,9 @@ def _parameters(settings: Settings, job: Job) -> list[str]:
     """The node's parameters as command line arguments."""
     policy, video = parse_prefill_policy(job.policy.watching), job.videos[0]
     (topic, kind), = open_footage(video).topics.items()
-    values = {'model': settings.model, 'device': settings.device, 'dtype': settings.dtype, 'use_sim_time': 'true',
-              'prefill_policy': policy.kind, 'budget': policy.budget or 1, 'window_frames': policy.window_frames or 1,
+    values = {'model': settings.model, 'device': settings.device, 'dtype': settings.dtype, 'weights': settings.weights,
+              'use_sim_time': 'true', 'prefill_policy': policy.kind, 'budget': policy.budget or 1,
+              'window_frames': policy.window_frames or 1,
               'max_tokens': settings.max_tokens, 'detailed_format': settings.detailed_format, 'cuda_graph': '"off"',     # bare, it is false in YAML
               'cameras': f'[{CAMERA}]', f'{CAMERA}.topic': topic,
               f'{CAMERA}.transport': 'compressed' if kind.endswith('CompressedImage') else 'raw',

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from statekv_ros.backbones.checkpoint import checkpoint_folder
+from statekv_ros.backbones.weights import resolved
 from statekv_ros.errors import EvaluationError, ParameterError, PolicyError
 from statekv_ros.evaluation.schema import Video
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
@@ -54,7 +55,7 @@ class Settings:
     """How an evaluation runs.
 
     Attributes:
-        model: checkpoint directory, hub id or 'patrol'; device, dtype: as for `load_backbone`.
+        model: checkpoint directory, hub id or 'patrol'; device, dtype, weights: as for `load_backbone`.
         mode: 'offline' or 'online'; rate: bag seconds per second, online.
         max_tokens: of an answer.
         threads: of the CPU, per process; not part of the digest.
@@ -75,9 +76,11 @@ class Settings:
     lockstep: int = 1
     detailed_format: str = RAW.name
     ask_alone: bool = False
+    weights: str = 'auto'
 
     def __post_init__(self):
         find_format(self.detailed_format)
+        resolved(self.weights)
         for name in ('rate', 'max_tokens', 'threads', 'lockstep'):
             if not 0 < getattr(self, name) < float('inf'):
                 raise ParameterError(f'--{name.replace("_", "-")} must be a positive number, got {getattr(self, name)}')
@@ -127,8 +130,8 @@ def describe(settings: Settings, videos: Sequence[Video], policies: Sequence[Pol
     """
     plan = {'model': settings.model, 'model_digest': model_digest(settings.model), 'mode': settings.mode,
             'rate': settings.rate if settings.mode == 'online' else None, 'device': settings.device, 'dtype': settings.dtype,
-            'max_tokens': settings.max_tokens, 'lockstep': settings.lockstep, 'detailed_format': settings.detailed_format,
-            'ask_alone': settings.ask_alone,
+            'weights': settings.weights, 'max_tokens': settings.max_tokens, 'lockstep': settings.lockstep,
+            'detailed_format': settings.detailed_format, 'ask_alone': settings.ask_alone,
             'policies': [{'prefill': policy.prefill, 'answers': list(policy.answers)} for policy in policies],
             'videos': [video.as_dict() | {'frames': n} for video, n in zip(videos, frames, strict=True)]}
     told = {name: value for name, value in plan.items() if name != 'model'}     # a model may move

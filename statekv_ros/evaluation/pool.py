@@ -23,7 +23,7 @@ class Worker:
     def __init__(self, settings: Settings):
         from statekv_ros.backbones import load_backbone
         torch.set_num_threads(settings.threads)
-        self.backbone = load_backbone(settings.model, settings.device, settings.dtype)
+        self.backbone = load_backbone(settings.model, settings.device, settings.dtype, weights=settings.weights)
         try_out(self.backbone)
         self._max_tokens, self._ask_alone = settings.max_tokens, settings.ask_alone
         self.detailed_format = settings.detailed_format

@@ -30,8 +30,8 @@ def write_report(jobs: Sequence[dict], run: dict, out: Path, against: str = REFE
     Raises:
         EvaluationError: the folder cannot be written.
     """
-    report = {'run': {name: run.get(name) for name in ('model', 'model_digest', 'mode', 'rate', 'device', 'dtype', 'max_tokens',
-                                                      'detailed_format')},
+    report = {'run': {name: run.get(name) for name in ('model', 'model_digest', 'mode', 'rate', 'device', 'dtype', 'weights',
+                                                      'max_tokens', 'detailed_format')},
               'summary': summarise(jobs), 'tables': make_tables(jobs, against, ages)}
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -88,7 +88,8 @@ def collect(backbone: Backbone, sources: Sequence[Source], budgets: Sequence[int
                  'retained': _mean_series(retained[budget]), 'age_steps': _mean_series(ages[budget])} for budget in budgets}}
 
 
-def write_statistics(model: str, sources: Sequence[Source], out: Path, budgets: Sequence[int], device: str = 'auto') -> dict:
+def write_statistics(model: str, sources: Sequence[Source], out: Path, budgets: Sequence[int], device: str = 'auto',
+                     weights: str = 'auto') -> dict:
     """Write statistics.json and index.html into a folder; returns what `collect` does.
 
     Raises:
@@ -96,7 +97,7 @@ def write_statistics(model: str, sources: Sequence[Source], out: Path, budgets: 
         EvaluationError: the folder cannot be written.
     """
     from statekv_ros.evaluation.report import render
-    backbone = load_backbone(model, device)
+    backbone = load_backbone(model, device, weights=weights)
     try_out(backbone)
     found = collect(backbone, sources, budgets)
     try:

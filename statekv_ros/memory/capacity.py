@@ -116,7 +116,7 @@ def require_fit(plan: Plan, available_bytes: int, where: str) -> None:
         f'a state of {plan.policy} for {plan.cameras} camera(s)': (plan.state_bytes, 'lower "budget" or "window_frames"'),
         f'workspace for {plan.size.step_tokens} tokens per step': (plan.workspace_bytes, 'lower "budget" or "max_frame_pixels"'),
         f'a reserve for {plan.cameras} camera(s) and answers': (plan.reserve_bytes, 'lower "budget", or watch fewer "cameras"'),
-        'the weights': (plan.weights_bytes, 'take a smaller "model" or "dtype"'),
+        'the weights': (plan.weights_bytes, 'take a smaller "model", "dtype" or "weights"'),
     }
     part, (size, remedy) = max(parts.items(), key=lambda item: item[1][0])
     raise ParameterError(f'this configuration needs {gigabytes(plan.at_start_bytes)}, but {where} has '
@@ -214,14 +214,14 @@ def _state_bytes(size: ModelSize, policy: PrefillPolicy, positions: str, steps: 
 
 
 def _workspace_bytes(size: ModelSize, policy: PrefillPolicy) -> int:
-    """Largest temporaries of one decoder layer, and the logits of one token."""
+    """Largest temporaries of one decoder layer, a matrix of 8 bits made wide for its product, and the logits of one token."""
     tokens, value = size.step_tokens, size.value_bytes
     keys = tokens + (policy.budget if policy.kind == 'statekv' and policy.budget < UNLIMITED else tokens)
     projections = tokens * (size.q_heads + 2 * size.kv_heads) * size.head_dim * value
     feed_forward = tokens * (3 * size.mlp + 4 * size.hidden) * value
     # Scores and their softmax, for the query heads of one KV head at a time (the naive twin; fused kernels need none).
     scores = 2 * tokens * (size.q_heads // size.kv_heads) * keys * 4
-    return max(feed_forward, projections + scores) + 4 * size.vocabulary
+    return max(feed_forward, projections + scores) + 4 * size.vocabulary + size.unpacked_bytes
 
 
 def _reserve_bytes(size: ModelSize, policy: PrefillPolicy, cameras: int, state_bytes: int) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from statekv_ros.backbones.base import Backbone
+from statekv_ros.backbones.weights import AS_STORED
 from statekv_ros.errors import StoreBusy, StoreError, StoreMismatch
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.saved.restoring import restore
@@ -33,11 +34,13 @@ def identity_of(backbone: Backbone, streams: dict[str, VideoStream], frame_pixel
         frame_pixels: the parameters that bound a frame's size, in words.
     """
     stream, layout = next(iter(streams.values())), backbone.layout
+    # Said only where it is so: memories that are older than the parameter say nothing of it.
+    quantised = {'weights': backbone.weights} if backbone.weights != AS_STORED else {}
     return {'model': backbone.fingerprint, 'dtype': str(backbone.dtype).removeprefix('torch.'),
             'layout': f'{layout.layers}x{layout.kv_heads}x{layout.head_dim}', 'prefill_policy': str(stream.prefill_policy),
             'positions': str(stream.positions), 'frame_pixels': frame_pixels, 'system_prompt': system_prompt,
             'rope_length': rope_length, 'detailed_format': stream.detailed_format, 'cameras': ', '.join(streams),
-            'saved_format': SAVED_FORMAT}
+            'saved_format': SAVED_FORMAT, **quantised}
 
 
 def open_memory(folder: Path, identity: dict[str, str | int], streams: dict[str, VideoStream], tiers: dict[str, DiskTier],

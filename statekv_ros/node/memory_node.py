@@ -205,7 +205,7 @@ class MemoryNode(LifecycleNode):
         self.get_logger().info(f'loading model {get["model"]!r} ...')
         backbone = load_backbone(
             get['model'], get['device'], get['dtype'], get['max_frame_pixels'], get['min_frame_pixels'], get['system_prompt'],
-            get['rope_length'])
+            get['rope_length'], get['weights'])
         try_out(backbone)
         if backbone.demonstration:
             self.get_logger().warning(demonstration_warning(backbone))
@@ -241,8 +241,9 @@ class MemoryNode(LifecycleNode):
         inputs = [CameraInput(self, camera, get[f'{camera.name}.topic'], kinds[camera.name], get[f'{camera.name}.rate_hz'],
                               get[f'{camera.name}.reliability'], engine.notify) for camera in cameras]
         diagnosis = diagnostics.Diagnosis(engine, {
-            'model': backbone.name, 'device': backbone.device, 'dtype': backbone.dtype, 'prefill_policy': policy,
-            'kv_bytes_per_token': backbone.kv_bytes_per_token, 'demonstration': demonstration_warning(backbone)},
+            'model': backbone.name, 'device': backbone.device, 'dtype': backbone.dtype, 'weights': backbone.weights,
+            'prefill_policy': policy, 'kv_bytes_per_token': backbone.kv_bytes_per_token,
+            'demonstration': demonstration_warning(backbone)},
             lambda: {**accelerator.facts(), **(disk.facts() if disk is not None else {}), **self._darkroom.facts()})
         with self._life:
             if self._stopped:
@@ -253,8 +254,8 @@ class MemoryNode(LifecycleNode):
             engine.start()
         topics = ', '.join(f'{source.camera.name} on {source.topic}' for source in inputs)
         topics += f'; poses from {poses.name}' if poses is not None else ''
-        self.get_logger().info(f'{policy} on {backbone.device} ({backbone.dtype}), {backbone.kv_bytes_per_token} bytes per '
-                               f'token; cameras: {topics}')
+        self.get_logger().info(f'{policy} on {backbone.device} ({backbone.dtype}, weights {backbone.weights}), '
+                               f'{backbone.kv_bytes_per_token} bytes per token; cameras: {topics}')
 
     @property
     def _keeps_on_disk(self) -> bool:

@@ -11,6 +11,7 @@ from rclpy.expand_topic_name import expand_topic_name
 from rclpy.parameter import Parameter
 from rclpy.validate_full_topic_name import validate_full_topic_name
 
+from statekv_ros.backbones.weights import WEIGHTS
 from statekv_ros.conditions import parse_condition
 from statekv_ros.errors import ParameterError, StateKVError
 from statekv_ros.images import LARGEST_MAX_PIXELS, MAX_PIXELS
@@ -125,6 +126,8 @@ NODE = (
     Spec('model', 'patrol', 'checkpoint directory in Transformers\' format, hub id, or patrol: the small one that comes along'),
     Spec('device', 'auto', 'auto, cpu, cuda or cuda:<n>'),
     Spec('dtype', 'auto', 'auto: bfloat16 on a GPU, float32 on a CPU', choices=('auto', 'float32', 'bfloat16', 'float16')),
+    Spec('weights', 'auto', 'the language model\'s weights: as the checkpoint has them (as_stored, and auto), or quantised at '
+         'load, in 8 or 4 bits', choices=WEIGHTS),
     Spec('cpu_threads', 0, 'threads of PyTorch on the CPU; 0: half the cores, at most OMP_NUM_THREADS', low=0, high=1024,
          fixed=True),
     Spec('system_prompt', '', 'text before the video; none when empty'),

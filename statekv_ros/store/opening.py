@@ -10,6 +10,8 @@ from statekv_ros.errors import StoreMismatch
 from statekv_ros.store.folder import DATA
 from statekv_ros.store.reader import ABOUT, FORMAT_VERSION, RECORDS, VALUES, missing_bytes
 
+_UNSAID = {'weights': 'as_stored'}      # what is so where an identity says nothing of it
+
 
 def extend(environment: lmdb.Environment, folder: Path) -> int:
     """Make the file as long as its head pages say; returns the bytes that were missing.
@@ -39,8 +41,12 @@ def begin(environment: lmdb.Environment, identity: Mapping[str, str | int]) -> N
 
 def require_identity(folder: Path, there: Mapping[str, str | int], here: Mapping[str, str | int]) -> None:
     """Raises StoreMismatch where a memory was made by something else than what wants to write it."""
-    differing = [f'{name} ({there.get(name, "nothing")} there, {here.get(name, "nothing")} here)'
+    differing = [f'{name} ({_said(there, name)} there, {_said(here, name)} here)'
                  for name in sorted({*there, *here}) if there.get(name) != here.get(name)]
     if differing:
         raise StoreMismatch(f'the memory in {folder} was made with another {", ".join(differing)}; it was left as it is. Run '
                             'what made it, or choose another folder (parameter "memory_dir")')
+
+
+def _said(identity: Mapping[str, str | int], name: str) -> str | int:
+    return identity.get(name, _UNSAID.get(name, 'nothing'))
