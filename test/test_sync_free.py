@@ -19,6 +19,7 @@ from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.checkpoint import load_checkpoint
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.memory import VideoStream
+from statekv_ros.memory.answering.shared import decode_together
 from statekv_ros.memory.together import Given, Together
 
 FAMILIES = list(LIBRARIES)
@@ -186,23 +187,26 @@ def as_on_a_gpu(query, key, value, starts, lengths, *_, noted=None, **options):
             None if noted is None else torch.empty(*lse.shape, starts.shape[1], device=META))
 
 
-@pytest.mark.parametrize('family, form', [('internvl', 'int4'), ('qwen3_vl', 'bf16')])
-def test_a_token_of_an_answer_is_one_look_of_eight_bytes_however_it_is_sampled(family, form, folders, frames, monkeypatch):
+def test_a_pass_of_answers_is_one_look_of_eight_bytes_a_token_however_they_are_sampled(folders, frames, monkeypatch):
     monkeypatch.setattr('statekv_ros.memory.answering.reading.paged_attention', as_on_a_gpu)
-    checkpoint = load_checkpoint(str(folders[family]), 'cpu', 'float32')
+    checkpoint = load_checkpoint(str(folders['qwen3_vl']), 'cpu', 'float32')
     checkpoint = replace(checkpoint, model=checkpoint.model.to(META))
     backbone = ADAPTERS[checkpoint.model.config.model_type](checkpoint, 448 * 448, 64 * 64, '', 0)
-    stream = full_stream(backbone, frames, f'statekv({BUDGET})', 8 * backbone.frames_per_step, detailed_format=form)
-    for policy, temperature in (('all', 0.0), ('sparse(40)', 0.7), ('state', 0.0), ('last(4)', 0.7), ('retrieve(2)', 0.0)):
+    stream = full_stream(backbone, frames, f'statekv({BUDGET})', 8 * backbone.frames_per_step, detailed_format='int4')
+    answerings = []
+    for policy, temperature in (('all', 0.0), ('sparse(40)', 0.7), ('state', 0.0)):
         with no_waiting(Looking):
-            answering = stream.begin_answer('where?', policy, max_tokens=50, temperature=temperature)
-            while not answering.token_ids:
-                answering.advance(9)
-        said = len(answering.token_ids)
+            answerings.append(stream.begin_answer('where?', policy, max_tokens=50, temperature=temperature))
+            while not answerings[-1].token_ids:
+                answerings[-1].advance(9)
+        said = len(answerings[-1].token_ids)
         with no_waiting(Looking) as mode:
-            answering.advance(3)
-        assert len(answering.token_ids) == said + 3
+            answerings[-1].advance(3)
+        assert len(answerings[-1].token_ids) == said + 3
         assert mode.looks == [8] * 3 and mode.uploads == 3, 'a token is sent, and the next one comes back'
+    with no_waiting(Looking) as mode:
+        assert decode_together(answerings, 2 * len(answerings)) == [None] * len(answerings)
+    assert mode.looks == [8 * len(answerings)] * 2 and mode.uploads == 2, 'tokens and positions go in one piece'
 
 
 @pytest.mark.parametrize('wait', [
