@@ -55,7 +55,7 @@ class Camera:
 
 
 def decoded(answerings, between=lambda: None, tokens=1) -> list[int]:
-    """All of them to their ends, those that can at once; one's question is read in a slice of its own. How many shared each pass."""
+    """All of them to their ends, those that can at once, a question read in slices of its own. How many shared each slice."""
     shared = []
     while any(not each.finish_reason for each in answerings):
         if reading := [each for each in answerings if not each.finish_reason and not each.is_decoding]:
@@ -80,15 +80,16 @@ def assert_alike(ours, alone) -> None:
 
 @pytest.mark.parametrize('family, form, count, tokens', [
     *((family, 'bf16', 4, 1) for family in LIBRARIES), ('qwen3_vl', 'int4', 3, 3), ('internvl', 'int4', 2, 4)])
-def test_words_logits_and_evidence_are_those_of_one_by_one_while_streams_go_on(form, count, tokens, family, backbones, frames, endless):
+def test_words_logits_and_evidence_are_those_of_one_by_one_while_streams_go_on(form, count, tokens, family, backbones, frames,
+                                                                              endless):
     backbone = endless(backbones[family])
     cameras = [Camera(backbone, frames, seen, detailed_format=form) for seen in (17, 26)]
     lengths = [6 + 5 * (count - 1 - number) for number in range(count)]
 
     def asked() -> list:
         """Each camera under several policies; of several lengths, so that one after the other leaves."""
-        return [cameras[number % 2].asked(QUESTIONS[number], POLICIES[(number + 2 * (count == 3)) % 5], max_tokens=lengths[number],
-                                          temperature=0.8 * (number == 1), seed=number) for number in range(count)]
+        return [cameras[number % 2].asked(QUESTIONS[number], POLICIES[(number + 2 * (count == 3)) % 5], seed=number,
+                                          temperature=0.8 * (number == 1), max_tokens=lengths[number]) for number in range(count)]
 
     alone, ours = asked(), asked()
     for each in alone:
@@ -196,7 +197,8 @@ def test_an_answer_that_the_model_ends_leaves_with_the_evidence_that_it_has_alon
         while not each.advance(1 if each.is_decoding else READ):
             pass
     monkeypatch.setattr(backbone, 'stop_token_ids', frozenset(free[1].token_ids[ends:ends + 1]))
-    alone, ours = ([camera.asked(question, policy, max_tokens=20) for question, policy in zip(QUESTIONS, POLICIES)] for _ in range(2))
+    alone, ours = ([camera.asked(question, policy, max_tokens=20) for question, policy in zip(QUESTIONS, POLICIES)]
+                   for _ in range(2))
     for each in alone:
         while not each.advance(1 if each.is_decoding else READ):
             pass

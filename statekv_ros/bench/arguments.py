@@ -50,6 +50,19 @@ def cameras(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', default='auto')
 
 
+def questions(parser: argparse.ArgumentParser) -> None:
+    """Of `statekv-bench questions`."""
+    parser.add_argument('--questions', type=int, nargs='+', default=[1, 2, 4, 8], metavar='N',
+                        help='how many; default: %(default)s')
+    parser.add_argument('--rounds', type=int, default=96, help='tokens of each, both ways in turn; default: %(default)s')
+    parser.add_argument('--steps', type=int, default=128, help='frame steps seen before; default: %(default)s')
+    parser.add_argument('--prefill-policy', default='statekv(144)', help='default: %(default)s')
+    parser.add_argument('--answer-policy', default='sparse(288)', help='default: %(default)s')
+    parser.add_argument('--model', default='patrol', help='directory, hub id or patrol; default: %(default)s')
+    parser.add_argument('--size', default='64x64', help='camera frames, WIDTHxHEIGHT; default: %(default)s')
+    parser.add_argument('--device', default='auto')
+
+
 def hours(parser: argparse.ArgumentParser) -> None:
     """Of `statekv-bench hours`."""
     parser.add_argument('--hours', type=float, default=8.0, help='of simulated time; default: %(default)s')
@@ -127,5 +140,5 @@ def transport(parser: argparse.ArgumentParser) -> None:
 
 
 # By the benchmark's name.
-ADD = {'step': step, 'cameras': cameras, 'hours': hours, 'kernel': kernel, 'gpu': gpu, 'aot': aot, 'floor': floor,
-       'transport': transport}
+ADD = {'step': step, 'cameras': cameras, 'questions': questions, 'hours': hours, 'kernel': kernel, 'gpu': gpu, 'aot': aot,
+       'floor': floor, 'transport': transport}

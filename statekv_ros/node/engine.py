@@ -1,9 +1,9 @@
 """The engine: one thread that alone owns the model, the GPU and the streams. No ROS in here.
 
 A round takes at most one waiting image of each camera, those of one size together, and then decodes one slice of one question,
-or of all whose answers' next tokens one pass can find, or of a watch's check where nobody asks. So an image waits for one slice and
-for the other cameras' steps at most, answers go on however fast images come, and neither stops the other. A slice has as many
-tokens whoever shares it, but at least one of each.
+or of all whose answers' next tokens one pass can find, or of a watch's check where nobody asks. So an image waits for one slice
+and for the other cameras' steps at most, answers go on however fast images come, and neither stops the other. A slice has as many
+tokens however many questions share it, but one of each at least.
 """
 import threading
 import time
@@ -69,7 +69,8 @@ class Engine:
         """
         Args:
             on_step: called in the engine thread after each frame step, with the ms its last image waited in the mailbox.
-            slice_tokens: tokens to decode, of all questions together, before images get their turn again; asked each time, so it can change.
+            slice_tokens: tokens to decode, of all questions together, before images get their turn again; asked each time, so it
+                can change.
             max_queued: questions that may wait or be answered at once.
             log: takes what went wrong unexpectedly, with its traceback.
             disk: keeps what is seen; None where nothing does.

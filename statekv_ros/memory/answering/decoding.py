@@ -187,8 +187,8 @@ class Answering:
 
 @torch.inference_mode()
 def decode(answerings: Sequence[Answering]) -> list[tuple[int, torch.Tensor]]:
-    """A pass of one token of each of these answers, whose next pass is one: of one backbone, a `Family` where there are several. The
-    host waits for the device once, for the tokens.
+    """A pass of one token of each of these answers, all of them `is_decoding` and of one backbone, a `Family` where they are
+    several. The host waits for the device once, for the tokens.
 
     Returns:
         What `take` is to be told of each: its next token, or `NOT_FINITE`, and its logits [vocabulary].
