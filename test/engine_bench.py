@@ -45,13 +45,13 @@ class Bench:
     def ask(self, text=QUESTION, cameras=None, timeout_s=600.0, **options) -> Question:
         question = Question(text, cameras or list(self.engine.cameras), {'max_tokens': 8, **options}, timeout_s,
                             self.outcomes.append)
-        advance = question.advance
+        next_answer = question.next_answer      # of a slice of its own as of one that it shares
 
-        def noted(tokens, steps):
-            self.events.append(('slice', question, tokens))
-            return advance(tokens, steps)
+        def noted(steps):
+            self.events.append(('slice', question))
+            return next_answer(steps)
 
-        question.advance = noted
+        question.next_answer = noted
         self.engine.ask(question)
         return question
 

@@ -1,4 +1,5 @@
-"""Several cameras cost little more than one: by the clock, by what is launched, and by the weights that are read."""
+"""Several cameras, or questions, cost less together than one by one: by the clock, by what is launched, and by the weights that
+are read."""
 import json
 import subprocess
 import sys
@@ -44,6 +45,28 @@ def test_weights_are_read_once_however_many_cameras_there_are(family, tmp_path):
     assert len(set(reads.values())) == 1
     linears = [module.weight for module in backbone.model.modules() if type(module).__name__ == 'Linear']
     assert reads[1][0] > backbone.layout.layers * 7 and reads[1][1] > sum(weight.nbytes for weight in linears) / 2
+
+
+@pytest.mark.timeout(300)
+def test_tokens_of_four_questions_together_cost_less_than_one_after_the_other(capsys):
+    assert cli.main(['questions', '--questions', '4', '--rounds', '40', '--steps', '64', '--json']) == 0
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    print(json.dumps(result, indent=1))
+    row, = result['rows']
+    assert (result['model'], result['steps'], row['questions']) == ('patrol', 64, 4)
+    assert row['shared_over_single'] <= 0.9
+    assert row['single_launches'] == 4 * row['shared_launches'] > 0
+    assert row['single_weight_mb'] == pytest.approx(4 * row['shared_weight_mb'], rel=.001)
+    assert row['shared_operations'] < 0.85 * row['single_operations']
+
+
+@pytest.mark.parametrize('arguments, word', [
+    ('--questions 0', '--questions must be positive, got 0'), ('--rounds 0', '--rounds'), ('--steps -1', '--steps'),
+    ('--answer-policy magic', 'magic'), ('--size 64', '--size must be WIDTHxHEIGHT')])
+def test_bad_arguments_of_questions_are_named(arguments, word, capsys):
+    assert cli.main(['questions', *arguments.split()]) == 2
+    errors = capsys.readouterr().err
+    assert word in errors and 'Traceback' not in errors
 
 
 @pytest.mark.parametrize('arguments, word', [

@@ -24,7 +24,7 @@ sys.exit(code)
 '''.format(heavy=HEAVY)
 COMMANDS = [[name] for name in SCRIPTS] + [
     ['statekv-bag', 'make'], ['statekv-bag', 'info'], ['statekv-bag', 'play'], ['statekv-patrol', 'make'],
-    *(['statekv-bench', name] for name in ('step', 'cameras', 'hours', 'kernel', 'gpu', 'aot', 'transport'))]
+    *(['statekv-bench', name] for name in ('step', 'cameras', 'questions', 'hours', 'kernel', 'gpu', 'aot', 'transport'))]
 
 
 def run(command: list[str], argument: str) -> subprocess.CompletedProcess:

@@ -53,7 +53,11 @@ class Talk:
         environment = environment_of(new_domain())
         self.writer = self._start(WRITER, environment)
         self.reader = self._start(READER, environment)
-        assert self.reader.stdout.readline() == 'heard\n'
+        try:
+            assert self.reader.stdout.readline() == 'heard\n'
+        except BaseException:
+            self.close()
+            raise
 
     @staticmethod
     def _start(program: str, environment: dict) -> subprocess.Popen:
@@ -100,7 +104,10 @@ def _mark_as_broken(end: int, meanwhile=lambda: None) -> None:
         buffer = (ctypes.c_char * len(memory)).from_buffer(memory)
         lock = ctypes.c_void_p(ctypes.addressof(buffer) + STATUS - MUTEX_SIZE)
         libc = ctypes.CDLL(None)
-        assert libc.pthread_mutex_lock(lock) == 0
+        end = time.monotonic() + 5
+        while libc.pthread_mutex_trylock(lock):     # a process that has the port now may be killed with it: do not wait for good
+            assert time.monotonic() < end, 'the lock of the port is not let go'
+            time.sleep(0.001)
         end = time.monotonic() + 0.5
         while struct.unpack_from('<i', memory, STATUS - MUTEX_SIZE)[0] != _WAITED_FOR and time.monotonic() < end:
             time.sleep(0.001)       # of some ports nobody comes to wait for the lock

@@ -19,6 +19,7 @@ from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.checkpoint import load_checkpoint
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.memory import VideoStream
+from statekv_ros.memory.answering.shared import decode_together
 from statekv_ros.memory.together import Given, Together
 
 FAMILIES = list(LIBRARIES)
@@ -75,10 +76,38 @@ class NoWaiting(TorchDispatchMode):
         return function(*args, **kwargs)
 
 
+class Looking(NoWaiting):
+    """Gives the host what it reads back, all zeros: one page a step, say.
+
+    Attributes:
+        looks: bytes that it read, each time.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.looks: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        aten, first = torch.ops.aten, args[0] if args else None
+        if torch.is_tensor(first) and first.device == META:
+            if function is aten._local_scalar_dense.default:
+                self.looks.append(first.itemsize)
+                return torch.zeros((), dtype=first.dtype).item()
+            if function is aten._to_copy.default and torch.device((kwargs or {}).get('device', META)) != META:
+                self.looks.append(first.nbytes)
+                return torch.zeros(first.shape, dtype=(kwargs or {}).get('dtype') or first.dtype)
+            if function is aten.exponential_.default:       # with a generator, which meta tensors know none of
+                return first
+            if function is aten.unique_consecutive.default:
+                self.looks.append(first.nbytes)
+                return torch.zeros(1, dtype=first.dtype), torch.zeros(0), torch.tensor([first.numel()])
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+
 @contextmanager
-def no_waiting():
-    with NoTensorFromPython(), NoWaiting() as mode:
-        yield mode
+def no_waiting(mode: type[NoWaiting] = NoWaiting):
+    with NoTensorFromPython(), mode() as watching:
+        yield watching
 
 
 @pytest.fixture(scope='module')
@@ -149,6 +178,35 @@ def test_a_step_of_several_cameras_never_waits_and_sends_as_many_tensors_as_one(
         assert step(2) == [4] * 4
     assert mode.uploads == sent, 'frames, token ids, positions, and where the states lie that are attended to at once'
     assert [stream.steps - 1 for stream in streams] == before and together.problem == ''
+
+
+def as_on_a_gpu(query, key, value, starts, lengths, *_, noted=None, **options):
+    """A kernel of its own there, which does not look whether pages are in the pool."""
+    lse = torch.empty(query.shape[:2], device=META)
+    return (torch.empty(query.shape, device=META), lse,
+            None if noted is None else torch.empty(*lse.shape, starts.shape[1], device=META))
+
+
+def test_a_pass_of_answers_is_one_look_of_eight_bytes_a_token_however_they_are_sampled(folders, frames, monkeypatch):
+    monkeypatch.setattr('statekv_ros.memory.answering.reading.paged_attention', as_on_a_gpu)
+    checkpoint = load_checkpoint(str(folders['qwen3_vl']), 'cpu', 'float32')
+    checkpoint = replace(checkpoint, model=checkpoint.model.to(META))
+    backbone = ADAPTERS[checkpoint.model.config.model_type](checkpoint, 448 * 448, 64 * 64, '', 0)
+    stream = full_stream(backbone, frames, f'statekv({BUDGET})', 8 * backbone.frames_per_step, detailed_format='int4')
+    answerings = []
+    for policy, temperature in (('all', 0.0), ('sparse(40)', 0.7), ('state', 0.0)):
+        with no_waiting(Looking):
+            answerings.append(stream.begin_answer('where?', policy, max_tokens=50, temperature=temperature))
+            while not answerings[-1].token_ids:
+                answerings[-1].advance(9)
+        said = len(answerings[-1].token_ids)
+        with no_waiting(Looking) as mode:
+            answerings[-1].advance(3)
+        assert len(answerings[-1].token_ids) == said + 3
+        assert mode.looks == [8] * 3 and mode.uploads == 3, 'a token is sent, and the next one comes back'
+    with no_waiting(Looking) as mode:
+        assert decode_together(answerings, 2 * len(answerings)) == [None] * len(answerings)
+    assert mode.looks == [8 * len(answerings)] * 2 and mode.uploads == 2, 'tokens and positions go in one piece'
 
 
 @pytest.mark.parametrize('wait', [

@@ -181,6 +181,13 @@ class Family(Backbone):
         end = position + len(token_ids)
         return TokenInputs(self._embed_ids(token_ids), self._line(position, end), end, position)
 
+    @torch.inference_mode()
+    def embed_rows(self, token_ids: Sequence[int], positions: Sequence[int]) -> TokenInputs:
+        """One text token a row, each at a position of its own; next_position and start are the first one's."""
+        ids, places = to_device(torch.tensor([token_ids, positions], dtype=torch.long)[..., None], self.device)
+        places = places if self.position_axes == 1 else places.expand(self.position_axes, -1, -1)
+        return TokenInputs(self._language.embed_tokens(ids), places, positions[0] + 1, positions[0])
+
     def pick(self, inputs: TokenInputs, chosen: torch.Tensor) -> TokenInputs:
         """Some of a step's visual tokens, with all that the text model is given of them, where they stand in the stream.
 

@@ -61,6 +61,17 @@ def answers(parser: argparse.ArgumentParser) -> None:
     _model(parser)
 
 
+def questions(parser: argparse.ArgumentParser) -> None:
+    """Of `statekv-bench questions`."""
+    parser.add_argument('--questions', type=int, nargs='+', default=[1, 2, 4, 8], metavar='N',
+                        help='how many; default: %(default)s')
+    parser.add_argument('--rounds', type=int, default=96, help='tokens of each, both ways in turn; default: %(default)s')
+    parser.add_argument('--steps', type=int, default=128, help='frame steps seen before; default: %(default)s')
+    parser.add_argument('--prefill-policy', default='statekv(144)', help='default: %(default)s')
+    parser.add_argument('--answer-policy', default='sparse(288)', help='default: %(default)s')
+    _model(parser)
+
+
 def hours(parser: argparse.ArgumentParser) -> None:
     """Of `statekv-bench hours`."""
     parser.add_argument('--hours', type=float, default=8.0, help='of simulated time; default: %(default)s')
@@ -158,5 +169,5 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 
 # By the benchmark's name.
-ADD = {'step': step, 'cameras': cameras, 'answers': answers, 'hours': hours, 'kernel': kernel, 'gpu': gpu, 'aot': aot,
-       'floor': floor, 'transport': transport}
+ADD = {'step': step, 'cameras': cameras, 'questions': questions, 'answers': answers, 'hours': hours, 'kernel': kernel, 'gpu': gpu,
+       'aot': aot, 'floor': floor, 'transport': transport}

@@ -29,14 +29,16 @@ class WeightReads(TorchDispatchMode):
 
     Attributes:
         launches: operations; bytes: of the matrices, each time anew.
+        operations: all that is queued, whatever it reads.
     """
 
     def __init__(self, model: torch.nn.Module):
         super().__init__()
-        self.launches = self.bytes = 0
+        self.launches = self.bytes = self.operations = 0
         self._weights = {part.data_ptr(): part.nbytes for _, part in weight_parts(model) if part.ndim > 1}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operations += not (function.is_view or 'empty' in str(function))
         if not function.is_view and 'embedding' not in str(function):      # which reads the rows that it needs
             read = [self._weights.get(leaf.data_ptr(), 0) for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
             self.launches += any(read)

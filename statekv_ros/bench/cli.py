@@ -12,6 +12,7 @@ BENCHMARKS = {
     'step': 'cost of frame steps over a stream, or of one whole step of a published model (--random-weights)',
     'cameras': 'frame steps of several cameras as one batch, beside one after the other',
     'answers': 'answers over ten minutes, an hour and a shift of made-up memory, on every tier',
+    'questions': 'tokens of several answers found together, beside one answer after the other',
     'hours': 'frame steps and answers over hours of a made-up patrol at simulated time',
     'kernel': 'scored attention against attention alone, on the shapes of published models (needs a GPU)',
     'gpu': 'everything that only a GPU can say, in one go: its tests, the kernel, whole steps, cameras, answers',

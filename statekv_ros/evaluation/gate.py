@@ -19,6 +19,7 @@ from statekv_ros.evaluation.metrics import wilson
 from statekv_ros.evaluation.plan import parse_policies
 from statekv_ros.memory import AnswerPolicy, VideoStream, parse_answer_policy
 from statekv_ros.memory.answering.decoding import Answering
+from statekv_ros.memory.answering.sampling import NOT_FINITE
 from statekv_ros.memory.answering.snapshot import take_snapshot
 from statekv_ros.memory.detailed.cache import EXACT_STEPS
 from statekv_ros.memory.detailed.formats import FORMATS, RAW, find_format
@@ -41,10 +42,9 @@ class Led(Answering):
         self.log_probabilities: list[torch.Tensor] = []
         self._said = None if said is None else list(said)
 
-    def _pick(self, logits: torch.Tensor) -> int:
-        token = super()._pick(logits)
+    def take(self, token: int, logits: torch.Tensor) -> None:
         self.log_probabilities.append(torch.log_softmax(logits.float(), dim=-1).cpu())
-        return token if self._said is None else self._said[len(self.token_ids)]
+        super().take(token if self._said is None or token == NOT_FINITE else self._said[len(self.token_ids)], logits)
 
     def finished(self) -> 'Led':
         """Decode it to its end."""

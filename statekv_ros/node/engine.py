@@ -1,14 +1,16 @@
 """The engine: one thread that alone owns the model, the GPU and the streams. No ROS in here.
 
 A round takes at most one waiting image of each camera, those of one size together, and then decodes one slice of one question,
-or of a watch's check where nobody asks. So an image waits for one slice and for the other cameras' steps at most, answers go on
-however fast images come, and neither stops the other.
+or of all whose answers' next tokens one pass can find, or of a watch's check where nobody asks. So an image waits for one slice
+and for the other cameras' steps at most, answers go on however fast images come, and neither stops the other. A slice has as many
+tokens however many questions share it, but one of each at least.
 """
 import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from statekv_ros.errors import Code, Interrupted, QuestionError, StateKVError
@@ -19,6 +21,7 @@ from statekv_ros.node.disk import Disk
 from statekv_ros.node.frame_steps import FrameSteps
 from statekv_ros.node.questions import Question
 from statekv_ros.node.reasons import code_of, reason_of
+from statekv_ros.node.slices import advance, sharing
 from statekv_ros.node.watches.checks import Checks
 
 STOPPING = 'the node is shutting down'
@@ -66,7 +69,8 @@ class Engine:
         """
         Args:
             on_step: called in the engine thread after each frame step, with the ms its last image waited in the mailbox.
-            slice_tokens: tokens to decode before images get their turn again; asked each time, so it can change.
+            slice_tokens: tokens to decode, of all questions together, before images get their turn again; asked each time, so it
+                can change.
             max_queued: questions that may wait or be answered at once.
             log: takes what went wrong unexpectedly, with its traceback.
             disk: keeps what is seen; None where nothing does.
@@ -152,7 +156,7 @@ class Engine:
             self._put(_Reset([self.cameras[name] for name in names], done, self._disk, self.checks))
 
     def run_round(self) -> bool:
-        """One turn: one image of each camera, new questions, one slice of one question or check. False when there was nothing.
+        """One turn: one image of each camera, new questions, one slice of questions or of a check. False when there was nothing.
 
         Images come first, so that a question sees those that were there before it; checks come when nobody asks. Questions that
         somebody wants to end are closed between any of these: within one frame step or slice.
@@ -249,16 +253,25 @@ class Engine:
                     for work in (self._close_ending(), self._frame_steps.run(cameras))])
 
     def _decode_slice(self) -> bool:
-        if not self.active:
+        active = tuple(self.active)
+        if not active:
             return False
-        question, finished = self.active[0], True  # it stays there meanwhile, so that it counts as active
+        questions = sharing(active)     # they stay there meanwhile, so that they count as active
+        outcomes = advance(questions, self._slice_tokens(), self.steps)
+        with ExitStack() as each:       # what one's callback raises keeps nobody from hearing of the others
+            for question, outcome in reversed(list(zip(questions, outcomes))):
+                each.callback(self._settle, question, outcome, len(active) - len(questions))
+        return True
+
+    def _settle(self, question: Question, outcome: bool | Exception, place: int) -> None:
+        """place: questions that get a slice before this one gets its next."""
+        finished = True
         try:
-            finished = question.advance(self._slice_tokens(), self.steps)
+            if isinstance(outcome, Exception):
+                raise outcome
+            finished = outcome
             if not finished:
-                question.tell_progress(len(self.active) - 1)
-        except Interrupted:
-            finished = False    # it is failed with all the others
-            raise
+                question.tell_progress(place)
         except Exception as error:  # a question's trouble is its own
             if not isinstance(error, StateKVError):
                 self._log(f'answering {question.text[:80]!r} failed: {traceback.format_exc()}')
@@ -266,11 +279,10 @@ class Engine:
             question.fail(reason_of(error), code_of(error))
             self._end_if_lost(error)
         finally:    # also when the callback that takes the outcome raises: one that stayed would be told without end
-            if not finished:
-                self.active.rotate(-1)
-            elif self.active:   # `stop` may have given up waiting for this thread and have taken it
-                self.active.popleft()
-        return True
+            with self._wake:
+                if question in self.active:     # `stop` may have given up waiting for this thread and have taken it
+                    self.active.remove(question)
+                    self.active.extend([] if finished else [question])
 
     def _check(self) -> bool:
         return self.checks is not None and self.checks.advance(self._slice_tokens())

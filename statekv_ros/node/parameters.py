@@ -167,7 +167,8 @@ NODE = (
     Spec('answer_timeout_s', 30.0, 'time limit of a question that gives none, in seconds', low=0.001, high=86400.0,
          runtime=True),
     Spec('evidence_frames', 8, 'how many of the most attended frame steps an answer names', low=0, high=1000, runtime=True),
-    Spec('slice_tokens', 4, 'tokens of an answer, or four times as many of a question, between two looks for new images', low=1,
+    Spec('slice_tokens', 4, 'tokens of answers, counted over all that are decoded together, or four times as many of a question, '
+         'between two looks for new images', low=1,
          high=4096, runtime=True),
     Spec('max_question_chars', 8192, 'longer questions are refused', low=1, high=10**6, runtime=True),
     Spec('max_queued_questions', 16, 'questions that may wait or be answered at once', low=1, high=10000),

@@ -97,15 +97,30 @@ class Question:
 
     def advance(self, tokens: int, steps: int) -> bool:
         """One slice of the next answer; True when all are done and `done` has been called."""
+        answering = self.next_answer(steps)
+        if answering is None:
+            return True
+        answering.advance(tokens)
+        return self.settle(steps)
+
+    def shares_with(self, other: 'Question') -> bool:
+        """Whether the next pass of both can be one."""
+        return bool(self._open and other._open) and self._open[0][1].shares_with(other._open[0][1])
+
+    def next_answer(self, steps: int) -> Answering | None:
+        """The answer that a slice is for, and `settle` comes after it; None: out of time, and `done` has been called."""
         if time.perf_counter() - self.asked > self.timeout_s:
             self._time_out(steps)
-            return True
+            return None
         self._begun = self._begun or time.perf_counter()
-        name, answering = self._open[0]
-        finished = answering.advance(tokens)
+        return self._open[0][1]
+
+    def settle(self, steps: int) -> bool:
+        """After a slice: as `advance`."""
+        answering = self._open[0][1]
         if answering.token_ids and not self._first_token:
             self._first_token = time.perf_counter()
-        if finished:
+        if answering.finish_reason:
             self._close(steps)
         if self._open:
             return False

@@ -1,18 +1,19 @@
 """An answer in the making: the question's tokens and then the answer's own, decoded in slices over a snapshot."""
 import math
 import time
+from collections.abc import Sequence
 
 import torch
 
 from statekv_ros.backbones.base import TokenInputs
+from statekv_ros.backbones.family import Family
 from statekv_ros.errors import Code, ModelError, QuestionError
-from statekv_ros.memory.answering.reading import read_snapshot
+from statekv_ros.memory.answering.reading import Rows, read_snapshot
 from statekv_ros.memory.answering.retrieval import Retrieval
+from statekv_ros.memory.answering.sampling import NOT_FINITE, Sampling, next_tokens
 from statekv_ros.memory.answering.snapshot import Snapshot
 from statekv_ros.memory.records import AnswerResult, Evidence, StepRecord
 
-# Below it the most likely token has all the probability anyway, and logits divided by it may overflow.
-_GREEDY_BELOW = 1e-6
 # Tokens of a question that are read in the time that one of an answer's is decoded in, or less: these are read together, with one
 # choice of pages and one look at the weights.
 _READ_FOR_ONE = 4
@@ -32,8 +33,8 @@ class Answering:
         self.finish_reason = ''
         self.token_ids: list[int] = []
         self._snapshot, self._seen, self._backbone = snapshot, snapshot.seen, snapshot.seen.backbone
-        self._max_tokens, self._temperature, self._evidence = max_tokens, temperature, evidence
-        self._random = torch.Generator().manual_seed(seed % 2**63)
+        self._max_tokens, self._evidence = max_tokens, evidence
+        self._sampling = Sampling(temperature, seed, self._backbone.device)
         self._position, self._end = snapshot.position, self._seen.positions.end     # as the model is given them
         self._retrieval = Retrieval(snapshot) if snapshot.policy.kind == 'retrieve' else None
         self._reading = read_snapshot(snapshot)
@@ -52,6 +53,16 @@ class Answering:
         """The answer so far."""
         return self._backbone.decode([i for i in self.token_ids if i not in self._backbone.stop_token_ids])
 
+    @property
+    def is_decoding(self) -> bool:
+        """Whether its next pass is one token's, the question's last or one of the answer's."""
+        return not (self.finish_reason or self._waiting_half_step or len(self._prompt) > 1)
+
+    def shares_with(self, other: 'Answering') -> bool:
+        """Whether the next pass of both can be one: `decode_together`."""
+        backbone = self._backbone
+        return self.is_decoding and other.is_decoding and backbone is other._backbone and isinstance(backbone, Family)
+
     @torch.inference_mode()
     def advance(self, tokens: int = 8) -> bool:
         """One slice: decode at most `tokens` of the answer's or read `_READ_FOR_ONE` times as many of the question's, fewer where
@@ -67,8 +78,7 @@ class Answering:
         """
         if self.finish_reason:
             return True
-        if not self._seen.is_current():
-            raise QuestionError('the memory was reset while this question was being answered: ask again', Code.MEMORY_RESET)
+        self.require_memory()
         begun = time.perf_counter()
         if self._waiting_half_step:
             self._read_half_step()
@@ -86,14 +96,42 @@ class Answering:
             del self._prompt[:len(piece)]
             self._wait_for_device()
             self._prefill_ms += (time.perf_counter() - begun) * 1e3
-            begun = time.perf_counter()
         left = 0 if len(self._prompt) > 1 else tokens - math.ceil(len(piece) / _READ_FOR_ONE)
         for _ in range(left):
-            self._decode_one()
+            (token, logits), = decode([self])
+            self.take(token, logits)
             if self.finish_reason:
                 break
-        self._decode_ms += (time.perf_counter() - begun) * 1e3 if left > 0 else 0.0
         return bool(self.finish_reason)
+
+    def require_memory(self) -> None:
+        """Raise QuestionError when the stream was reset meanwhile."""
+        if not self._seen.is_current():
+            raise QuestionError('the memory was reset while this question was being answered: ask again', Code.MEMORY_RESET)
+
+    def take(self, token: int, logits: torch.Tensor) -> None:
+        """The token that `decode` found, which may end the answer, and its logits [vocabulary].
+
+        Raises:
+            ModelError: what the model computes is not finite.
+        """
+        if token == NOT_FINITE:
+            raise ModelError(f'model {self._backbone.name!r} computes numbers that are not finite: set the parameter "dtype" '
+                             'to bfloat16 or float32, or copy the checkpoint again')
+        self.token_ids.append(token)
+        if len(self.token_ids) == 1:
+            self._first_token_ms = (time.perf_counter() - self._begun) * 1e3
+        if token in self._backbone.stop_token_ids:
+            self.finish_reason = 'stop'
+            if len(self.token_ids) > 1:
+                # Where a model looks to see that it has said all is not where it found it.
+                self._reading.take_back()
+        elif len(self.token_ids) >= self._max_tokens or self._position >= self._end:
+            self.finish_reason = 'length'
+
+    def give_up_pass(self) -> None:
+        """As before a pass of `decode` that failed."""
+        self._reading.take_back()
 
     def finish(self, reason: str) -> None:
         """End it with what it has."""
@@ -134,23 +172,6 @@ class Answering:
             raise QuestionError(f'question has {self.question_tokens} tokens, and {max(0, self._end - self._position)} '
                                 'positions are left for it: shorten it')
 
-    def _decode_one(self) -> None:
-        token = self._prompt.pop() if self._prompt else self.token_ids[-1]
-        self._reading.scoring = True
-        hidden = self._read(self._backbone.embed([token], self._position))
-        self._reading.scoring = False
-        token = self._pick(self._backbone.logits(hidden[0, -1]))
-        self.token_ids.append(token)
-        if len(self.token_ids) == 1:
-            self._first_token_ms = (time.perf_counter() - self._begun) * 1e3
-        if token in self._backbone.stop_token_ids:
-            self.finish_reason = 'stop'
-            if len(self.token_ids) > 1:
-                # Where a model looks to see that it has said all is not where it found it.
-                self._reading.take_back()
-        elif len(self.token_ids) >= self._max_tokens or self._position >= self._end:
-            self.finish_reason = 'length'
-
     def _read(self, inputs: TokenInputs) -> torch.Tensor:
         self._reading.begin(inputs.tokens)
         hidden = self._backbone.forward(inputs, self._reading)
@@ -163,12 +184,34 @@ class Answering:
         if self._backbone.device.type == 'cuda':
             torch.cuda.synchronize(self._backbone.device)
 
-    def _pick(self, logits: torch.Tensor) -> int:
-        best, token = logits.max(dim=-1)
-        if not math.isfinite(best):     # NaN goes through max; the most likely of such tokens would mean nothing
-            raise ModelError(f'model {self._backbone.name!r} computes numbers that are not finite: set the parameter "dtype" '
-                             'to bfloat16 or float32, or copy the checkpoint again')
-        if self._temperature < _GREEDY_BELOW:
-            return int(token)
-        chances = torch.softmax(logits.float().cpu() / self._temperature, dim=-1)
-        return int(torch.multinomial(chances, 1, generator=self._random))
+
+@torch.inference_mode()
+def decode(answerings: Sequence[Answering]) -> list[tuple[int, torch.Tensor]]:
+    """A pass of one token of each of these answers, all of them `is_decoding` and of one backbone, a `Family` where they are
+    several. The host waits for the device once, for the tokens.
+
+    Returns:
+        What `take` is to be told of each: its next token, or `NOT_FINITE`, and its logits [vocabulary].
+
+    Raises:
+        Interrupted: a stream's `cancelled` said so.
+    """
+    begun, backbone = time.perf_counter(), answerings[0]._backbone
+    ids = [(each._prompt or each.token_ids)[-1] for each in answerings]
+    positions, readings = [each._position for each in answerings], [each._reading for each in answerings]
+    for reading in readings:
+        reading.begin(1)
+        reading.scoring = True
+    if len(readings) == 1:
+        hidden = backbone.forward(backbone.embed(ids, positions[0]), readings[0])
+    else:
+        hidden = backbone.forward(backbone.embed_rows(ids, positions), Rows(readings))
+    logits = backbone.logits(hidden[:len(ids), -1])
+    tokens = next_tokens(logits, [each._sampling for each in answerings]).tolist()
+    for each in answerings:
+        each._reading.scoring = False
+        each._reading.commit()
+        each._prompt.clear()
+        each._position += 1
+        each._decode_ms += (time.perf_counter() - begun) * 1e3
+    return list(zip(tokens, logits))

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from statekv_ros.backbones.base import Backbone
+from statekv_ros.backbones.upload import to_device
 from statekv_ros.errors import Interrupted
 from statekv_ros.kernels.paged_attention import paged_attention
 from statekv_ros.memory.answering.choosing import Choice, FixedPages, PageChooser, turns_of
@@ -208,7 +209,20 @@ class Reading:
     def _read_in(self, layer: int, parts: Sequence[Part]) -> None:
         self._parts[layer] = parts = [part for part in parts if part.tokens]
         turns = [part.turn for part in parts]
-        self._turns[layer] = torch.tensor(turns, device=self._layout.device) if any(turns) else None
+        self._turns[layer] = to_device(torch.tensor(turns), self._layout.device) if any(turns) else None
+
+
+class Rows:
+    """Several readings, of which each attends to the one token in its row of a batch, as it would alone."""
+
+    def __init__(self, readings: Sequence[Reading]):
+        self._readings = tuple(readings)
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+               scale: float) -> torch.Tensor:
+        """See `AttentionMemory`."""
+        return torch.cat([reading.attend(layer, *(part[row, None] for part in (query, key, value)), scale)
+                          for row, reading in enumerate(self._readings)])
 
 
 def read_snapshot(snapshot: Snapshot) -> Reading:
