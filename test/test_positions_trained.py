@@ -11,7 +11,7 @@ from statekv_ros.patrol.questions import Question, answer_at, ask
 from statekv_ros.patrol.video import patrol_frames
 from statekv_ros.patrol.world import make_patrol
 
-VIDEOS, FACTS_S = 10, 20                # facts are planted in the first seconds
+VIDEOS, FACTS_S = 6, 20                 # facts are planted in the first seconds
 KINDS = ('exist', 'first', 'last', 'before', 'after', 'count')
 
 

@@ -50,7 +50,9 @@ class Talk:
     """A writer and a reader in processes of their own."""
 
     def __init__(self):
-        environment = environment_of(new_domain())
+        domain = new_domain()
+        environment = environment_of(domain)
+        self._ports = range(7400 + 250 * domain, 7400 + 250 * (domain + 1))
         self.writer = self._start(WRITER, environment)
         self.reader = self._start(READER, environment)
         try:
@@ -64,10 +66,11 @@ class Talk:
         return subprocess.Popen([sys.executable, '-c', program], env=environment, text=True, stdout=subprocess.PIPE)
 
     def reads(self) -> list[Path]:
-        """The ports of the reader: the kernel knows who holds their locks."""
+        """The ports of the reader in this domain, which no other process takes over: the kernel knows who holds their locks."""
         held = {int(inode) for owner, inode in re.findall(r' (\d+) \w+:\w+:(\d+) 0 EOF', Path('/proc/locks').read_text())
                 if int(owner) == self.reader.pid}
-        return [lock.with_name(lock.name[:-3]) for lock in SHM.glob('fast*_port*_el') if lock.stat().st_ino in held]
+        return [lock.with_name(lock.name[:-3]) for lock in SHM.glob('fast*_port*_el')
+                if lock.stat().st_ino in held and int(re.search(r'port(\d+)', lock.name)[1]) in self._ports]
 
     def kill_reader(self) -> None:
         self.reader.send_signal(signal.SIGKILL)
