@@ -211,9 +211,11 @@ def test_codes_of_the_services_are_the_nodes():
 
 
 def test_a_configured_watch_is_there_from_the_start_and_may_be_ended(shared):
+    assert shared.listed(1)['view'].configured      # it is known what to wait for from now on
     shared.show('nothing', BALL)
+    shared.graph.wait(lambda: shared.alerts, 'an alert')
     assert [(alert.id, alert.text) for alert in shared.alerts] == [('view', BALL)]
-    assert shared.listed(1)['view'].configured and shared.unwatch('view').ended == 1
+    assert shared.unwatch('view').ended == 1
     response = shared.unwatch('view')
     assert (response.success, response.error_code) == (False, Code.UNKNOWN_WATCH) and 'unknown watch' in response.error
 
