@@ -55,7 +55,7 @@ def test_processors_are_those_of_the_kernels_table_and_boards_those_of_the_plan(
     ('--device-name h100 --models GPT-2', "--models must be all, or among Qwen3-VL-2B, .* got 'GPT-2'"),
     ('--budget 0', '--budget must be a positive number of tokens, got 0'),
     ('--read-tokens -1', '--read-tokens must be a positive number of tokens, got -1'),
-    ('--size 448', "--size must be WIDTHxHEIGHT in pixels, got '448'"),
+    ('--size 448', "--size must be WIDTHxHEIGHT in pixels, for example 640x480, got '448'"),
 ])
 def test_bad_arguments_are_named(arguments, words, capsys):
     assert cli.main(['floor', *arguments.split()]) == 2

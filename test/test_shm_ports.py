@@ -77,7 +77,7 @@ class Talk:
         files, held = self.reads(), True
         while held:
             self.reader.send_signal(signal.SIGSTOP)
-            time.sleep(0.05)
+            os.waitid(os.P_PID, self.reader.pid, os.WSTOPPED)
             held = not all(map(_is_free, files))
             self.reader.send_signal(signal.SIGCONT if held else signal.SIGKILL)
         self.reader.wait()

@@ -52,8 +52,7 @@ class PublishedModel:
 
     def parameters(self) -> int:
         """Weights of the whole model, tied ones once; takes no memory for them."""
-        with torch.device('meta'):
-            return sum(weight.numel() for weight in AutoModelForImageTextToText.from_config(self.config()).parameters())
+        return sum(weight.numel() for weight in self._skeleton().parameters())
 
     def step_tokens(self, height: int, width: int, max_frame_pixels: int, min_frame_pixels: int) -> int:
         """Tokens of one frame step for camera frames of this size in pixels, visual and text."""
@@ -70,14 +69,17 @@ class PublishedModel:
              bytes_per_value: int = 2, weights: str = AS_STORED) -> ModelSize:
         """The sizes that memory depends on, from the config alone. Weights in few bits are laid out as on a GPU."""
         text, dtype, gpu = self.text, torch.bfloat16 if bytes_per_value == 2 else torch.float32, torch.device('cuda')
-        with torch.device('meta'):
-            model = AutoModelForImageTextToText.from_config(self.config())
+        model = self._skeleton()
         return ModelSize(
             self.hub_id, planned_bytes(model, weights, dtype, gpu), text['num_hidden_layers'], text['num_key_value_heads'],
             text['num_attention_heads'], self.head_dim, text['hidden_size'], text['intermediate_size'], text['vocab_size'],
             bytes_per_value, self.step_tokens(height, width, max_frame_pixels, min_frame_pixels),
             self.vision.get('temporal_patch_size', 1), 3 if 'mrope_section' in self.text['rope_parameters'] else 1,
             planned_layer_bytes(model, weights, dtype, gpu), unpacked_bytes(model, weights, dtype))
+
+    def _skeleton(self) -> torch.nn.Module:
+        with torch.device('meta'):
+            return AutoModelForImageTextToText.from_config(self.config())
 
     @property
     def head_dim(self) -> int:

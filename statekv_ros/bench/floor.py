@@ -12,6 +12,7 @@ from rich.table import Table
 from statekv_ros.backbones.published import PUBLISHED, PublishedModel
 from statekv_ros.backbones.random_weights import random_backbone
 from statekv_ros.bench.chips import BOARDS, Board, find_board
+from statekv_ros.bench.sizes import parse_size
 from statekv_ros.bench.step_floor import step_work, vision_flops
 from statekv_ros.errors import ParameterError
 
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> dict:
     for number in ('budget', 'read_tokens'):
         if getattr(args, number) < 1:
             raise ParameterError(f'--{number.replace("_", "-")} must be a positive number of tokens, got {getattr(args, number)}')
-    width, height = _sides(args.size)
+    width, height = parse_size('--size', args.size)
     rows = [_row(model, board, height, width, args.budget, args.read_tokens)
             for model in track(models, 'counting', console=Console(stderr=True), disable=args.json)]
     result = {'benchmark': 'floor', 'device_name': name, **board._asdict(), 'budget': args.budget, 'size': f'{width}x{height}',
@@ -47,16 +48,6 @@ def run(args: argparse.Namespace) -> dict:
     if not args.json:
         _print(result)
     return result
-
-
-def _sides(size: str) -> tuple[int, int]:
-    try:
-        width, height = (int(side) for side in size.split('x'))
-    except ValueError:
-        width = height = 0
-    if min(width, height) < 1:
-        raise ParameterError(f'--size must be WIDTHxHEIGHT in pixels, got {size!r}')
-    return width, height
 
 
 @torch.inference_mode()

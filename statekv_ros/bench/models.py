@@ -12,7 +12,7 @@ from statekv_ros.errors import ParameterError
 
 
 def find_backbone(args: argparse.Namespace, on_a_cpu: str = '--layers 1') -> Family:
-    """By the arguments that `arguments.model` adds.
+    """By the arguments --model, --random-weights, --layers, --dtype, --weights and --device.
 
     Args:
         on_a_cpu: arguments to try the command with where there is no GPU.

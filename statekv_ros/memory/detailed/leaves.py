@@ -92,7 +92,7 @@ class Leaves:
         return slice(self.first, max(self.first, self._stops[layer]))
 
     def entries(self, layer: int, chapters: slice) -> torch.Tensor:
-        """Of the leaves of some chapters, as `PageIndex.scores` takes them, [kv_heads, leaves, entry_width]."""
+        """Of the leaves of some chapters, as `Scoring` takes them, [kv_heads, leaves, entry_width]."""
         return self._entries[layer, :, self._at(chapters)]
 
     def pages(self, layer: int, chapters: slice) -> torch.Tensor:
