@@ -10,7 +10,8 @@ from family_libraries import LIBRARIES
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.bench import cli
-from statekv_ros.bench.cameras import Cameras, WeightReads
+from statekv_ros.bench.cameras import Cameras
+from statekv_ros.bench.in_turn import WeightReads
 
 
 @pytest.mark.timeout(300)

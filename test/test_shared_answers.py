@@ -8,7 +8,7 @@ from conftest import SECOND
 from family_libraries import LIBRARIES
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
-from statekv_ros.bench.cameras import WeightReads
+from statekv_ros.bench.in_turn import WeightReads
 from statekv_ros.errors import Code, Interrupted
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.answering.shared import decode_together

@@ -1,19 +1,14 @@
 """What a camera's frame step costs when several cameras are stepped as one batch, beside stepping them one after the other."""
 import argparse
-import statistics
-import time
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from statekv_ros.backbones.family import Family
-from statekv_ros.backbones.weights import weight_parts
 from statekv_ros.bench.hardware import device_name, versions
+from statekv_ros.bench.in_turn import WeightReads, in_turn
 from statekv_ros.bench.models import find_backbone
 from statekv_ros.bench.sizes import parse_size
 from statekv_ros.errors import ParameterError
@@ -22,28 +17,6 @@ from statekv_ros.memory.together import Given, Together
 
 _FRAMES = 16        # pictures, shown in turn
 _MOST_WARM_UP = 400
-
-
-class WeightReads(TorchDispatchMode):
-    """Counts what is queued with a matrix of the model's among its arguments.
-
-    Attributes:
-        launches: operations; bytes: of the matrices, each time anew.
-        operations: all that is queued, whatever it reads.
-    """
-
-    def __init__(self, model: torch.nn.Module):
-        super().__init__()
-        self.launches = self.bytes = self.operations = 0
-        self._weights = {part.data_ptr(): part.nbytes for _, part in weight_parts(model) if part.ndim > 1}
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.operations += not (function.is_view or 'empty' in str(function))
-        if not function.is_view and 'embedding' not in str(function):      # which reads the rows that it needs
-            read = [self._weights.get(leaf.data_ptr(), 0) for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)]
-            self.launches += any(read)
-            self.bytes += sum(read)
-        return function(*args, **kwargs or {})
 
 
 class Cameras:
@@ -109,14 +82,7 @@ def _measure(backbone: Family, policy: str, count: int, size: tuple[int, int], r
     ways = cameras[0].step_alone, cameras[1].step_together
     budget, stream = parse_prefill_policy(policy).budget, cameras[0].streams[0]
     warm_up = min(_MOST_WARM_UP, 4 + budget // backbone.step_tokens(*size))     # until the state is full
-    times: list[list[float]] = [[], []]
-    for turn in track(range(warm_up + rounds), f'{count} cameras', console=Console(stderr=True), disable=quiet):
-        for way, kept in zip(ways, times):
-            begun = time.perf_counter()
-            way()
-            if turn >= warm_up:
-                kept.append((time.perf_counter() - begun) * 1e3 / count)
-    single_ms, batched_ms = map(statistics.median, times)
+    single_ms, batched_ms = in_turn(ways, warm_up, rounds, count, f'{count} cameras', quiet)
     reads = []
     for way in ways:
         with WeightReads(backbone.model) as counted:

@@ -1,18 +1,15 @@
 """What a token of an answer costs when several questions share its pass, beside answering them one after the other."""
 import argparse
-import statistics
-import time
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from statekv_ros.backbones.family import Family
-from statekv_ros.bench.cameras import WeightReads
 from statekv_ros.bench.hardware import device_name, versions
+from statekv_ros.bench.in_turn import WeightReads, in_turn
 from statekv_ros.bench.models import find_backbone
 from statekv_ros.bench.sizes import parse_size
 from statekv_ros.errors import ParameterError
@@ -90,16 +87,13 @@ def _watched(backbone: Family, policies: tuple[str, str], size: tuple[int, int],
 
 def _measure(stream: VideoStream, count: int, rounds: int, quiet: bool) -> dict:
     ways, answers = (one_by_one, together), [[], []]
-    times: list[list[float]] = [[], []]
-    for turn in track(range(_WARM_UP + rounds), f'{count} questions', console=Console(stderr=True), disable=quiet):
-        for number, (way, kept) in enumerate(zip(ways, times)):
-            if turn % (_TOKENS - 1) == 0:
-                answers[number] = ask(stream, count)
-            begun = time.perf_counter()
-            way(answers[number])
-            if turn >= _WARM_UP:
-                kept.append((time.perf_counter() - begun) * 1e3 / count)
-    single_ms, shared_ms = map(statistics.median, times)
+
+    def ask_anew(turn: int, number: int) -> None:
+        if turn % (_TOKENS - 1) == 0:
+            answers[number] = ask(stream, count)
+
+    single_ms, shared_ms = in_turn([lambda: one_by_one(answers[0]), lambda: together(answers[1])], _WARM_UP, rounds, count,
+                                   f'{count} questions', quiet, ask_anew)
     reads = []
     for way in ways:
         fresh = ask(stream, count)
