@@ -6,6 +6,7 @@ from pathlib import Path
 
 from statekv_ros.errors import StateKVError
 from statekv_ros.evaluation import AGES_S, LOCAL_RAY
+from statekv_ros.evaluation.benchmarks import BENCHMARKS
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -47,6 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--policies', nargs='+', default=['full x all', 'statekv(4096) x all'], metavar='POLICY',
                         help='"PREFILL x ANSWER", where a bare PREFILL means x all and may have a format or positions of its '
                         'own ("statekv(64)/int4/native x all"), or rlivs; default: %(default)s')
+    parser.add_argument('--benchmark', metavar='NAME', help='the inputs are the JSON files of a published benchmark: '
+                        f'{", ".join(BENCHMARKS)} (docs/streaming_benchmarks.md)')
+    parser.add_argument('--videos', type=Path, metavar='FOLDER', help='where the paths in them begin; default: where the first file is')
+    parser.add_argument('--rate-hz', type=float, metavar='HZ', help='frames to watch per second, where the benchmark has another')
+    parser.add_argument('--context', type=float, metavar='S', help='how far a question may look back; default: to the start')
+    parser.add_argument('--prompts', type=Path, metavar='FOLDER', help='a copy of the benchmark\'s repository, to ask in its words')
+    parser.add_argument('--skip-broken', action='store_true', help='go on past videos that cannot be read, and count their questions '
+                        'as errors')
     parser.add_argument('--against', default='', metavar='POLICY', help='the one that the tables compare the others with; '
                         'default:  full x all, or else the first')
     parser.add_argument('--ages', type=float, nargs='+', default=AGES_S, metavar='S', help='edges of the tables\' age bands')

@@ -59,8 +59,16 @@ def slope(series: Iterable[Sequence[float]]) -> float | None:
     return 1000 * rise / run if run > 1 else None
 
 
+def judged(answers: Iterable[dict]) -> list[dict]:
+    """Those of which it is known whether they are right."""
+    return [answer for answer in answers if answer['right'] is not None]
+
+
 def summarise(jobs: Sequence[dict]) -> dict:
     """The report's numbers.
+
+    Args:
+        jobs: results as `run.run_job` makes them, none of which failed.
 
     Returns:
         {'videos', 'questions', 'kinds', 'groups', 'policies': [...]}; each policy, a pair of prefill and answer policy in one
@@ -87,15 +95,17 @@ def _policy(mode: str, prefill: str, answer_policy: str, told: list[tuple[dict, 
     answers = [answer for _, answers in told for answer in answers]
     paired = [(answer, reference[job['source'], answer['question']]) for job, answers in told for answer in answers
               if (job['source'], answer['question']) in reference]
+    both = [pair for pair in paired if None not in (pair[0]['right'], pair[1]['right'])]
     step_ms = [value for job in jobs for value in job['step_ms']]
     flops = [value for job in jobs for value in job['step_flops']]
     first_token_ms = [answer['first_token_ms'] for answer in answers if answer['first_token_ms'] is not None]
     return {
         'policy': f'{prefill} x {answer_policy}', 'prefill': prefill, 'answer': answer_policy, 'mode': mode,
-        'videos': len(jobs), 'overall': _accuracy(answers),
-        'groups': _by(answers, 'group'), 'kinds': _by(answers, 'kind'),
+        'videos': len(jobs), 'overall': _accuracy(answers), 'mean_of_kinds': _mean(_by(answers, 'kind').values()),
+        'groups': _by(answers, 'group'), 'kinds': _by(answers, 'kind'), 'beside': _beside(answers),
+        'unjudged': len(answers) - len(judged(answers)),
         'agreement': share(ours['answer'] == theirs['answer'] for ours, theirs in paired),
-        'against_full': difference([ours['right'] for ours, _ in paired], [theirs['right'] for _, theirs in paired]),
+        'against_full': difference([ours['right'] for ours, _ in both], [theirs['right'] for _, theirs in both]),
         'ages': _ages(answers), 'evidence': share(a['evidence_hit'] for a in answers if a['evidence_hit'] is not None),
         'in_window': share(answer['in_window'] for answer in answers),
         'step_ms': {**percentiles(step_ms, 50, 95, 99), 'slope': slope(job['step_ms'] for job in jobs)},
@@ -107,7 +117,19 @@ def _policy(mode: str, prefill: str, answer_policy: str, told: list[tuple[dict, 
 
 def _accuracy(answers: list[dict]) -> dict:
     chances = [answer['chance'] for answer in answers if answer['chance'] is not None]
-    return share(answer['right'] for answer in answers) | {'chance': float(np.mean(chances)) if chances else None}
+    return share(answer['right'] for answer in judged(answers)) | {'chance': float(np.mean(chances)) if chances else None}
+
+
+def _mean(parts: Iterable[dict]) -> float | None:
+    """Mean of shares that have any answers, each counting the same."""
+    known = [part['right'] for part in parts if part['n']]
+    return float(np.mean(known)) if known else None
+
+
+def _beside(answers: list[dict]) -> dict[str, dict]:
+    """What the scores say that do not count, by name."""
+    names = dict.fromkeys(name for answer in answers for name in answer.get('beside', ()))
+    return {name: share(answer['beside'][name] for answer in answers if name in answer.get('beside', ())) for name in names}
 
 
 def _by(answers: list[dict], field: str) -> dict[str, dict]:
@@ -119,7 +141,7 @@ def _by(answers: list[dict], field: str) -> dict[str, dict]:
 
 def _ages(answers: list[dict]) -> list[dict]:
     """Accuracy by the seconds that passed between the fact and the question, perception left out."""
-    dated = [a for a in answers if a['fact_age_s'] is not None and a['group'] != 'perception']
+    dated = [a for a in judged(answers) if a['fact_age_s'] is not None and a['group'] != 'perception']
     spans = [(begin, end, [a['right'] for a in dated if begin <= a['fact_age_s'] < end])
              for begin, end in zip(AGES_S, AGES_S[1:])]
     return [{'from_s': begin, 'to_s': None if math.isinf(end) else end, **share(right)} for begin, end, right in spans if right]

@@ -10,6 +10,7 @@ from jinja2 import Environment, StrictUndefined
 from statekv_ros import __version__
 from statekv_ros.errors import EvaluationError
 from statekv_ros.evaluation import figures
+from statekv_ros.evaluation.predictions import write_predictions
 from statekv_ros.evaluation.metrics import AGES_S, REFERENCE, summarise
 from statekv_ros.evaluation.tables import as_markdown, make_tables
 
@@ -21,23 +22,26 @@ def write_report(jobs: Sequence[dict], run: dict, out: Path, against: str = REFE
     """Write the report of a run's jobs into its folder.
 
     Args:
-        jobs: results as `run.run_job` makes them; run: the plan, as in run.json.
+        jobs: results as `run.run_job` makes them, or `pool.failed`; run: the plan, as in run.json.
         against, ages: of the tables; see `make_tables`.
 
     Returns:
-        The content of report.json: {'run', 'summary', 'tables'}.
+        The content of report.json: {'run', 'summary', 'tables', 'errors'}.
 
     Raises:
         EvaluationError: the folder cannot be written.
     """
+    errors = [job for job in jobs if 'error' in job]
+    jobs = [job for job in jobs if 'error' not in job]
     report = {'run': {name: run.get(name) for name in ('model', 'model_digest', 'mode', 'rate', 'device', 'dtype', 'weights',
                                                       'max_tokens', 'detailed_format')},
-              'summary': summarise(jobs), 'tables': make_tables(jobs, against, ages)}
+              'summary': summarise(jobs), 'tables': make_tables(jobs, against, ages), 'errors': errors}
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / 'report.json').write_text(json.dumps(report, indent=1))
         (out / 'tables.md').write_text(as_markdown(report['tables']))
         _write_answers(jobs, out / 'answers.csv')
+        write_predictions(jobs, out / 'predictions')
         (out / 'index.html').write_text(_page(report))
     except OSError as error:
         raise EvaluationError(f'the report cannot be written to {out}: {error}') from error
@@ -58,7 +62,7 @@ def _page(report: dict) -> str:
     policies = summary['policies']
     # Online, frames drop and answers come late: no contest with offline ones.
     mode = min((p['mode'] for p in policies), default='')
-    return render('report.html.j2', run=report['run'], summary=summary, policies=policies, reference=REFERENCE,
+    return render('report.html.j2', run=report['run'], summary=summary, policies=policies, reference=REFERENCE, errors=report['errors'],
                   best=max((p for p in policies if p['overall']['n'] and p['mode'] == mode), key=lambda p: p['overall']['right'], default=None),
                   figures=[figures.attempt('accuracy against cost', figures.accuracy_against_cost, policies),
                            figures.attempt('cost over frames', figures.cost_over_frames, policies),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from statekv_ros.errors import ParameterError
-from statekv_ros.evaluation.metrics import AGES_S, difference, share
+from statekv_ros.evaluation.metrics import AGES_S, difference, judged, share
 
 _Asked = tuple[str, int]        # source and number of a question
 
@@ -53,7 +53,8 @@ def _policy(name: str, told: dict[_Asked, tuple[dict, dict]], reference: dict[_A
 
     def compared(part: dict[_Asked, dict]) -> dict:
         both = [(answer, reference[asked]) for asked, answer in part.items() if asked in reference]
-        return _share(part) | {'less': difference([ours['right'] for ours, _ in both], [theirs['right'] for _, theirs in both]),
+        told = [(ours['right'], theirs['right']) for ours, theirs in both if None not in (ours['right'], theirs['right'])]
+        return _share(part) | {'less': difference([ours for ours, _ in told], [theirs for _, theirs in told]),
                                'same': share(ours['answer'] == theirs['answer'] for ours, theirs in both)}
 
     kinds = {kind: {asked: answer for asked, answer in answers.items() if answer['kind'] == kind}
@@ -66,7 +67,7 @@ def _policy(name: str, told: dict[_Asked, tuple[dict, dict]], reference: dict[_A
 
 def _share(answers: dict[_Asked, dict]) -> dict:
     chances = [answer['chance'] for answer in answers.values() if answer['chance'] is not None]
-    return share(a['right'] for a in answers.values()) | {'chance': float(np.mean(chances)) if chances else None}
+    return share(a['right'] for a in judged(answers.values())) | {'chance': float(np.mean(chances)) if chances else None}
 
 
 def _by_age(answers: dict[_Asked, dict], edges: Sequence[float], summed: Callable[[dict], dict]) -> dict:
