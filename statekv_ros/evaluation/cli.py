@@ -16,7 +16,10 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         from statekv_ros.evaluation.evaluate import attention_statistics, evaluate    # takes seconds: after --help
-        if args.formats is not None:
+        if args.compare:
+            from statekv_ros.evaluation.comparison import compare
+            report = compare(args)
+        elif args.formats is not None:
             from statekv_ros.evaluation.gate import gate
             report = gate(args)
         else:
@@ -60,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
                         'default:  full x all, or else the first')
     parser.add_argument('--ages', type=float, nargs='+', default=AGES_S, metavar='S', help='edges of the tables\' age bands')
     parser.add_argument('--so-far', action='store_true', help='watch nothing: report what is done of a run')
+    parser.add_argument('--compare', action='store_true', help='watch nothing: the inputs are run folders of several checkpoints with the '
+                        'same questions, and become one report')
     parser.add_argument('--stats', action='store_true', help='instead: how attention is spread over a stream')
     parser.add_argument('--formats', nargs='*', metavar='FORMAT', help='instead: watch bags, videos or folders of images exactly '
                         'and in these formats (default: all), and say of each whether to keep or refuse it')

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from statekv_ros.backbones.size import ModelSize
+from statekv_ros.device_name import device_name
 from statekv_ros.errors import EvaluationError, FrameError
 from statekv_ros.evaluation.benchmarks import read_benchmark
 from statekv_ros.evaluation.footage import Extent, check_video, open_path
@@ -57,9 +58,10 @@ def evaluate(args: argparse.Namespace) -> dict:
     sizes = _sizes(worker, jobs, dict(zip(videos, extents)))
     plan = describe(settings, videos, policies, [extent.frames if extent else 0 for extent in extents])
     folder = RunFolder(args.out, plan)
+    ran = {'device': device_name(worker.backbone.device), 'dtype': str(worker.backbone.dtype).removeprefix('torch.')}
     if args.so_far:
         done = [name for name in plan['jobs'] if folder.has([name])]
-        return _report(folder.load(done), plan, args, against)
+        return _report(folder.load(done), plan | ran, args, against, videos)
     if args.ray or args.online:
         del worker      # the jobs have models of their own
     if args.ray:
@@ -68,7 +70,7 @@ def evaluate(args: argparse.Namespace) -> dict:
         _run_online(settings, jobs, folder, sizes)
     else:
         run_all(jobs, folder, partial(in_process, worker))
-    return _report(folder.load(plan['jobs']), plan, args, against)
+    return _report(folder.load(plan['jobs']), plan | ran, args, against, videos)
 
 
 def _with_baseline(policies: list[str]) -> list[str]:
@@ -161,14 +163,14 @@ def _reference(text: str, policies: Sequence[Policy]) -> str:
     return name
 
 
-def _report(results: list[dict], plan: dict, args: argparse.Namespace, against: str) -> dict:
+def _report(results: list[dict], plan: dict, args: argparse.Namespace, against: str, videos: Sequence[Video]) -> dict:
     out: Path = args.out
     try:
         from statekv_ros.evaluation.report import write_report
     except ModuleNotFoundError as error:
         raise EvaluationError(f"the results are in {out / 'jobs'}, but there is no report, for it needs more packages "
                               f"({error}): pip install 'statekv_ros[eval]', then run the same command again") from error
-    return write_report(results, plan, out, against, args.ages)
+    return write_report(results, plan, out, against, args.ages, videos)
 
 
 def attention_statistics(args: argparse.Namespace) -> dict:
