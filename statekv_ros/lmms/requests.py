@@ -24,7 +24,7 @@ class Request:
 
 
 def read_all(instances: Sequence, read: Callable) -> list[Request]:
-    """The requests of the harness's instances, by `from_messages` or `from_visuals`.
+    """The requests of the harness's instances, each as `read` has it.
 
     Raises:
         EvaluationError: one line for each that cannot be asked, such as one whose video is missing.
@@ -67,16 +67,6 @@ def from_messages(messages: Sequence[dict], place: str, generation: dict) -> Req
                                       'before it is asked: choose a task that shows the video first')
             visuals.append((content.type, content.url))
     return _request(visuals, ''.join(texts), place, generation)
-
-
-def from_visuals(visuals: Sequence | None, text: str, place: str, generation: dict) -> Request:
-    """Of what a task's `doc_to_visual` and `doc_to_text` give.
-
-    Raises:
-        StateKVError: it is not one video with text.
-    """
-    kinds = [('video' if isinstance(visual, str) else type(visual).__name__, visual) for visual in visuals or ()]
-    return _request(kinds, text, place, generation)
 
 
 def _request(visuals: Sequence[tuple[str, object]], question: str, place: str, generation: dict) -> Request:

@@ -12,6 +12,22 @@ _START_NS = 10**9       # header stamp of a video's first frame: 0 would be none
 _AT_ONCE = 16           # frames that decord decodes in one call
 
 
+def check_video(path: str) -> None:
+    """Look at a video's head, whichever decoder will read it.
+
+    Raises:
+        BagError: it cannot be opened, or has no pictures.
+    """
+    import av
+    try:
+        with av.open(path) as container:
+            if container.streams.video:
+                return
+    except (OSError, ValueError) as error:      # FFmpeg's errors are one of these
+        raise BagError(f'video {path} cannot be read: {_line(error)}') from error
+    raise BagError(f'video {path} has no pictures')
+
+
 class VideoFile(ABC):
     """One video.
 
@@ -21,15 +37,11 @@ class VideoFile(ABC):
     Raises:
         BagError: it cannot be opened, or has no pictures.
     """
-    frames: int
-    rate_hz: Fraction | float
 
     def __init__(self, path: str):
         self.path = path
         try:
             self.frames, self.rate_hz = self._extent()
-        except BagError:
-            raise
         except Exception as error:      # each library raises what it likes
             raise BagError(f'video {path} cannot be read: {_line(error)}') from error
         if self.frames < 1 or not self.rate_hz or self.rate_hz <= 0:
@@ -67,8 +79,6 @@ class AvVideo(VideoFile):
     def _extent(self) -> tuple[int, Fraction]:
         import av
         with av.open(self.path) as container:
-            if not container.streams.video:
-                raise BagError(f'video {self.path} has no pictures')
             stream = container.streams.video[0]
             # Matroska and WebM do not say: count what would be decoded, without decoding it.
             return stream.frames or sum(packet.size > 0 for packet in container.demux(video=0)), stream.average_rate
