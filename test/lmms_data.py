@@ -34,7 +34,7 @@ def moving_square(seed: int, frames: int = 16, side: int = 64) -> list[np.ndarra
     random = np.random.default_rng(seed)
     pictures = [random.integers(0, 90, (side, side, 3), dtype=np.uint8) for _ in range(frames)]
     for index, picture in enumerate(pictures):
-        picture[2 * index:2 * index + 16, 8:40] = (200, 40 + 6 * index, 20 * seed % 255)
+        picture[index % 48:index % 48 + 16, 8:40] = (200, (40 + 6 * index) % 256, 20 * seed % 256)
     return pictures
 
 

@@ -91,7 +91,7 @@ class Arguments:
         """
         policy, options = self.policy, {}
         if not policy.is_rlivs:
-            options = {'answer_policy': policy.answers[0], 'positions': self.positions} | policy.options
+            options = {'answer_policy': policy.answers[0]} | ({} if 'positions' in policy.options else {'positions': self.positions})
         return make_memory(backbone, policy, self.detailed_format, **options)
 
 

@@ -7,7 +7,8 @@ from statekv_ros.memory import VideoStream
 from statekv_ros.memory.answering.decoding import Answering
 from statekv_ros.memory.answering.shared import decode_together
 
-_SLICE = 8      # tokens of an answer from one look for stops to the next
+_SLICE = 8          # tokens of an answer from one look for stops to the next
+_QUESTION = 64      # as `VideoStream.answer` reads a question, for with `sparse` each slice of it chooses what it reads
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,11 @@ def ask(memory, requests: Sequence[Request], seed: int) -> list[Answer]:
 def _advance(answerings: Sequence[Answering]) -> None:
     """One slice of each."""
     together = [each for each in answerings if each.shares_with(answerings[0])]
-    if len(together) < 2:
-        together = []
     for each in answerings:
-        if each not in together:
+        if not each.is_decoding:
+            each.advance(_QUESTION)
+        elif each not in together or len(together) < 2:
             each.advance(_SLICE)
-    for error in decode_together(together, _SLICE * len(together)) if together else ():
+    for error in decode_together(together, _SLICE * len(together)) if len(together) > 1 else ():
         if error is not None:
             raise error
