@@ -14,10 +14,14 @@ from PIL import Image
 from conftest import SECOND
 from statekv_ros.errors import ParameterError
 from statekv_ros.evaluation import figures
+from statekv_ros.evaluation.cli import main
 from statekv_ros.evaluation.figures import cost_over_frames
-from statekv_ros.evaluation.metrics import difference, percentiles, share, slope, summarise, wilson
+from statekv_ros.evaluation.headline import headline, larger_for_less
+from statekv_ros.evaluation.metrics import difference, percentiles, rank, share, slope, summarise, wilson
 from statekv_ros.evaluation.report import write_report
+from statekv_ros.evaluation.schema import Video
 from statekv_ros.evaluation.statistics import collect, write_statistics
+from statekv_ros.evaluation.store import RunFolder
 from statekv_ros.memory import VideoStream
 
 BROWSER = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
@@ -149,6 +153,69 @@ def test_a_figure_that_fails_costs_only_itself_and_the_page_says_why(jobs, tmp_p
     assert page.count('could not be drawn') == 3 and '<table' in page and page.rstrip().endswith('</html>')
     assert 'the figure &quot;accuracy by age&quot; could not be drawn: ValueError' in page and '&lt;no marker&gt;' in page
     assert '"cost over frames" could not be drawn' in capsys.readouterr().err
+
+
+def of(prefill: str, right: float, flops: float, answer: str = 'all', model: str = '') -> dict:
+    return {'policy': f'{prefill} x {answer}', 'prefill': prefill, 'answer': answer, 'model': model, 'mode': 'offline',
+            'overall': {'n': 10, 'right': right}, 'step_flops': flops}
+
+
+def test_the_headline_names_what_statekv_stands_beside():
+    policies = [of('full', .9, 100), of('statekv(64)', .8, 20), of('statekv(128)', .85, 40), of('window(4)', .5, 18),
+                of('window(8)', .7, 38), of('window(16)', .75, 60), of('none', .2, 5, 'last(4)')]
+    found = headline(policies)
+    assert [found[name]['policy'] for name in ('ours', 'full', 'window', 'newest')] == [
+        'statekv(128) x all', 'full x all', 'window(8) x all', 'none x last(4)'] and found['best'] is None
+    assert headline(policies[3:4])['best'] is policies[3] and headline(policies[3:4])['ours'] is None
+    assert set(headline([]).values()) == {None}
+    large = [of('full', .95, 400, model='large'), of('statekv(64)', .93, 90, model='large')]
+    small = [of('full', .9, 100, model='small'), of('statekv(64)', .88, 20, model='small')]
+    assert larger_for_less(large + small) == (large[1], small[0]) and larger_for_less(small) is None
+
+
+def test_policies_stand_in_the_order_of_their_numbers():
+    names = ['window(16)', 'statekv(144)', 'full', 'statekv(36)', 'window(4)', 'statekv(unlimited)', 'none', 'statekv(36)/int4']
+    assert sorted(names, key=rank) == ['full', 'none', 'statekv(36)', 'statekv(36)/int4', 'statekv(144)', 'statekv(unlimited)',
+                                       'window(4)', 'window(16)']
+
+
+def test_runs_of_several_checkpoints_become_one_page(jobs, tmp_path, capsys):
+    plan = RUN | {'digest': 'x', 'videos': [{'source': 'a'}], 'jobs': [made['job'] for made in jobs]}
+    for name in ('large', 'small'):
+        folder = RunFolder(tmp_path / name, plan | {'model': f'/models/{name}'})
+        for made in jobs:
+            folder.save(made)
+    runs = [str(tmp_path / name) for name in ('large', 'small')]
+    assert main([*runs, '--compare', '--out', str(tmp_path / 'both')]) == 0
+    report, page = json.loads((tmp_path / 'both/report.json').read_text()), (tmp_path / 'both/index.html').read_text()
+    assert report['summary']['models'] == ['large', 'small'] and len(report['summary']['policies']) == 6
+    assert {row['model'] for row in csv.DictReader((tmp_path / 'both/answers.csv').open())} == {'large', 'small'}
+    assert all(policy['against_full']['n'] for policy in report['summary']['policies'])      # with full attention of its own model
+    assert 'small: statekv(9) × all' in page and page.count('<svg') == 3
+    assert main([*runs, '--compare', '--out', str(tmp_path / 'both')]) == 0       # its own page may be made again
+
+    for broken, what in (([runs[0]], 'at least two'), ([runs[0], str(tmp_path)], 'is not a run'), ([runs[0], runs[0]], 'told apart')):
+        assert main([*broken, '--compare', '--out', str(tmp_path / 'not')]) == 2
+        assert what in capsys.readouterr().err
+    (tmp_path / 'small/jobs' / f'{jobs[0]["job"]}.json').unlink()
+    assert main([*runs, '--compare', '--out', str(tmp_path / 'not')]) == 2 and 'is not done' in capsys.readouterr().err
+    RunFolder(tmp_path / 'third', plan | {'videos': [{'source': 'b'}]})
+    assert main([runs[0], str(tmp_path / 'third'), '--compare', '--out', str(tmp_path / 'not')]) == 2
+    assert 'asks other questions' in capsys.readouterr().err and not (tmp_path / 'not').exists()
+
+
+def test_answers_are_shown_with_the_frames_that_they_are_about(jobs, tmp_path):
+    for made in jobs:
+        made['source'] = 'patrol:seed=1,steps=12,size=64x64'
+        for told in made['answers']:
+            told['ask_at'], told['evidence'] = 5., [[2., 2.5, .8]] if told['right'] else []
+    video = Video('patrol:seed=1,steps=12,size=64x64', ())
+    write_report(jobs, RUN, tmp_path, videos=[video])
+    page = (tmp_path / 'index.html').read_text()
+    assert page.count('<img src="data:image/jpeg;base64,') == 3 and 'looked at 2.0 s' in page and 'on show at 4.0 s' in page
+    gone = [made | {'source': str(tmp_path / 'gone.mp4')} for made in jobs]
+    write_report(gone, RUN, tmp_path, videos=[Video(str(tmp_path / 'gone.mp4'), ())])
+    assert '<img' not in (tmp_path / 'index.html').read_text()
 
 
 @pytest.mark.skipif(BROWSER is None, reason='no Chromium on PATH: apt-get install chromium')

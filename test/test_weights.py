@@ -1,6 +1,7 @@
 """Weights in few bits: quantised at load, or stored so in the checkpoint. What they change, what they take, what is refused."""
 import json
 import shutil
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -348,3 +349,12 @@ def test_a_format_that_does_not_load_is_refused_with_those_that_do(tiny_model_di
 def test_weights_stored_in_few_bits_are_not_quantised_again(tiny_model_dir, tmp_path, method):
     said = refusal(ParameterError, config_only(tiny_model_dir, tmp_path, quant_method=method), weights='int8')
     assert repr(method) in said and 'set the parameter "weights" to as_stored' in said
+
+
+def test_what_torchao_says_of_itself_stays_out_of_the_log():
+    pytest.importorskip('torchao', reason='torchao is not installed: pip install "statekv_ros[weights]"')
+    code = ("import statekv_ros.backbones, torchao, logging; "
+            "logging.getLogger('torchao').warning('int4 is slow here'); logging.getLogger('torch.utils._pytree').warning('other')")
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=True)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2 and 'int4 is slow here' in lines[0] and 'other' in lines[1], done.stderr

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from statekv_ros.bench.hardware import device_name, versions
+from statekv_ros.bench.hardware import versions
 from statekv_ros.bench.models import find_backbone
 from statekv_ros.bench.noise import NoiseSteps
 from statekv_ros.bench.sizes import parse_size
 from statekv_ros.bench.tiered import TieredMemory, check_bounds
+from statekv_ros.device_name import device_name
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import VideoStream, parse_answer_policy
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS

@@ -12,7 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 import statekv_ros
-from statekv_ros.bench.hardware import device_name, parse_device, versions
+from statekv_ros.bench.hardware import parse_device, versions
+from statekv_ros.device_name import device_name
 from statekv_ros.errors import ParameterError
 
 TESTS = ('test_scored_attention.py', 'test_scored_streams.py', 'test_paged_attention.py', 'test_state_update.py',

@@ -1,5 +1,4 @@
 """The device that a benchmark runs on: which one, with what software, and how fast it multiplies and copies."""
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -28,11 +27,6 @@ def parse_device(name: str, on_a_cpu: str) -> torch.device:
         raise ParameterError(f'--device {name} is not there (torch sees {torch.cuda.device_count()} CUDA devices): run on a '
                              f'machine with a GPU, or try the command with --device cpu {on_a_cpu}')
     return device
-
-
-def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
-    return torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

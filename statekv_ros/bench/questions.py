@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from statekv_ros.backbones.family import Family
-from statekv_ros.bench.hardware import device_name, versions
+from statekv_ros.bench.hardware import versions
 from statekv_ros.bench.in_turn import WeightReads, in_turn
 from statekv_ros.bench.models import find_backbone
 from statekv_ros.bench.sizes import parse_size
+from statekv_ros.device_name import device_name
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import Answering, VideoStream, parse_answer_policy, parse_prefill_policy
 from statekv_ros.memory.answering.shared import decode_together

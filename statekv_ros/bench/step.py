@@ -12,8 +12,9 @@ from rich.table import Table
 
 from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.bench import whole_step
-from statekv_ros.bench.hardware import device_name, versions
+from statekv_ros.bench.hardware import versions
 from statekv_ros.bench.sizes import parse_size
+from statekv_ros.device_name import device_name
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import StepReport, VideoStream, parse_prefill_policy
 

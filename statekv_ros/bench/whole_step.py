@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.progress import track
 
 from statekv_ros.backbones.published import PUBLISHED
-from statekv_ros.bench.hardware import copy_bandwidth, device_name, matmul_flops, versions
+from statekv_ros.bench.hardware import copy_bandwidth, matmul_flops, versions
 from statekv_ros.bench.models import random_model
 from statekv_ros.bench.sizes import parse_size
 from statekv_ros.bench.step_floor import step_work, vision_flops
 from statekv_ros.bench.step_plot import plot, require_matplotlib
 from statekv_ros.bench.step_report import print_table, ratios
 from statekv_ros.bench.step_variants import Step, Variant
+from statekv_ros.device_name import device_name
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory.clock import PhaseClock
 

@@ -1,6 +1,7 @@
 """`statekv-eval`: questions with known answers, asked of a model under several policies, and a report of what came of it.
 
-`cli` takes the arguments, `evaluate` does what they say: `schema` reads the questions, `footage` the videos; `plan` says what
+`cli` takes the arguments, `evaluate` does what they say: `schema` reads the questions, `benchmarks` those of others, `footage`
+the videos; `plan` says what
 is to be done, `run` (offline) and `online` do one job of it, `pool` all of them, `store` keeps the results; `metrics` and
 `report` make the page, `tables` the tables.
 """

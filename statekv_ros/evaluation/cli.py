@@ -6,6 +6,7 @@ from pathlib import Path
 
 from statekv_ros.errors import StateKVError
 from statekv_ros.evaluation import AGES_S, LOCAL_RAY
+from statekv_ros.evaluation.benchmarks import BENCHMARKS
 
 FAILED, INTERRUPTED = 2, 130
 
@@ -15,7 +16,10 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         from statekv_ros.evaluation.evaluate import attention_statistics, evaluate    # takes seconds: after --help
-        if args.formats is not None:
+        if args.compare:
+            from statekv_ros.evaluation.comparison import compare
+            report = compare(args)
+        elif args.formats is not None:
             from statekv_ros.evaluation.gate import gate
             report = gate(args)
         else:
@@ -47,10 +51,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--policies', nargs='+', default=['full x all', 'statekv(4096) x all'], metavar='POLICY',
                         help='"PREFILL x ANSWER", where a bare PREFILL means x all and may have a format or positions of its '
                         'own ("statekv(64)/int4/native x all"), or rlivs; default: %(default)s')
+    parser.add_argument('--benchmark', metavar='NAME', help='the inputs are the JSON files of a published benchmark: '
+                        f'{", ".join(BENCHMARKS)} (docs/streaming_benchmarks.md)')
+    parser.add_argument('--videos', type=Path, metavar='FOLDER', help='where the paths in them begin; default: where the first file is')
+    parser.add_argument('--rate-hz', type=float, metavar='HZ', help='frames to watch per second, where the benchmark has another')
+    parser.add_argument('--context', type=float, metavar='S', help='how far a question may look back; default: to the start')
+    parser.add_argument('--prompts', type=Path, metavar='FOLDER', help='a copy of the benchmark\'s repository, to ask in its words')
+    parser.add_argument('--skip-broken', action='store_true', help='go on past videos that cannot be read, and count their questions '
+                        'as errors')
     parser.add_argument('--against', default='', metavar='POLICY', help='the one that the tables compare the others with; '
                         'default:  full x all, or else the first')
     parser.add_argument('--ages', type=float, nargs='+', default=AGES_S, metavar='S', help='edges of the tables\' age bands')
     parser.add_argument('--so-far', action='store_true', help='watch nothing: report what is done of a run')
+    parser.add_argument('--compare', action='store_true', help='watch nothing: the inputs are run folders of several checkpoints with the '
+                        'same questions, and become one report')
     parser.add_argument('--stats', action='store_true', help='instead: how attention is spread over a stream')
     parser.add_argument('--formats', nargs='*', metavar='FORMAT', help='instead: watch bags, videos or folders of images exactly '
                         'and in these formats (default: all), and say of each whether to keep or refuse it')

@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from statekv_ros.backbones.size import ModelSize
+from statekv_ros.device_name import device_name
 from statekv_ros.errors import EvaluationError, FrameError
+from statekv_ros.evaluation.benchmarks import read_benchmark
 from statekv_ros.evaluation.footage import Extent, check_video, open_path
 from statekv_ros.evaluation.metrics import REFERENCE
 from statekv_ros.evaluation.plan import Job, Policy, Settings, describe, make_jobs, parse_policies
@@ -17,6 +19,8 @@ from statekv_ros.evaluation.schema import Video, load_questions
 from statekv_ros.evaluation.store import RunFolder, read_plan
 from statekv_ros.evaluation.tables import check_edges
 from statekv_ros.memory.trial import demonstration_warning
+
+BASELINE = 'window(4) x last(4)'
 
 
 def evaluate(args: argparse.Namespace) -> dict:
@@ -29,16 +33,19 @@ def evaluate(args: argparse.Namespace) -> dict:
         StateKVError: a bad input, with a line for each mistake, or what went wrong on the way.
     """
     settings = Settings(args.model, args.device, args.dtype, 'online' if args.online else 'offline', args.rate,
-                        args.max_tokens, args.threads, args.lockstep, args.detailed_format, args.ask_alone, args.weights)
-    policies = parse_policies(args.policies)
+                        args.max_tokens, args.threads, args.lockstep, args.detailed_format, args.ask_alone, args.weights,
+                        args.skip_broken)
+    policies = parse_policies(_with_baseline(args.policies) if args.benchmark else args.policies)
     check_edges(args.ages)
     against = _reference(args.against, policies)
-    videos, extents = _check_questions(args.inputs)
+    videos, extents = _check_questions(args)
     jobs = make_jobs(videos, policies, settings.lockstep)
     if args.ray:
         check_ray()
     if args.online and settings.lockstep > 1:
         raise EvaluationError(f'--lockstep {settings.lockstep} is for offline runs: a live node watches in its own time')
+    if settings.lockstep > 1 and args.benchmark:
+        raise EvaluationError(f'--lockstep {settings.lockstep}: the videos of a benchmark are watched one by one')
     if args.online:
         _prepare_ros()
         from statekv_ros.evaluation.online import require_bag
@@ -49,11 +56,12 @@ def evaluate(args: argparse.Namespace) -> dict:
     if warning := demonstration_warning(worker.backbone, 'set --model'):
         print(f'statekv-eval: {warning}', file=sys.stderr)
     sizes = _sizes(worker, jobs, dict(zip(videos, extents)))
-    plan = describe(settings, videos, policies, [extent.frames for extent in extents])
+    plan = describe(settings, videos, policies, [extent.frames if extent else 0 for extent in extents])
     folder = RunFolder(args.out, plan)
+    ran = {'device': device_name(worker.backbone.device), 'dtype': str(worker.backbone.dtype).removeprefix('torch.')}
     if args.so_far:
         done = [name for name in plan['jobs'] if folder.has([name])]
-        return _report(folder.load(done), plan, args, against)
+        return _report(folder.load(done), plan | ran, args, against, videos)
     if args.ray or args.online:
         del worker      # the jobs have models of their own
     if args.ray:
@@ -62,27 +70,52 @@ def evaluate(args: argparse.Namespace) -> dict:
         _run_online(settings, jobs, folder, sizes)
     else:
         run_all(jobs, folder, partial(in_process, worker))
-    return _report(folder.load(plan['jobs']), plan, args, against)
+    return _report(folder.load(plan['jobs']), plan | ran, args, against, videos)
 
 
-def _check_questions(files: Sequence[Path]) -> tuple[list[Video], list[Extent]]:
-    """Videos of all files, and how long each is. Raises EvaluationError with all mistakes of all files."""
-    videos, extents, errors = [], [], []
-    for file in files:
+def _with_baseline(policies: list[str]) -> list[str]:
+    """With one that answers from the newest frames alone: on questions about now it is the one to beat (SimpleStream, arXiv
+    2604.02317)."""
+    return policies if any(' last(' in policy for policy in policies) else [*policies, BASELINE]
+
+
+def _check_questions(args: argparse.Namespace) -> tuple[list[Video], list[Extent | None]]:
+    """Videos of all files, and how long each is, None for one that cannot be read where that is to be skipped. Raises
+    EvaluationError with all mistakes of all files."""
+    videos, errors = [], []
+    if args.benchmark:
+        videos = read_benchmark(args.benchmark, args.inputs, args.videos or args.inputs[0].parent, args.rate_hz, args.context,
+                                args.prompts)
+    else:
+        _refuse_without_benchmark(args)
+    for file in () if args.benchmark else args.inputs:
         try:
             videos += load_questions(file)
         except EvaluationError as error:
             errors.append(str(error))
+    extents: dict[tuple, Extent | None] = {}
     for video in videos:
-        extent, wrong = check_video(video)
-        extents.append(extent)
-        errors += wrong
+        if _key(video) not in extents:      # clips of one source are looked at once
+            extents[_key(video)], wrong = check_video(video)
+            if args.skip_broken and extents[_key(video)] is None:
+                print(f'statekv-eval: skipped: {wrong.pop()}', file=sys.stderr)
+            errors += wrong
     if errors:
-        raise EvaluationError('\n'.join(errors))
-    return videos, extents
+        raise EvaluationError('\n'.join(dict.fromkeys(errors)))
+    return videos, [extents[_key(video)] for video in videos]
 
 
-def _sizes(worker: Worker, jobs: Sequence[Job], extents: dict[Video, Extent]) -> dict[str, ModelSize]:
+def _key(video: Video) -> tuple | Video:
+    return video if video.exact else (video.folder, video.source)
+
+
+def _refuse_without_benchmark(args: argparse.Namespace) -> None:
+    for option in ('videos', 'rate_hz', 'context', 'prompts'):
+        if getattr(args, option) is not None:
+            raise EvaluationError(f'--{option.replace("_", "-")} is for --benchmark: a questions file says it itself')
+
+
+def _sizes(worker: Worker, jobs: Sequence[Job], extents: dict[Video, Extent | None]) -> dict[str, ModelSize]:
     """The model's size for each job's frames, by the name of its first result. Raises StateKVError when the model cannot watch
     them, or cannot run a policy."""
     for policy in dict.fromkeys(job.policy for job in jobs):
@@ -90,6 +123,8 @@ def _sizes(worker: Worker, jobs: Sequence[Job], extents: dict[Video, Extent]) ->
     sizes = {}
     for job in jobs:
         video = job.videos[0]
+        if extents[video] is None:
+            continue
         try:
             sizes[job.names[0]] = worker.backbone.size(extents[video].height, extents[video].width)
         except FrameError as error:
@@ -128,14 +163,14 @@ def _reference(text: str, policies: Sequence[Policy]) -> str:
     return name
 
 
-def _report(results: list[dict], plan: dict, args: argparse.Namespace, against: str) -> dict:
+def _report(results: list[dict], plan: dict, args: argparse.Namespace, against: str, videos: Sequence[Video]) -> dict:
     out: Path = args.out
     try:
         from statekv_ros.evaluation.report import write_report
     except ModuleNotFoundError as error:
         raise EvaluationError(f"the results are in {out / 'jobs'}, but there is no report, for it needs more packages "
                               f"({error}): pip install 'statekv_ros[eval]', then run the same command again") from error
-    return write_report(results, plan, out, against, args.ages)
+    return write_report(results, plan, out, against, args.ages, videos)
 
 
 def attention_statistics(args: argparse.Namespace) -> dict:

@@ -81,10 +81,10 @@ def cost_over_frames(policies: Sequence[dict]) -> str:
     told = set()
     for index, policy in enumerate(policies):
         cost = [(x, y / scale) for x, y in zip(policy['cost_over_step']['step'], policy['cost_over_step'][name]) if y is not None]
-        if cost and (policy['prefill'], policy['mode']) not in told:
-            told.add((policy['prefill'], policy['mode']))
+        if cost and (watched := (policy.get('model'), policy['prefill'], policy['mode'])) not in told:
+            told.add(watched)
             axes.plot(*zip(*cost), linewidth=1.4, markersize=4, markevery=max(1, len(cost) // 8),
-                      label=policy['prefill'] + (' (online)' if policy['mode'] == 'online' else ''), **style(index))
+                      label=label(policy).partition(' ×')[0] + (' (online)' if policy['mode'] == 'online' else ''), **style(index))
     axes.set_ylim(bottom=0)
     return finished(figure, axes)
 
@@ -104,8 +104,9 @@ def accuracy_by_age(policies: Sequence[dict]) -> str:
 
 
 def label(policy: dict) -> str:
-    """How a policy is called in figures and tables."""
-    return policy['policy'].replace(' x ', ' × ') + (' (online)' if policy['mode'] == 'online' else '')
+    """How a policy is called in figures and tables; with its model's name where there are several."""
+    model = f'{policy["model"]}: ' if policy.get('model') else ''
+    return model + policy['policy'].replace(' x ', ' × ') + (' (online)' if policy['mode'] == 'online' else '')
 
 
 def finished(figure: Figure, axes: Axes) -> str:

@@ -31,7 +31,7 @@ class Extent:
     """What a pass over the footage found.
 
     Attributes:
-        frames: frames that will be watched.
+        frames: frames that will be watched; 0 where nobody counted.
         duration_s: from the first frame to the end of the last one, which lasts one mean period.
         height, width: of the first frame, in pixels.
     """
@@ -53,10 +53,28 @@ class Footage(ABC):
         Raises:
             BagError, FrameError: the source cannot be read (any further).
         """
-        sampler = Sampler(self._rate_hz or _ALL_HZ)
+        for _, stamp_ns, frame in self.clip():
+            yield stamp_ns, frame
+
+    def clip(self, begin_s: float = 0.0, end_s: float | None = None) -> Iterator[tuple[int, int, np.ndarray]]:
+        """(ns after the source's first frame, header stamp in ns, frame) of each frame to watch of a part of the source, sampled
+        from its own beginning on; else as `frames`."""
+        sampler, first_ns = Sampler(self._rate_hz or _ALL_HZ), None
         for stamp_ns, decode in self._images():
-            if sampler.judge(stamp_ns) is Verdict.SAMPLE:
-                yield stamp_ns, decode()
+            if first_ns is None and stamp_ns > 0:
+                first_ns = stamp_ns
+            since_ns = stamp_ns - (first_ns or 0)
+            if end_s is not None and first_ns is not None and since_ns > round(end_s * _NS):
+                return
+            if since_ns >= round(begin_s * _NS) and sampler.judge(stamp_ns) is Verdict.SAMPLE:
+                yield since_ns, stamp_ns, decode()
+
+    def glance(self) -> Extent:
+        """The first frame's size alone, for sources that would take long to look through; raises what `extent` does."""
+        for stamp_ns, decode in self._images():
+            if stamp_ns > 0:
+                return Extent(0, float('inf'), *decode().shape[:2])
+        raise EvaluationError('has no frame with a header stamp')
 
     def extent(self) -> Extent:
         """Look through the source without decoding more than its first frame.
@@ -165,7 +183,8 @@ def check_video(video: Video) -> tuple[Extent | None, list[str]]:
         What there is to watch (None if it cannot be read), and one line for each mistake.
     """
     try:
-        extent = open_footage(video).extent()
+        footage = open_footage(video)
+        extent = footage.extent() if video.exact else footage.glance()
     except (BagError, FrameError, EvaluationError, ParameterError) as error:
         return None, [f'{video.place}: {error}']
     errors = []

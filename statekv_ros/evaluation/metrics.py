@@ -1,7 +1,9 @@
 """From jobs' results to numbers: every share with its n and a 95 % interval, every time with its percentiles."""
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,6 +11,13 @@ from statekv_ros.evaluation import AGES_S
 
 REFERENCE = 'full x all'           # full attention: what the others are compared with
 _Z = 1.959963984540054             # of a 95 % interval
+
+
+class _Pair(NamedTuple):
+    model: str
+    mode: str
+    prefill: str
+    answer: str
 
 
 def wilson(right: int, n: int) -> tuple[float, float]:
@@ -59,43 +68,61 @@ def slope(series: Iterable[Sequence[float]]) -> float | None:
     return 1000 * rise / run if run > 1 else None
 
 
+def judged(answers: Iterable[dict]) -> list[dict]:
+    """Those of which it is known whether they are right."""
+    return [answer for answer in answers if answer['right'] is not None]
+
+
 def summarise(jobs: Sequence[dict]) -> dict:
     """The report's numbers.
 
+    Args:
+        jobs: results as `run.run_job` makes them, none of which failed; those of several models say which, in 'model'.
+
     Returns:
-        {'videos', 'questions', 'kinds', 'groups', 'policies': [...]}; each policy, a pair of prefill and answer policy in one
-        mode, has the fields that docs/evaluation.md defines, in the order of the jobs.
+        {'models', 'videos', 'questions', 'kinds', 'groups', 'policies': [...]}; each policy, a pair of prefill and answer policy
+        of one model in one mode, has the fields that docs/evaluation.md defines. Policies stand in the order of `rank`.
     """
-    pairs: dict[tuple[str, str, str], list[tuple[dict, list[dict]]]] = defaultdict(list)
+    pairs: dict[_Pair, list[tuple[dict, list[dict]]]] = defaultdict(list)
     for job in jobs:
         by_answer: dict[str, list[dict]] = defaultdict(list)
         for answer in job['answers']:
             by_answer[answer['answer_policy']].append(answer)
         for answer_policy, answers in by_answer.items():
-            pairs[job['mode'], job['prefill_policy'], answer_policy].append((job, answers))
+            pairs[_Pair(job.get('model', ''), job['mode'], job['prefill_policy'], answer_policy)].append((job, answers))
     asked = {(job['source'], answer['question']): answer for job in jobs for answer in job['answers']}
-    reference = {mode: {(job['source'], answer['question']): answer for job, answers in told for answer in answers}
-                 for (mode, prefill, answer_policy), told in pairs.items() if f'{prefill} x {answer_policy}' == REFERENCE}
-    return {'videos': len({job['source'] for job in jobs}), 'questions': len(asked),
+    reference = {(pair.model, pair.mode): {(job['source'], answer['question']): answer for job, answers in told for answer in answers}
+                 for pair, told in pairs.items() if f'{pair.prefill} x {pair.answer}' == REFERENCE}
+    models = list(dict.fromkeys(pair.model for pair in pairs))
+    ordered = sorted(pairs, key=lambda pair: (models.index(pair.model), pair.mode, rank(pair.prefill), rank(pair.answer)))
+    return {'models': models, 'videos': len({job['source'] for job in jobs}), 'questions': len(asked),
             'kinds': list(dict.fromkeys(answer['kind'] for answer in asked.values())),
             'groups': list(dict.fromkeys(answer['group'] for answer in asked.values())),
-            'policies': [_policy(*pair, told, reference.get(pair[0], {})) for pair, told in pairs.items()]}
+            'policies': [_policy(pair, pairs[pair], reference.get((pair.model, pair.mode), {})) for pair in ordered]}
 
 
-def _policy(mode: str, prefill: str, answer_policy: str, told: list[tuple[dict, list[dict]]], reference: dict) -> dict:
+def rank(policy: str) -> list:
+    """What policies are sorted by: full and all first, then by name, and by numbers as numbers."""
+    parts = [part for part in re.split(r'(\d+)', policy) if part]
+    return [policy not in ('full', 'all'), [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]]
+
+
+def _policy(pair: '_Pair', told: list[tuple[dict, list[dict]]], reference: dict) -> dict:
     jobs = [job for job, _ in told]
     answers = [answer for _, answers in told for answer in answers]
     paired = [(answer, reference[job['source'], answer['question']]) for job, answers in told for answer in answers
               if (job['source'], answer['question']) in reference]
+    both = [pair for pair in paired if None not in (pair[0]['right'], pair[1]['right'])]
     step_ms = [value for job in jobs for value in job['step_ms']]
     flops = [value for job in jobs for value in job['step_flops']]
     first_token_ms = [answer['first_token_ms'] for answer in answers if answer['first_token_ms'] is not None]
     return {
-        'policy': f'{prefill} x {answer_policy}', 'prefill': prefill, 'answer': answer_policy, 'mode': mode,
-        'videos': len(jobs), 'overall': _accuracy(answers),
-        'groups': _by(answers, 'group'), 'kinds': _by(answers, 'kind'),
+        'policy': f'{pair.prefill} x {pair.answer}', **pair._asdict(),
+        'videos': len(jobs), 'overall': _accuracy(answers), 'mean_of_kinds': _mean(_by(answers, 'kind').values()),
+        'groups': _by(answers, 'group'), 'kinds': _by(answers, 'kind'), 'beside': _beside(answers),
+        'unjudged': len(answers) - len(judged(answers)),
         'agreement': share(ours['answer'] == theirs['answer'] for ours, theirs in paired),
-        'against_full': difference([ours['right'] for ours, _ in paired], [theirs['right'] for _, theirs in paired]),
+        'against_full': difference([ours['right'] for ours, _ in both], [theirs['right'] for _, theirs in both]),
         'ages': _ages(answers), 'evidence': share(a['evidence_hit'] for a in answers if a['evidence_hit'] is not None),
         'in_window': share(answer['in_window'] for answer in answers),
         'step_ms': {**percentiles(step_ms, 50, 95, 99), 'slope': slope(job['step_ms'] for job in jobs)},
@@ -107,7 +134,19 @@ def _policy(mode: str, prefill: str, answer_policy: str, told: list[tuple[dict, 
 
 def _accuracy(answers: list[dict]) -> dict:
     chances = [answer['chance'] for answer in answers if answer['chance'] is not None]
-    return share(answer['right'] for answer in answers) | {'chance': float(np.mean(chances)) if chances else None}
+    return share(answer['right'] for answer in judged(answers)) | {'chance': float(np.mean(chances)) if chances else None}
+
+
+def _mean(parts: Iterable[dict]) -> float | None:
+    """Mean of shares that have any answers, each counting the same."""
+    known = [part['right'] for part in parts if part['n']]
+    return float(np.mean(known)) if known else None
+
+
+def _beside(answers: list[dict]) -> dict[str, dict]:
+    """What the scores say that do not count, by name."""
+    names = dict.fromkeys(name for answer in answers for name in answer.get('beside', ()))
+    return {name: share(answer['beside'][name] for answer in answers if name in answer.get('beside', ())) for name in names}
 
 
 def _by(answers: list[dict], field: str) -> dict[str, dict]:
@@ -119,7 +158,7 @@ def _by(answers: list[dict], field: str) -> dict[str, dict]:
 
 def _ages(answers: list[dict]) -> list[dict]:
     """Accuracy by the seconds that passed between the fact and the question, perception left out."""
-    dated = [a for a in answers if a['fact_age_s'] is not None and a['group'] != 'perception']
+    dated = [a for a in judged(answers) if a['fact_age_s'] is not None and a['group'] != 'perception']
     spans = [(begin, end, [a['right'] for a in dated if begin <= a['fact_age_s'] < end])
              for begin, end in zip(AGES_S, AGES_S[1:])]
     return [{'from_s': begin, 'to_s': None if math.isinf(end) else end, **share(right)} for begin, end, right in spans if right]

@@ -62,6 +62,7 @@ class Settings:
         lockstep: videos that are watched at once.
         detailed_format: how the detailed cache is stored, where a policy does not say.
         ask_alone: in lockstep, ask no videos together.
+        skip_broken: a video that cannot be read is an error in the report, and no reason to stop; not part of the digest.
 
     Raises:
         ParameterError: a value is out of its range.
@@ -77,6 +78,7 @@ class Settings:
     detailed_format: str = RAW.name
     ask_alone: bool = False
     weights: str = 'auto'
+    skip_broken: bool = False
 
     def __post_init__(self):
         find_format(self.detailed_format)

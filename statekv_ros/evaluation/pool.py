@@ -1,5 +1,6 @@
 """All jobs of a plan that are not done yet: one after the other in this process, or side by side on a Ray cluster."""
 import importlib.util
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -11,10 +12,12 @@ from statekv_ros.evaluation import LOCAL_RAY
 from statekv_ros.evaluation.lockstep_run import Group, run_together
 from statekv_ros.evaluation.plan import Job, Settings
 from statekv_ros.evaluation.run import run_job
+from statekv_ros.evaluation.schema import Video
 from statekv_ros.evaluation.store import RunFolder
 from statekv_ros.memory.trial import try_out
 
 Results = Iterable[list[dict]]
+_TRIES = 3      # workers that a job may take with it
 
 
 class Worker:
@@ -26,6 +29,7 @@ class Worker:
         self.backbone = load_backbone(settings.model, settings.device, settings.dtype, weights=settings.weights)
         try_out(self.backbone)
         self._max_tokens, self._ask_alone = settings.max_tokens, settings.ask_alone
+        self._skip_broken = settings.skip_broken
         self.detailed_format = settings.detailed_format
         self._group: Group | None = None
 
@@ -33,14 +37,29 @@ class Worker:
         """The results of a job, one for each of its videos.
 
         Raises:
-            EvaluationError: a source or a question turned out bad on the way, or its videos cannot be watched together.
+            EvaluationError: a source or a question turned out bad on the way, or its videos cannot be watched together, and that
+                is not to be skipped.
         """
+        try:
+            return self._run(job)
+        except EvaluationError as error:
+            if not self._skip_broken:
+                raise
+            return [failed(name, video, job, str(error)) for name, video in zip(job.names, job.videos)]
+
+    def _run(self, job: Job) -> list[dict]:
         if len(job.videos) == 1:
             return [run_job(self.backbone, job, self._max_tokens, self.detailed_format)]
         if self._group is None or self._group.videos != job.videos:
             self._group = None      # one at a time: its frames take memory
             self._group = Group(self.backbone, job.videos)
         return run_together(self._group, job, self._max_tokens, self.detailed_format, self._ask_alone)
+
+
+def failed(name: str, video: Video, job: Job, error: str) -> dict:
+    """The result of a video that could not be watched or asked: no answer of it is right or wrong."""
+    return {'job': name, 'source': video.title, 'prefill_policy': job.policy.prefill, 'error': error,
+            'unanswered': len(video.questions) * len(job.policy.answers)}
 
 
 def run_all(jobs: Sequence[Job], folder: RunFolder, results: Callable[[Sequence[Job]], Results]) -> None:
@@ -71,7 +90,8 @@ def check_ray() -> None:
 
 
 def on_ray(settings: Settings, address: str, jobs: Sequence[Job]) -> Iterator[list[dict]]:
-    """The results of jobs, in the order in which they are done, from as many workers as the cluster has room for.
+    """The results of jobs, in the order in which they are done, from as many workers as the cluster has room for. A worker that
+    dies costs the job that it was at, which another one does again.
 
     Every machine needs this package, the model and the sources under the same paths; results come back to this process.
 
@@ -95,8 +115,30 @@ def on_ray(settings: Settings, address: str, jobs: Sequence[Job]) -> Iterator[li
         actor = ray.remote(num_cpus=settings.threads, num_gpus=int(on_gpu))(Worker)
         # A worker without a GPU of its own must not look for one.
         told = settings if on_gpu else replace(settings, device='cpu')
-        pool = ray.util.ActorPool([actor.remote(told) for _ in range(max(1, min(int(slots), len(jobs))))])
-        yield from pool.map_unordered(lambda worker, job: worker.run.remote(job), jobs)
+        waiting, lost, running = list(jobs), Counter(), {}
+
+        def go_on(worker) -> None:
+            if waiting:
+                job = waiting.pop(0)
+                running[worker.run.remote(job)] = worker, job
+
+        for _ in range(max(1, min(int(slots), len(jobs)))):
+            go_on(actor.remote(told))
+        while running:
+            [done], _ = ray.wait(list(running), num_returns=1)
+            worker, job = running.pop(done)
+            try:
+                results = ray.get(done)
+            except ray.exceptions.RayActorError as error:       # killed, out of memory, or its machine is gone
+                lost[job.names] += 1
+                if lost[job.names] == _TRIES:
+                    raise EvaluationError(f'{job.names[0]}: {_TRIES} workers died of it, the last one so: '
+                                          f'{" ".join(str(error).split())}') from error
+                waiting.append(job)
+                worker, results = actor.remote(told), None
+            go_on(worker)
+            if results is not None:
+                yield results
     except ray.exceptions.RayTaskError as error:
         raise EvaluationError(str(error.cause)) from error
     except ray.exceptions.RayError as error:

@@ -10,35 +10,44 @@ from jinja2 import Environment, StrictUndefined
 from statekv_ros import __version__
 from statekv_ros.errors import EvaluationError
 from statekv_ros.evaluation import figures
+from statekv_ros.evaluation.headline import headline, larger_for_less
 from statekv_ros.evaluation.metrics import AGES_S, REFERENCE, summarise
+from statekv_ros.evaluation.predictions import write_predictions
+from statekv_ros.evaluation.samples import samples
+from statekv_ros.evaluation.schema import Video
 from statekv_ros.evaluation.tables import as_markdown, make_tables
 
-_COLUMNS = ('source', 'mode', 'prefill_policy', 'answer_policy', 'question', 'kind', 'group', 'ask_at', 'text', 'answer', 'accepted',
+_COLUMNS = ('model', 'source', 'mode', 'prefill_policy', 'answer_policy', 'question', 'kind', 'group', 'ask_at', 'text', 'answer', 'accepted',
             'right', 'in_window', 'chance', 'fact_age_s', 'evidence_hit', 'first_token_ms', 'total_ms', 'context_tokens')
 
 
-def write_report(jobs: Sequence[dict], run: dict, out: Path, against: str = REFERENCE, ages: Sequence[float] = AGES_S) -> dict:
+def write_report(jobs: Sequence[dict], run: dict, out: Path, against: str = REFERENCE, ages: Sequence[float] = AGES_S,
+                 videos: Sequence[Video] = ()) -> dict:
     """Write the report of a run's jobs into its folder.
 
     Args:
-        jobs: results as `run.run_job` makes them; run: the plan, as in run.json.
+        jobs: results as `run.run_job` makes them, or `pool.failed`; run: the plan, as in run.json.
         against, ages: of the tables; see `make_tables`.
+        videos: that were watched, for pictures of right and wrong answers; none: no pictures.
 
     Returns:
-        The content of report.json: {'run', 'summary', 'tables'}.
+        The content of report.json: {'run', 'summary', 'tables', 'errors'}.
 
     Raises:
         EvaluationError: the folder cannot be written.
     """
+    errors = [job for job in jobs if 'error' in job]
+    jobs = [job for job in jobs if 'error' not in job]
     report = {'run': {name: run.get(name) for name in ('model', 'model_digest', 'mode', 'rate', 'device', 'dtype', 'weights',
                                                       'max_tokens', 'detailed_format')},
-              'summary': summarise(jobs), 'tables': make_tables(jobs, against, ages)}
+              'summary': summarise(jobs), 'tables': make_tables(jobs, against, ages), 'errors': errors}
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / 'report.json').write_text(json.dumps(report, indent=1))
         (out / 'tables.md').write_text(as_markdown(report['tables']))
         _write_answers(jobs, out / 'answers.csv')
-        (out / 'index.html').write_text(_page(report))
+        write_predictions(jobs, out / 'predictions')
+        (out / 'index.html').write_text(_page(report, jobs, videos))
     except OSError as error:
         raise EvaluationError(f'the report cannot be written to {out}: {error}') from error
     return report
@@ -53,13 +62,14 @@ def render(template: str, **values) -> str:
     return environment.from_string((folder / template).read_text()).render(style=style, version=__version__, **values)
 
 
-def _page(report: dict) -> str:
+def _page(report: dict, jobs: Sequence[dict], videos: Sequence[Video]) -> str:
     summary = report['summary']
-    policies = summary['policies']
-    # Online, frames drop and answers come late: no contest with offline ones.
-    mode = min((p['mode'] for p in policies), default='')
-    return render('report.html.j2', run=report['run'], summary=summary, policies=policies, reference=REFERENCE,
-                  best=max((p for p in policies if p['overall']['n'] and p['mode'] == mode), key=lambda p: p['overall']['right'], default=None),
+    policies = [policy | {'style': figures.style(index), 'several': len(summary['models']) > 1}
+                for index, policy in enumerate(summary['policies'])]
+    first = headline(policies)
+    shown = first.get('ours') or first.get('best')
+    return render('report.html.j2', run=report['run'], summary=summary, policies=policies, reference=REFERENCE, errors=report['errors'],
+                  first=first, larger=larger_for_less(policies), samples=samples(jobs, videos, shown) if shown else [],
                   figures=[figures.attempt('accuracy against cost', figures.accuracy_against_cost, policies),
                            figures.attempt('cost over frames', figures.cost_over_frames, policies),
                            figures.attempt('accuracy by age', figures.accuracy_by_age, policies)])
@@ -71,7 +81,7 @@ def _write_answers(jobs: Sequence[dict], file: Path) -> None:
         writer.writeheader()
         for job in jobs:
             for answer in job['answers']:
-                row = {name: answer.get(name, job.get(name)) for name in _COLUMNS}
+                row = {name: answer.get(name, job.get(name, '')) for name in _COLUMNS}
                 writer.writerow(row | {'accepted': '|'.join(answer['accepted'])})
 
 

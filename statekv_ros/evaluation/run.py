@@ -6,9 +6,10 @@ from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import EvaluationError, StateKVError
 from statekv_ros.evaluation.flops import step_flops
 from statekv_ros.evaluation.footage import open_footage
-from statekv_ros.evaluation.judge import evidence_hit, fact_age_s, is_right
+from statekv_ros.evaluation.judge import evidence_hit, fact_age_s
 from statekv_ros.evaluation.plan import Job, Policy
 from statekv_ros.evaluation.schema import Question, Video
+from statekv_ros.evaluation.scores import judged
 from statekv_ros.memory import AnswerResult, StepReport, VideoStream, parse_prefill_policy
 from statekv_ros.memory.capacity import layout_of
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS
@@ -61,27 +62,30 @@ class _Watching:
     def __init__(self, backbone: Backbone, name: str, video: Video, policy: Policy, max_tokens: int, detailed_format: str):
         self._backbone, self._name, self._video, self._policy, self._max_tokens = backbone, name, video, policy, max_tokens
         self._memory, self._format = make_memory(backbone, policy, detailed_format), detailed_format
-        self._waiting = sorted(enumerate(video.questions), key=lambda numbered: numbered[1].ask_at)
+        self._waiting = sorted(((at_s, number) for number, question in enumerate(video.questions) for at_s in asked_at_s(question)))
         self._reports: list[StepReport] = []
         self._flops: list[int] = []
         self._answers: list[dict] = []
         self._frames = self._first_ns = 0
         self._size = None
+        self._said: set[tuple[int, str]] = set()    # questions whose time had come, and under which answer policy
 
     def result(self) -> dict:
         """Watch it all."""
-        for stamp_ns, frame in open_footage(self._video).frames():
+        for since_ns, stamp_ns, frame in open_footage(self._video).clip(self._video.begin_s, self._video.end_s):
             if self._size is None:
-                self._size, self._first_ns = self._backbone.size(*frame.shape[:2]), stamp_ns
-            while self._waiting and round(self._waiting[0][1].ask_at * _NS) < stamp_ns - self._first_ns:
+                self._size, self._first_ns = self._backbone.size(*frame.shape[:2]), stamp_ns - since_ns
+            while self._waiting and round(self._waiting[0][0] * _NS) < since_ns:
                 self._ask(*self._waiting.pop(0))
             self._note(self._memory.step(frame, stamp_ns))
             self._frames += 1
+        if not self._frames:
+            raise EvaluationError(f'{self._video.title} has no frame')
         while self._waiting:
             self._ask(*self._waiting.pop(0))
         self._note(self._memory.flush())
         last = self._reports[-1]
-        return {'job': self._name, 'source': self._video.source, 'prefill_policy': self._policy.prefill, 'mode': 'offline',
+        return {'job': self._name, 'source': self._video.title, 'prefill_policy': self._policy.prefill, 'mode': 'offline',
                 'frames': self._frames, 'steps': len(self._reports),
                 'step_ms': [round(report.total_ms, 3) for report in self._reports],
                 'step_tokens': [report.step_tokens for report in self._reports], 'step_flops': self._flops,
@@ -98,16 +102,38 @@ class _Watching:
             self._flops.append(step_flops(self._size, report.step_tokens, carried, scored))
         self._reports.append(report)
 
-    def _ask(self, number: int, question: Question) -> None:
+    def _ask(self, at_s: float, number: int) -> None:
+        question = self._video.questions[number]
         for answer_policy in self._policy.answers:
-            options = {} if self._policy.is_rlivs else {'answer_policy': answer_policy}
-            begun = time.perf_counter()
-            answer = self._memory.answer(question.text, max_tokens=self._max_tokens, **options)
-            total_ms = (time.perf_counter() - begun) * 1e3
-            evidence = spans_s(answer, self._first_ns)
-            self._answers.append(answer_entry(number, question, answer_policy, answer.text, evidence) | {
-                'in_window': True, 'first_token_ms': round(answer.first_token_ms, 3), 'total_ms': round(total_ms, 3),
-                'context_tokens': answer.context_tokens})
+            if question.poll is None:
+                self._note_answer(number, answer_policy, at_s, *self._told(question.text, answer_policy))
+            elif (number, answer_policy) not in self._said:
+                told = self._told(question.poll.text, answer_policy)
+                if come := 'yes' in told[0].text.lower():
+                    told = self._told(question.text, answer_policy)
+                if come or at_s == asked_at_s(question)[-1]:
+                    self._said.add((number, answer_policy))
+                    self._note_answer(number, answer_policy, at_s, *told)
+
+    def _told(self, text: str, answer_policy: str) -> tuple[AnswerResult, float]:
+        """An answer, and the ms that it took."""
+        options = {} if self._policy.is_rlivs else {'answer_policy': answer_policy}
+        begun = time.perf_counter()
+        answer = self._memory.answer(text, max_tokens=self._max_tokens, **options)
+        return answer, (time.perf_counter() - begun) * 1e3
+
+    def _note_answer(self, number: int, answer_policy: str, at_s: float, answer: AnswerResult, total_ms: float) -> None:
+        question, evidence = self._video.questions[number], spans_s(answer, self._first_ns)
+        self._answers.append(answer_entry(number, question, answer_policy, answer.text, evidence, at_s) | {
+            'in_window': True, 'first_token_ms': round(answer.first_token_ms, 3), 'total_ms': round(total_ms, 3),
+            'context_tokens': answer.context_tokens})
+
+
+def asked_at_s(question: Question) -> list[float]:
+    """When a question is asked, in seconds after the source's first frame."""
+    if question.poll is None:
+        return [question.ask_at]
+    return [question.ask_at + second for second in range(1, int(question.poll.until_s - question.ask_at) + 1)]
 
 
 def spans_s(answer: AnswerResult, first_ns: int) -> list[list[float]]:
@@ -116,9 +142,14 @@ def spans_s(answer: AnswerResult, first_ns: int) -> list[list[float]]:
             for step in answer.evidence]
 
 
-def answer_entry(number: int, question: Question, answer_policy: str, text: str, evidence: list[list[float]]) -> dict:
-    """What is known of an answer whatever the mode; `evidence` as from `spans_s`."""
-    return {'question': number, 'text': question.text, 'kind': question.kind, 'group': question.group,
+def answer_entry(number: int, question: Question, answer_policy: str, text: str, evidence: list[list[float]],
+                 at_s: float | None = None) -> dict:
+    """What is known of an answer whatever the mode; `evidence` as from `spans_s`, `at_s` when it was given, if not when asked."""
+    scores = judged(text, question, question.ask_at if at_s is None else at_s)
+    right, *_ = scores.values()
+    beside = {'beside': dict(list(scores.items())[1:])} if len(scores) > 1 else {}
+    timed = {'answered_s': at_s} if question.poll else {}
+    return beside | timed | {'question': number, 'text': question.text, 'kind': question.kind, 'group': question.group,
             'ask_at': question.ask_at, 'answer_policy': answer_policy, 'answer': text, 'accepted': list(question.accepted),
-            'right': is_right(text, question.accepted), 'chance': question.chance, 'fact_age_s': fact_age_s(question),
+            'right': right, 'chance': question.chance, 'fact_age_s': fact_age_s(question),
             'evidence': evidence, 'evidence_hit': evidence_hit(question, evidence)}

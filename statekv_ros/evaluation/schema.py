@@ -1,4 +1,5 @@
 """Questions files: videos with questions, when to ask them and what is right. The format is in docs/questions.md."""
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -8,6 +9,19 @@ from statekv_ros.evaluation.marked import Marked, read_marked
 VERSION = 1
 # What a question asks of a memory: what is in view, what was, and what only grows while watching.
 GROUPS = ('perception', 'recall', 'formed')
+
+
+@dataclass(frozen=True)
+class Poll:
+    """A question whose time has to be found: from a second after `ask_at` on the model is asked every second whether it has come,
+    and once it says yes, the question itself.
+
+    Attributes:
+        text: that is asked every second; due_s: when the time has come; until_s: when it is asked for the last time.
+    """
+    text: str
+    due_s: float
+    until_s: float
 
 
 @dataclass(frozen=True)
@@ -22,6 +36,8 @@ class Question:
         evidence: time spans [begin, end) that hold the answer; empty if unknown.
         age: seconds from the end of what the answer rests on to `ask_at`; None if it is that of the evidence, or unknown.
         chance: share of right answers that guessing gets; None if unknown.
+        scores: how it is judged, by names of `scores.SCORES`: what the first says counts, the others stand beside it.
+        poll: for a question that is to be answered once its time has come.
         places: where each field stands, for messages.
     """
     text: str
@@ -33,6 +49,8 @@ class Question:
     evidence: tuple[tuple[float, float], ...] = ()
     chance: float | None = None
     age: float | None = None
+    scores: tuple[str, ...] = ('words',)
+    poll: Poll | None = None
     places: dict[str, str] = field(default_factory=dict, compare=False)
 
 
@@ -46,6 +64,8 @@ class Video:
         rate_hz: frames to watch per second of header time; None: all.
         folder: of the questions file.
         place: where it stands, for messages.
+        begin_s, end_s: what of the source is watched, in seconds after its first frame; end_s None: to its end.
+        exact: a time after the source's end is a mistake; else it is the end.
     """
     source: str
     questions: tuple[Question, ...]
@@ -53,6 +73,16 @@ class Video:
     rate_hz: float | None = None
     folder: Path = Path()
     place: str = field(default='', compare=False)
+    begin_s: float = 0.0
+    end_s: float | None = None
+    exact: bool = True
+
+    @property
+    def title(self) -> str:
+        """What results call it: the source, and what of it is watched."""
+        if not self.begin_s and self.end_s is None:
+            return self.source
+        return f'{self.source} [{self.begin_s:g}-{"" if self.end_s is None else f"{self.end_s:g}"} s]'
 
     def as_dict(self) -> dict:
         """What it is, without where it stands."""
@@ -61,6 +91,11 @@ class Video:
         for question in values['questions']:
             del question['places']
         return values
+
+
+def source_of(title: str) -> str:
+    """The source in a video's title."""
+    return re.sub(r' \[[\d.]+-[\d.]* s\]$', '', title)
 
 
 def load_questions(file: Path) -> list[Video]:

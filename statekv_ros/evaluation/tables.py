@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from statekv_ros.errors import ParameterError
-from statekv_ros.evaluation.metrics import AGES_S, difference, share
+from statekv_ros.evaluation.metrics import AGES_S, difference, judged, rank, share
 
 _Asked = tuple[str, int]        # source and number of a question
 
@@ -26,7 +26,7 @@ def make_tables(jobs: Sequence[dict], against: str, edges: Sequence[float] = AGE
 
     Args:
         jobs: results as `run.run_job` makes them.
-        against: a policy, as 'statekv(144) x all'; compared with it are those questions that were asked under both.
+        against: a policy, as 'statekv(144) x all', of each model; compared with it are those questions that were asked under both.
         edges: of the age bands, in seconds; the last one may be infinite.
 
     Returns:
@@ -37,14 +37,17 @@ def make_tables(jobs: Sequence[dict], against: str, edges: Sequence[float] = AGE
         has no age, as about what was never seen. Perception is left out of the ages.
     """
     check_edges(edges)
-    policies: dict[str, dict[_Asked, tuple[dict, dict]]] = defaultdict(dict)
+    policies: dict[tuple[str, str], dict[_Asked, tuple[dict, dict]]] = defaultdict(dict)
     for job in jobs:
         for answer in job['answers']:
             name = f'{job["prefill_policy"]} x {answer["answer_policy"]}'
-            policies[name][job['source'], answer['question']] = job, answer
-    reference = {asked: answer for asked, (_, answer) in policies.get(against, {}).items()}
-    return {'against': against if reference else None,
-            'policies': [_policy(name, told, reference, edges) for name, told in policies.items()]}
+            policies[job.get('model', ''), name][job['source'], answer['question']] = job, answer
+    models = list(dict.fromkeys(model for model, _ in policies))
+    references = {model: {asked: answer for asked, (_, answer) in policies.get((model, against), {}).items()} for model in models}
+    ordered = sorted(policies, key=lambda key: (models.index(key[0]), *map(rank, key[1].split(' x '))))
+    return {'against': against if any(references.values()) else None,
+            'policies': [_policy(f'{model}: {name}' if model else name, policies[model, name], references[model], edges)
+                         for model, name in ordered]}
 
 
 def _policy(name: str, told: dict[_Asked, tuple[dict, dict]], reference: dict[_Asked, dict], edges: Sequence[float]) -> dict:
@@ -53,7 +56,8 @@ def _policy(name: str, told: dict[_Asked, tuple[dict, dict]], reference: dict[_A
 
     def compared(part: dict[_Asked, dict]) -> dict:
         both = [(answer, reference[asked]) for asked, answer in part.items() if asked in reference]
-        return _share(part) | {'less': difference([ours['right'] for ours, _ in both], [theirs['right'] for _, theirs in both]),
+        told = [(ours['right'], theirs['right']) for ours, theirs in both if None not in (ours['right'], theirs['right'])]
+        return _share(part) | {'less': difference([ours for ours, _ in told], [theirs for _, theirs in told]),
                                'same': share(ours['answer'] == theirs['answer'] for ours, theirs in both)}
 
     kinds = {kind: {asked: answer for asked, answer in answers.items() if answer['kind'] == kind}
@@ -66,7 +70,7 @@ def _policy(name: str, told: dict[_Asked, tuple[dict, dict]], reference: dict[_A
 
 def _share(answers: dict[_Asked, dict]) -> dict:
     chances = [answer['chance'] for answer in answers.values() if answer['chance'] is not None]
-    return share(a['right'] for a in answers.values()) | {'chance': float(np.mean(chances)) if chances else None}
+    return share(a['right'] for a in judged(answers.values())) | {'chance': float(np.mean(chances)) if chances else None}
 
 
 def _by_age(answers: dict[_Asked, dict], edges: Sequence[float], summed: Callable[[dict], dict]) -> dict:
@@ -100,7 +104,7 @@ def as_markdown(tables: dict) -> str:
     if against:
         lines += ['', *_table([f'less `{against}`', *heads, 'no age'], [
             [p['policy'], *(_less(part['less']) for part in [*(p['ages'][index] for index in used), p['undated']])]
-            for p in policies if p['policy'] != against])]
+            for p in policies if not p['policy'].endswith(against)])]
     kinds = dict.fromkeys(kind for p in policies for kind in p['kinds'])
     lines += ['', *_table(['kind', 'policy', *heads, 'no age', 'chance'], [
         [kind, p['policy'], *(_percent(part) + _n(part) for part in [*(of['ages'][index] for index in used), of['undated']]),
