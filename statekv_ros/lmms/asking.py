@@ -34,7 +34,7 @@ def ask(memory, requests: Sequence[Request], seed: int) -> list[Answer]:
     while running := [each for each in answerings if not each.finish_reason]:
         _advance(running)
         for each, request in zip(answerings, requests):
-            if request.generation.stops and request.generation.cut(each.text) != each.text:
+            if request.generation.stops_in(each.text):
                 each.finish('stop')
     return [Answer(request.generation.cut(each.text), len(each.token_ids)) for each, request in zip(answerings, requests)]
 

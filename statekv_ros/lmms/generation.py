@@ -20,9 +20,17 @@ class Generation:
     temperature: float = 0.0
     stops: tuple[str, ...] = ()
 
+    def stops_in(self, text: str) -> bool:
+        """Whether a stop is in the text. Blank space at its beginning is no answer and does not count: the harness's usual stop is
+        an empty line, and a model may well begin with one."""
+        return any(stop in text.lstrip() for stop in self.stops)
+
     def cut(self, text: str) -> str:
-        """The text before the first stop; all of it where there is none."""
-        return text[:min((text.find(stop) for stop in self.stops if stop in text), default=None)]
+        """The text before its first stop; all of it where there is none."""
+        if not self.stops_in(text):
+            return text
+        text = text.lstrip()
+        return text[:min(text.find(stop) for stop in self.stops if stop in text)]
 
 
 def parse_generation(given: Mapping) -> Generation:
