@@ -17,6 +17,7 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 CAMPAIGN_ARGS ?= all
 OLDEST_VENV ?= .venv-oldest
+LMMS_VENV ?= .venv-lmms
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check
@@ -35,7 +36,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(( $$$$ % 100 + 1 )))
 export PATH := $(abspath $(bin)):$(PATH)
 
-.PHONY: help demo test test-versions campaign bench install clean distclean check-machine
+.PHONY: help demo test test-versions test-lmms campaign bench install clean distclean check-machine
 
 help: ## this list
 	@echo "statekv_ros: a robot's visual memory as a ROS 2 node"
@@ -63,6 +64,9 @@ test-versions: $(VENV)/.installed-test $(OLDEST_VENV)/.installed ## run the mode
 	  if $$venv/bin/python -m pytest -q $(version_tests) $(PYTEST_ARGS); then result=passed; else result=FAILED; failed=1; fi; \
 	  results+=("Transformers $$version: $$result"); done; \
 	  printf '%s\n' '== results' "$${results[@]}"; exit $$failed
+
+test-lmms: $(LMMS_VENV)/.installed ## run the tests of lmms-eval's model statekv, in an environment of its own
+	@$(LMMS_VENV)/bin/python -m pytest -ra test/test_lmms.py $(PYTEST_ARGS)
 
 campaign: $(VENV)/.installed-test ## bad inputs, killed peers and broken files against the node, 20 minutes (CAMPAIGN_ARGS="--help" says what)
 	@$(bin)/python test/campaign $(CAMPAIGN_ARGS)
@@ -122,14 +126,25 @@ $(VENV)/.installed-test: $(install_inputs) | $(VENV)/.build-requirements
 # The oldest Transformers that pyproject.toml allows and the hub client that it asks for; all else is that of .venv.
 oldest = $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)
 
-$(OLDEST_VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.installed-test
-	@echo '== $(OLDEST_VENV): Transformers $(oldest), over the packages of $(VENV)'
-	@rm -rf $(OLDEST_VENV)
-	@$(bin)/python -m venv $(OLDEST_VENV)
+# An environment that sees all packages of .venv, behind its own: $(call over_venv,FOLDER).
+define over_venv
+	@rm -rf $(1)
+	@$(bin)/python -m venv $(1)
 	@packages='import sysconfig; print(sysconfig.get_paths()["purelib"])'; \
 	  echo "import site; site.addsitedir('$$($(bin)/python -c "$$packages")')" \
-	  > "$$($(OLDEST_VENV)/bin/python -c "$$packages")/packages_of_venv.pth"
+	  > "$$($(1)/bin/python -c "$$packages")/packages_of_venv.pth"
+endef
+
+$(OLDEST_VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.installed-test
+	@echo '== $(OLDEST_VENV): Transformers $(oldest), over the packages of $(VENV)'
+	$(call over_venv,$(OLDEST_VENV))
 	@grep -v -e '^transformers==' -e '^huggingface-hub==' constraints.txt > $(OLDEST_VENV)/constraints.txt
 	@$(OLDEST_VENV)/bin/python -m pip --disable-pip-version-check install -qq --constraint $(OLDEST_VENV)/constraints.txt \
 	  $(PIP_ARGS) 'transformers==$(oldest).*'
+	@touch $@
+
+$(LMMS_VENV)/.installed: pyproject.toml requirements-lmms.txt | $(VENV)/.installed-test
+	@echo '== $(LMMS_VENV): lmms-eval, over the packages of $(VENV)'
+	$(call over_venv,$(LMMS_VENV))
+	@$(LMMS_VENV)/bin/python -m pip --disable-pip-version-check install -qq --no-deps --requirement requirements-lmms.txt $(PIP_ARGS)
 	@touch $@
