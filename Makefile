@@ -82,7 +82,7 @@ clean: ## remove what builds and runs left behind; keeps .venv
 	@find . -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 distclean: clean ## clean, and remove .venv and the generated interfaces
-	@rm -rf $(VENV) $(OLDEST_VENV) statekv_ros/msg statekv_ros/srv statekv_ros/action statekv_ros/*.so
+	@rm -rf $(VENV) $(OLDEST_VENV) $(LMMS_VENV) statekv_ros/msg statekv_ros/srv statekv_ros/action statekv_ros/*.so
 
 # --- installing -------------------------------------------------------------------------------------------------------
 
