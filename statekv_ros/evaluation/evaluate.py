@@ -10,6 +10,7 @@ from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import EvaluationError, FrameError
 from statekv_ros.evaluation.footage import Extent, check_video, open_path
 from statekv_ros.evaluation.metrics import REFERENCE
+from statekv_ros.evaluation.offline import Offline
 from statekv_ros.evaluation.plan import Job, Policy, Settings, describe, make_jobs, parse_policies
 from statekv_ros.evaluation.pool import Worker, check_ray, in_process, on_ray, run_all
 from statekv_ros.evaluation.run import make_memory
@@ -29,7 +30,8 @@ def evaluate(args: argparse.Namespace) -> dict:
         StateKVError: a bad input, with a line for each mistake, or what went wrong on the way.
     """
     settings = Settings(args.model, args.device, args.dtype, 'online' if args.online else 'offline', args.rate,
-                        args.max_tokens, args.threads, args.lockstep, args.detailed_format, args.ask_alone, args.weights)
+                        args.max_tokens, args.threads, args.lockstep, args.detailed_format, args.ask_alone, args.weights,
+                        Offline(args.layout, args.rope_length, args.positions, args.max_frame_pixels))
     policies = parse_policies(args.policies)
     check_edges(args.ages)
     against = _reference(args.against, policies)
@@ -39,6 +41,9 @@ def evaluate(args: argparse.Namespace) -> dict:
         check_ray()
     if args.online and settings.lockstep > 1:
         raise EvaluationError(f'--lockstep {settings.lockstep} is for offline runs: a live node watches in its own time')
+    if args.online and (args.layout != 'model' or settings.watching.by_video):
+        raise EvaluationError('--layout released and --rope-length auto are for offline runs: a live node does not know how long '
+                              'its stream will be')
     if args.online:
         _prepare_ros()
         from statekv_ros.evaluation.online import require_bag
@@ -86,9 +91,11 @@ def _sizes(worker: Worker, jobs: Sequence[Job], extents: dict[Video, Extent]) ->
     """The model's size for each job's frames, by the name of its first result. Raises StateKVError when the model cannot watch
     them, or cannot run a policy."""
     for policy in dict.fromkeys(job.policy for job in jobs):
-        make_memory(worker.backbone, policy, worker.detailed_format)
+        make_memory(worker.backbone, policy, worker.detailed_format, worker.positions)
     sizes = {}
     for job in jobs:
+        for video in job.videos:
+            worker.fitted(job.policy, video, extents[video])
         video = job.videos[0]
         try:
             sizes[job.names[0]] = worker.backbone.size(extents[video].height, extents[video].width)
