@@ -102,10 +102,15 @@ class Qwen2_5VL(QwenLibrary):
 
 
 class InternVL(Library):
-    def forward(self, pictures):
+    def pixels(self, pictures):
+        """With ImageNet's statistics, which the authors use."""
         size = self.model.config.vision_config.image_size[0]
-        image_processor = GotOcr2ImageProcessorPil(size={'height': size, 'width': size}, crop_to_patches=False)
-        pixels = image_processor(pictures, return_tensors='pt')
+        image_processor = GotOcr2ImageProcessorPil(size={'height': size, 'width': size}, crop_to_patches=False,
+                                                   image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+        return image_processor(pictures, return_tensors='pt')
+
+    def forward(self, pictures):
+        pixels = self.pixels(pictures)
         processor = SimpleNamespace(start_image_token='<img>', end_image_token='</img>', image_token='<IMG_CONTEXT>',
                                     image_seq_length=self.model.config.image_seq_length)
         video = InternVLProcessor.replace_video_token(processor, {'pixel_values_videos': [pixels['pixel_values']]}, 0)

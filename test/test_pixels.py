@@ -12,13 +12,13 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from statekv_ros.backbones import patches, pixels
 from statekv_ros.backbones.patches import patchify, square_pixels
-from statekv_ros.backbones.pixels import HALF, OPENAI_CLIP, PixelSpec, SquareSpec, prepare
+from statekv_ros.backbones.pixels import HALF, IMAGENET, OPENAI_CLIP, PixelSpec, SquareSpec, prepare
 from statekv_ros.errors import FrameError
 
 SIZES = [(480, 640), (720, 1280), (64, 64), (37, 500), (1080, 1920), (7, 9)]
 PATCHES = {'qwen3_vl': PixelSpec(16, 2, 2, 64 * 64, 448 * 448, **HALF),
            'qwen2_5_vl': PixelSpec(14, 2, 2, 56 * 56, 28 * 28 * 256, **OPENAI_CLIP)}
-SQUARES = {'internvl': SquareSpec(448, **OPENAI_CLIP), 'llava_onevision': SquareSpec(384, **HALF),
+SQUARES = {'internvl': SquareSpec(448, **IMAGENET), 'llava_onevision': SquareSpec(384, **HALF),
            'eagle2_5': SquareSpec(448, **HALF)}
 
 

@@ -5,11 +5,11 @@ from statekv_ros.backbones.checkpoint import load_checkpoint, read_advice, read_
 from statekv_ros.backbones.checks import as_model_error
 from statekv_ros.backbones.eagle2_5 import Eagle2_5
 from statekv_ros.backbones.eagle2_5_model import Eagle2_5Config
-from statekv_ros.backbones.internvl import InternVL
+from statekv_ros.backbones.internvl import InternVL, ReleasedInternVL
 from statekv_ros.backbones.llava_onevision import LlavaOnevision
 from statekv_ros.backbones.qwen2_5_vl import Qwen2_5VL
 from statekv_ros.backbones.qwen3_vl import Qwen3VL
-from statekv_ros.errors import ModelError
+from statekv_ros.errors import ModelError, ParameterError
 
 __all__ = ['AttentionMemory', 'Backbone', 'KVLayout', 'TokenInputs', 'load_backbone']
 
@@ -21,11 +21,14 @@ FAMILIES = {
     'llava_onevision': LlavaOnevision,
     Eagle2_5Config.model_type: Eagle2_5,
 }
+# Of those that StateKV's released evaluation runs.
+RELEASED = {'internvl': ReleasedInternVL}
+LAYOUTS = ('model', 'released')
 
 
 def load_backbone(model: str, device: str = 'auto', dtype: str = 'auto', max_frame_pixels: int = 0,
                   min_frame_pixels: int = 0, system_prompt: str = '', rope_length: int = 0,
-                  weights: str = 'auto') -> Backbone:
+                  weights: str = 'auto', layout: str = 'model') -> Backbone:
     """Load a frozen video VLM.
 
     Args:
@@ -40,12 +43,17 @@ def load_backbone(model: str, device: str = 'auto', dtype: str = 'auto', max_fra
             leaves it as trained.
         weights: 'auto' or 'as_stored'; 'int8' or 'int4' quantises the language model's matrices, of a checkpoint that has them
             in 16 or 32 bits, with torchao.
+        layout: text around the frames and the question: 'model', as the family's own processor writes it, or 'released', as
+            StateKV's released evaluation does, for a family that it runs.
 
     Raises:
         ModelError: the checkpoint is missing, broken or of a family that cannot watch video here, or a package that its format
             needs is missing.
-        ParameterError: `weights` that are unknown, or cannot be had of this checkpoint or on this machine.
+        ParameterError: `weights` that are unknown, or cannot be had of this checkpoint or on this machine; a `layout` that is
+            unknown, or not this family's.
     """
+    if layout not in LAYOUTS:
+        raise ParameterError(f'layout must be one of {", ".join(LAYOUTS)}, got {layout!r}')
     advice = read_advice(model)
     min_frame_pixels = min_frame_pixels or advice.min_frame_pixels
     max_frame_pixels = max_frame_pixels or advice.max_frame_pixels
@@ -56,6 +64,10 @@ def load_backbone(model: str, device: str = 'auto', dtype: str = 'auto', max_fra
     if family not in FAMILIES:
         raise ModelError(f'model {model!r} is of type {family!r}, which has no video support here; supported types: '
                          f'{", ".join(sorted(FAMILIES))}')
+    adapters = RELEASED if layout == 'released' else FAMILIES
+    if family not in adapters:
+        raise ParameterError(f'layout "released" is known of {", ".join(RELEASED)} alone, which is all that the released evaluation '
+                             f'of StateKV runs, but model {model!r} is of type {family!r}: take the layout "model"')
     checkpoint = load_checkpoint(model, device, dtype, weights)
     with as_model_error(f'model {model!r} does not fit its family {family} (config.json, tokenizer_config.json)'):
-        return FAMILIES[family](checkpoint, max_frame_pixels, min_frame_pixels, system_prompt, rope_length)
+        return adapters[family](checkpoint, max_frame_pixels, min_frame_pixels, system_prompt, rope_length)

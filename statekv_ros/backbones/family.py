@@ -1,8 +1,9 @@
 """What the model families have in common: chat text around the video, a text model with our attention, one way to a step."""
+import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, Stag
 from statekv_ros.backbones.checkpoint import Checkpoint
 from statekv_ros.backbones.fingerprint import fingerprint
 from statekv_ros.backbones.pixels import PixelSpec, SquareSpec, prepare
-from statekv_ros.backbones.rope import freeze_rope, rotate
+from statekv_ros.backbones.rope import freeze_rope, require_dynamic, rescaled, rotate
 from statekv_ros.backbones.size import ModelSize
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.backbones.weights import layer_bytes, unpacked_bytes, weight_bytes
@@ -57,7 +58,7 @@ class Family(Backbone):
         """
         self.name, self.demonstration = checkpoint.name, checkpoint.demonstration
         self._model, self._tokenizer = checkpoint.model, checkpoint.tokenizer
-        self._language, self._head, self._pixels = language, head, pixels
+        self._head, self._pixels = head, pixels
         self.weights, self._fingerprint = checkpoint.weights, checkpoint.fingerprint
         config = language.config
         if 'sliding_attention' in (getattr(config, 'layer_types', None) or ()):
@@ -70,9 +71,7 @@ class Family(Backbone):
                                language.embed_tokens.weight.dtype, self._model.device)   # other weights may have 8 bits
         self.q_heads = config.num_attention_heads
         self.frames_per_step = 1
-        self._frequencies = language.rotary_emb.inv_freq.float()
-        self._axes = self._frequency_axes().to(self._frequencies.device)
-        self._stream_frequencies = self._frequencies * torch.isin(self._axes, self._axes.new_tensor(self.stream_axes))
+        self._take(language)
         ids = {token: self._token_id(token) for token in self.special_tokens}
         self.stop_token_ids = checkpoint.stop_token_ids | {ids['<|im_end|>']}
         prompt = system_prompt or self.default_system
@@ -97,9 +96,46 @@ class Family(Backbone):
         end = position + before + rows * columns + after
         return torch.arange(position, end)[None], end
 
+    def _take(self, language: PreTrainedModel) -> None:
+        """Run this text model from now on."""
+        self._language = language
+        self._frequencies = language.rotary_emb.inv_freq.float()
+        self._axes = self._frequency_axes().to(self._frequencies.device)
+        self._stream_frequencies = self._frequencies * torch.isin(self._axes, self._axes.new_tensor(self.stream_axes))
+
     def _frequency_axes(self) -> torch.Tensor:
         """Position axis that each RoPE frequency turns with, [head_dim / 2]."""
         return torch.zeros(len(self._frequencies), dtype=torch.long)
+
+    def for_length(self, positions: int) -> Self:
+        """This model with its dynamic-NTK RoPE scaled, once and for all, for so many positions, or itself where it is meant for as
+        many. Weights are shared, and streams of both may run beside each other.
+
+        Raises:
+            ModelError: its RoPE is of another type.
+        """
+        require_dynamic(self._language, self.name)
+        if positions <= self.max_position:
+            return self
+        other = copy.copy(self)
+        other._take(rescaled(self._language, positions))
+        other.max_position = positions
+        return other
+
+    def video_positions(self, seconds: Sequence[float], height: int, width: int) -> int:
+        """Positions that the prefix and a video take, so that of the first token behind it.
+
+        Args:
+            seconds: time of each frame after the first.
+            height, width: of its camera frames in pixels.
+        """
+        rows, columns = self._visual_grid(*self.frame_size(height, width))
+        position = len(self._prefix_ids)
+        for first in range(0, len(seconds), self.frames_per_step):
+            times = seconds[first:first + self.frames_per_step]
+            before, after = (len(self._tokenize(text)) for text in self._step_text(first + 1, times))
+            _, position = self._step_positions(position, times, before, rows, columns, after)
+        return position
 
     @property
     def model(self) -> PreTrainedModel:

@@ -1,5 +1,7 @@
 """RoPE: frequencies, fixed once per loaded model, for a live cache must not have its angles changed under it; and turning what
 is rotated already."""
+import copy
+
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -21,25 +23,43 @@ def freeze_rope(language: PreTrainedModel, rope_length: int, name: str) -> int:
     Raises:
         ModelError: `rope_length` is below the trained context or the checkpoint's RoPE is not dynamic-NTK.
     """
-    rotary, trained = language.rotary_emb, language.config.max_position_embeddings
-    kind = rotary.rope_type
-    if not rope_length:
-        length = trained
-    elif kind != 'dynamic':
-        raise ModelError(f'rope_length scales checkpoints with dynamic-NTK RoPE, but model {name!r} has RoPE of type '
-                         f'{kind!r}: leave rope_length at 0')
-    elif rope_length < trained:
+    trained = language.config.max_position_embeddings
+    if rope_length:
+        require_dynamic(language, name)
+    if 0 < rope_length < trained:
         raise ModelError(f'rope_length must be 0 or at least the trained context of {trained} positions of model {name!r}, '
                          f'got {rope_length}')
-    else:
-        length = rope_length
-    if kind == 'dynamic':
-        frequencies, scale = ROPE_INIT_FUNCTIONS[kind](language.config, rotary.inv_freq.device, seq_len=length)
-        # Not under torch.inference_mode: an inference tensor could not be moved or copied later on.
-        rotary.inv_freq = torch.nn.Buffer(frequencies.clone(), persistent=False)
-        rotary.attention_scaling = scale
-        rotary.rope_type = 'default'  # the one that the library leaves alone
+    length = rope_length or trained
+    if _kind(language) == 'dynamic':
+        _freeze(language.rotary_emb, length)
     return length
+
+
+def require_dynamic(language: PreTrainedModel, name: str) -> None:
+    """Raises ModelError for a text model whose RoPE is not dynamic-NTK, so that it cannot be scaled."""
+    if _kind(language) != 'dynamic':
+        raise ModelError(f'rope_length scales checkpoints with dynamic-NTK RoPE, but model {name!r} has RoPE of type '
+                         f'{_kind(language)!r}: leave rope_length at 0')
+
+
+def rescaled(language: PreTrainedModel, length: int) -> PreTrainedModel:
+    """A text model with frozen dynamic-NTK RoPE as one for `length` positions, itself left as it is: weights are shared."""
+    other, rotary = copy.copy(language), copy.copy(language.rotary_emb)
+    rotary._buffers, other._modules = dict(rotary._buffers), {**language._modules, 'rotary_emb': rotary}
+    _freeze(rotary, length)
+    return other
+
+
+def _kind(language: PreTrainedModel) -> str:
+    return language.config.rope_parameters['rope_type']
+
+
+def _freeze(rotary: torch.nn.Module, length: int) -> None:
+    frequencies, scale = ROPE_INIT_FUNCTIONS['dynamic'](rotary.config, rotary.inv_freq.device, seq_len=length)
+    # Not under torch.inference_mode: an inference tensor could not be moved or copied later on.
+    rotary.inv_freq = torch.nn.Buffer(frequencies.clone(), persistent=False)
+    rotary.attention_scaling = scale
+    rotary.rope_type = 'default'  # the one that the library leaves alone
 
 
 def rotate(vectors: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from statekv_ros.errors import StateKVError
+from statekv_ros.errors import ParameterError, StateKVError
 from statekv_ros.evaluation import AGES_S, LOCAL_RAY
 from statekv_ros.evaluation.benchmarks import BENCHMARKS
 
@@ -16,6 +16,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         from statekv_ros.evaluation.evaluate import attention_statistics, evaluate    # takes seconds: after --help
+        if args.stats or args.formats is not None or args.compare:
+            _refuse_watching(args)
         if args.compare:
             from statekv_ros.evaluation.comparison import compare
             report = compare(args)
@@ -39,6 +41,14 @@ def main(argv: list[str] | None = None) -> int:
     else:
         print(f'{args.out / "index.html"}')
     return 0
+
+
+def _refuse_watching(args: argparse.Namespace) -> None:
+    """Raises ParameterError for options that --stats, --formats and --compare do not have."""
+    for name in ('layout', 'rope_length', 'positions', 'max_frame_pixels'):
+        if (value := getattr(args, name)) != _parser().get_default(name):
+            raise ParameterError(f'--{name.replace("_", "-")} is for questions files, got {value!r} with --stats, --formats or --compare: '
+                                 'leave it out')
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,6 +96,15 @@ def _parser() -> argparse.ArgumentParser:
                         'known where the answers looked')
     parser.add_argument('--detailed-format', default='bf16', metavar='FORMAT', help='as the node\'s parameter; default: '
                         '%(default)s')
+    parser.add_argument('--layout', default='model', metavar='LAYOUT', help='model: text around frames and questions as the model\'s '
+                        'own processor writes it; released: as StateKV\'s released evaluation (InternVL3); default: %(default)s')
+    parser.add_argument('--rope-length', default='', metavar='N', help='positions to scale a dynamic-NTK RoPE for, once for all '
+                        'policies; auto: for video + prompt + answer + 128; 0: as trained; default: auto with the layout released, '
+                        'else 0')
+    parser.add_argument('--positions', default='', metavar='POLICY', help='native, contiguous or lazy_shift, where a policy does '
+                        'not say; default: native where RoPE is scaled, else as the node')
+    parser.add_argument('--max-frame-pixels', type=int, default=0, metavar='N', help='as the node\'s parameter; default: as the '
+                        'model advises')
     parser.add_argument('--threads', type=int, default=1, help='CPU threads of each process; default: %(default)s')
     parser.add_argument('--json', action='store_true', help='print the report as one JSON object')
     return parser

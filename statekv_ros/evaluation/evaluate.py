@@ -12,6 +12,7 @@ from statekv_ros.errors import EvaluationError, FrameError
 from statekv_ros.evaluation.benchmarks import read_benchmark
 from statekv_ros.evaluation.footage import Extent, check_video, open_path
 from statekv_ros.evaluation.metrics import REFERENCE
+from statekv_ros.evaluation.offline import Offline
 from statekv_ros.evaluation.plan import Job, Policy, Settings, describe, make_jobs, parse_policies
 from statekv_ros.evaluation.pool import Worker, check_ray, in_process, on_ray, run_all
 from statekv_ros.evaluation.run import make_memory
@@ -34,7 +35,7 @@ def evaluate(args: argparse.Namespace) -> dict:
     """
     settings = Settings(args.model, args.device, args.dtype, 'online' if args.online else 'offline', args.rate,
                         args.max_tokens, args.threads, args.lockstep, args.detailed_format, args.ask_alone, args.weights,
-                        args.skip_broken)
+                        Offline(args.layout, args.rope_length, args.positions, args.max_frame_pixels), args.skip_broken)
     policies = parse_policies(_with_baseline(args.policies) if args.benchmark else args.policies)
     check_edges(args.ages)
     against = _reference(args.against, policies)
@@ -46,6 +47,9 @@ def evaluate(args: argparse.Namespace) -> dict:
         raise EvaluationError(f'--lockstep {settings.lockstep} is for offline runs: a live node watches in its own time')
     if settings.lockstep > 1 and args.benchmark:
         raise EvaluationError(f'--lockstep {settings.lockstep}: the videos of a benchmark are watched one by one')
+    if args.online and (args.layout != 'model' or settings.watching.by_video):
+        raise EvaluationError('--layout released and --rope-length auto are for offline runs: a live node does not know how long '
+                              'its stream will be')
     if args.online:
         _prepare_ros()
         from statekv_ros.evaluation.online import require_bag
@@ -119,12 +123,14 @@ def _sizes(worker: Worker, jobs: Sequence[Job], extents: dict[Video, Extent | No
     """The model's size for each job's frames, by the name of its first result. Raises StateKVError when the model cannot watch
     them, or cannot run a policy."""
     for policy in dict.fromkeys(job.policy for job in jobs):
-        make_memory(worker.backbone, policy, worker.detailed_format)
+        make_memory(worker.backbone, policy, worker.detailed_format, worker.positions)
     sizes = {}
     for job in jobs:
-        video = job.videos[0]
-        if extents[video] is None:
+        if None in map(extents.get, job.videos):
             continue
+        for video in job.videos:
+            worker.fitted(job.policy, video, extents[video])
+        video = job.videos[0]
         try:
             sizes[job.names[0]] = worker.backbone.size(extents[video].height, extents[video].width)
         except FrameError as error:

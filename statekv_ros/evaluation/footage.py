@@ -34,11 +34,13 @@ class Extent:
         frames: frames that will be watched; 0 where nobody counted.
         duration_s: from the first frame to the end of the last one, which lasts one mean period.
         height, width: of the first frame, in pixels.
+        seconds: time of each frame that will be watched, after the first.
     """
     frames: int
     duration_s: float
     height: int
     width: int
+    seconds: tuple[float, ...]
 
 
 class Footage(ABC):
@@ -73,7 +75,7 @@ class Footage(ABC):
         """The first frame's size alone, for sources that would take long to look through; raises what `extent` does."""
         for stamp_ns, decode in self._images():
             if stamp_ns > 0:
-                return Extent(0, float('inf'), *decode().shape[:2])
+                return Extent(0, float('inf'), *decode().shape[:2], ())
         raise EvaluationError('has no frame with a header stamp')
 
     def extent(self) -> Extent:
@@ -83,9 +85,10 @@ class Footage(ABC):
             BagError, FrameError: it cannot be read.
             EvaluationError: it has no frame with a stamp, or header stamps go back.
         """
-        sampler, first, last_ns = Sampler(self._rate_hz or _ALL_HZ), None, 0
+        sampler, first, last_ns, seconds = Sampler(self._rate_hz or _ALL_HZ), None, 0, []
         for stamp_ns, decode in self._images():
-            if sampler.judge(stamp_ns) in (Verdict.NO_STAMP, Verdict.DUPLICATE):
+            verdict = sampler.judge(stamp_ns)
+            if verdict in (Verdict.NO_STAMP, Verdict.DUPLICATE):
                 continue
             if first is None:
                 first = stamp_ns, decode().shape
@@ -93,11 +96,13 @@ class Footage(ABC):
                 raise EvaluationError(f'header stamps go back after {(last_ns - first[0]) / _NS:g} s, so no time says which '
                                       'frame is meant: cut the bag there')
             last_ns = stamp_ns
+            if verdict is Verdict.SAMPLE:
+                seconds.append((stamp_ns - first[0]) / _NS)
         if first is None:
             raise EvaluationError('has no frame with a header stamp')
         span_s = (last_ns - first[0]) / _NS
         count = sampler.frames_in
-        return Extent(sampler.sampled, span_s * count / (count - 1) if count > 1 else 0.0, *first[1][:2])
+        return Extent(sampler.sampled, span_s * count / (count - 1) if count > 1 else 0.0, *first[1][:2], tuple(seconds))
 
     @abstractmethod
     def _images(self) -> Iterator[tuple[int, Decoded]]:

@@ -52,14 +52,15 @@ class Group:
                                   'frames, so they cannot go in lockstep: leave --lockstep out') from error
 
 
-def run_together(group: Group, job: Job, max_tokens: int, detailed_format: str, ask_alone: bool = False) -> list[dict]:
+def run_together(group: Group, job: Job, max_tokens: int, detailed_format: str, ask_alone: bool = False,
+                 positions: str = '') -> list[dict]:
     """A result for each video of the job; see `run.run_job`.
 
     Args:
         ask_alone: ask no videos together, so that it is known where each answer looked.
     """
     lockstep = group.lockstep
-    stream = make_memory(lockstep, job.policy, detailed_format)
+    stream = make_memory(lockstep, job.policy, detailed_format, positions)
     size = lockstep.inner.size(*group.size)
     waiting = sorted(((question.ask_at, row, number, question) for row, video in enumerate(group.videos)
                       for number, question in enumerate(video.questions)), key=lambda entry: entry[:3])

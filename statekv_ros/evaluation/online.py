@@ -67,6 +67,8 @@ def _parameters(settings: Settings, job: Job) -> list[str]:
               'use_sim_time': 'true', 'prefill_policy': policy.kind, 'budget': policy.budget or 1,
               'window_frames': policy.window_frames or 1,
               'max_tokens': settings.max_tokens, 'detailed_format': settings.detailed_format, 'cuda_graph': '"off"',     # bare, it is false in YAML
+              'rope_length': settings.watching.length, 'max_frame_pixels': settings.watching.max_frame_pixels,
+              'positions': settings.watching.position_policy() or '""',
               'cameras': f'[{CAMERA}]', f'{CAMERA}.topic': topic,
               f'{CAMERA}.transport': 'compressed' if kind.endswith('CompressedImage') else 'raw',
               f'{CAMERA}.rate_hz': float(video.rate_hz or _EVERY_HZ), **job.policy.options}

@@ -3,12 +3,13 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from statekv_ros.backbones.checkpoint import checkpoint_folder
 from statekv_ros.backbones.weights import resolved
 from statekv_ros.errors import EvaluationError, ParameterError, PolicyError
+from statekv_ros.evaluation.offline import Offline
 from statekv_ros.evaluation.schema import Video
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
 from statekv_ros.memory.carried.positions import POSITIONS
@@ -62,6 +63,7 @@ class Settings:
         lockstep: videos that are watched at once.
         detailed_format: how the detailed cache is stored, where a policy does not say.
         ask_alone: in lockstep, ask no videos together.
+        watching: layout, RoPE, positions and size of frames.
         skip_broken: a video that cannot be read is an error in the report, and no reason to stop; not part of the digest.
 
     Raises:
@@ -78,6 +80,7 @@ class Settings:
     detailed_format: str = RAW.name
     ask_alone: bool = False
     weights: str = 'auto'
+    watching: Offline = Offline()
     skip_broken: bool = False
 
     def __post_init__(self):
@@ -133,7 +136,7 @@ def describe(settings: Settings, videos: Sequence[Video], policies: Sequence[Pol
     plan = {'model': settings.model, 'model_digest': model_digest(settings.model), 'mode': settings.mode,
             'rate': settings.rate if settings.mode == 'online' else None, 'device': settings.device, 'dtype': settings.dtype,
             'weights': settings.weights, 'max_tokens': settings.max_tokens, 'lockstep': settings.lockstep,
-            'detailed_format': settings.detailed_format, 'ask_alone': settings.ask_alone,
+            'detailed_format': settings.detailed_format, 'ask_alone': settings.ask_alone, **asdict(settings.watching),
             'policies': [{'prefill': policy.prefill, 'answers': list(policy.answers)} for policy in policies],
             'videos': [video.as_dict() | {'frames': n} for video, n in zip(videos, frames, strict=True)]}
     told = {name: value for name, value in plan.items() if name != 'model'}     # a model may move

@@ -7,10 +7,12 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
-from statekv_ros.errors import EvaluationError
+from statekv_ros.backbones.family import Family
+from statekv_ros.errors import EvaluationError, ParameterError, StateKVError
 from statekv_ros.evaluation import LOCAL_RAY
+from statekv_ros.evaluation.footage import Extent, open_footage
 from statekv_ros.evaluation.lockstep_run import Group, run_together
-from statekv_ros.evaluation.plan import Job, Settings
+from statekv_ros.evaluation.plan import Job, Policy, Settings
 from statekv_ros.evaluation.run import run_job
 from statekv_ros.evaluation.schema import Video
 from statekv_ros.evaluation.store import RunFolder
@@ -24,14 +26,40 @@ class Worker:
     """Holds a loaded model, `backbone`, and runs jobs on it with `detailed_format`; on Ray, each is an actor."""
 
     def __init__(self, settings: Settings):
-        from statekv_ros.backbones import load_backbone
         torch.set_num_threads(settings.threads)
-        self.backbone = load_backbone(settings.model, settings.device, settings.dtype, weights=settings.weights)
+        self._watching = settings.watching
+        self.backbone = self._watching.load(settings.model, settings.device, settings.dtype, settings.weights)
         try_out(self.backbone)
         self._max_tokens, self._ask_alone = settings.max_tokens, settings.ask_alone
         self._skip_broken = settings.skip_broken
         self.detailed_format = settings.detailed_format
+        self.positions = self._watching.position_policy()
         self._group: Group | None = None
+        self._extents: dict[Video, Extent] = {}
+
+    def fitted(self, policy: Policy, video: Video, extent: Extent | None = None) -> Family:
+        """The model as a policy watches a video with it; see `Offline.fitted`.
+
+        Args:
+            extent: of the video; None: look through it, where that has not been done.
+
+        Raises:
+            EvaluationError: its RoPE is scaled for fewer positions than it needs.
+        """
+        if not self._watching.scales:
+            return self.backbone
+        if video not in self._extents:
+            self._extents[video] = extent if video.exact and extent else open_footage(video).extent()
+        extent, questions = self._extents[video], [question.text for question in video.questions]
+        seconds = [time_s - video.begin_s for time_s in extent.seconds
+                   if video.begin_s <= time_s and (video.end_s is None or time_s <= video.end_s)]
+        # Captions are read at positions of their own, which have a bound.
+        positions = 'contiguous' if policy.is_rlivs else policy.options.get('positions', '')
+        try:
+            return self._watching.fitted(self.backbone, seconds, extent.height, extent.width, questions, self._max_tokens,
+                                         positions)
+        except ParameterError as error:
+            raise EvaluationError(f'{video.place or video.source}: {error}') from error
 
     def run(self, job: Job) -> list[dict]:
         """The results of a job, one for each of its videos.
@@ -42,18 +70,24 @@ class Worker:
         """
         try:
             return self._run(job)
-        except EvaluationError as error:
+        except StateKVError as error:
             if not self._skip_broken:
                 raise
             return [failed(name, video, job, str(error)) for name, video in zip(job.names, job.videos)]
 
     def _run(self, job: Job) -> list[dict]:
+        backbones = {backbone.max_position: backbone for backbone in (self.fitted(job.policy, video) for video in job.videos)}
+        if len(backbones) > 1:
+            raise EvaluationError(f'{job.videos[0].source} and the videos after it need their RoPE scaled for {min(backbones)} to '
+                                  f'{max(backbones)} positions, so they cannot go in lockstep: leave --lockstep out, or set '
+                                  f'--rope-length to {max(backbones)}')
+        [backbone] = backbones.values()
         if len(job.videos) == 1:
-            return [run_job(self.backbone, job, self._max_tokens, self.detailed_format)]
+            return [run_job(backbone, job, self._max_tokens, self.detailed_format, self.positions)]
         if self._group is None or self._group.videos != job.videos:
             self._group = None      # one at a time: its frames take memory
-            self._group = Group(self.backbone, job.videos)
-        return run_together(self._group, job, self._max_tokens, self.detailed_format, self._ask_alone)
+            self._group = Group(backbone, job.videos)
+        return run_together(self._group, job, self._max_tokens, self.detailed_format, self._ask_alone, self.positions)
 
 
 def failed(name: str, video: Video, job: Job, error: str) -> dict:

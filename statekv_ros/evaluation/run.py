@@ -18,7 +18,7 @@ from statekv_ros.memory.detailed.formats import RAW, find_format
 _NS = 10**9
 
 
-def run_job(backbone: Backbone, job: Job, max_tokens: int, detailed_format: str = RAW.name) -> dict:
+def run_job(backbone: Backbone, job: Job, max_tokens: int, detailed_format: str = RAW.name, positions: str = '') -> dict:
     """Watch a job's one video under its policy and ask its questions, greedily.
 
     A result is plain JSON. All of it but the fields that end in `_ms` is the same in every run.
@@ -27,21 +27,24 @@ def run_job(backbone: Backbone, job: Job, max_tokens: int, detailed_format: str 
         EvaluationError: a source or a question turned out bad on the way.
     """
     try:
-        return _Watching(backbone, job.names[0], job.videos[0], job.policy, max_tokens,
-                         detailed_format).result()
+        memory = make_memory(backbone, job.policy, detailed_format, positions)
+        return _Watching(memory, job.names[0], job.videos[0], job.policy, max_tokens, detailed_format).result()
     except StateKVError as error:
         raise EvaluationError(f'{job.names[0]}: {error}') from error
 
 
-def make_memory(backbone: Backbone, policy: Policy, detailed_format: str = RAW.name, **options):
+def make_memory(backbone: Backbone, policy: Policy, detailed_format: str = RAW.name, positions: str = '', **options):
     """The memory of a policy: a `VideoStream` (`options` are its own), or for rlivs a `CaptionMemory`, which has the same
     `step` and `answer`. No frame step is replayed as a CUDA graph, under whatever policy: few of them could be.
+
+    Args:
+        detailed_format, positions: of a stream, where the policy does not say.
 
     Raises:
         PolicyError, ParameterError: the model cannot run it.
     """
     if not policy.is_rlivs:
-        options = {'detailed_format': detailed_format} | policy.options | options
+        options = {'detailed_format': detailed_format, 'positions': positions} | policy.options | options
         return VideoStream(backbone, policy.watching, cuda_graph='off', **options)
     from statekv_ros.evaluation.rlivs import CaptionMemory
     return CaptionMemory(backbone, recurrent='norecurrence' not in policy.prefill)
@@ -59,9 +62,9 @@ def token_bytes(size: ModelSize, policy: Policy, detailed_format: str, step_toke
 class _Watching:
     """One video under one policy, from its first frame to its result."""
 
-    def __init__(self, backbone: Backbone, name: str, video: Video, policy: Policy, max_tokens: int, detailed_format: str):
-        self._backbone, self._name, self._video, self._policy, self._max_tokens = backbone, name, video, policy, max_tokens
-        self._memory, self._format = make_memory(backbone, policy, detailed_format), detailed_format
+    def __init__(self, memory, name: str, video: Video, policy: Policy, max_tokens: int, detailed_format: str):
+        self._memory, self._name, self._video, self._policy, self._max_tokens = memory, name, video, policy, max_tokens
+        self._format = detailed_format
         self._waiting = sorted(((at_s, number) for number, question in enumerate(video.questions) for at_s in asked_at_s(question)))
         self._reports: list[StepReport] = []
         self._flops: list[int] = []
@@ -74,7 +77,7 @@ class _Watching:
         """Watch it all."""
         for since_ns, stamp_ns, frame in open_footage(self._video).clip(self._video.begin_s, self._video.end_s):
             if self._size is None:
-                self._size, self._first_ns = self._backbone.size(*frame.shape[:2]), stamp_ns - since_ns
+                self._size, self._first_ns = self._memory.backbone.size(*frame.shape[:2]), stamp_ns - since_ns
             while self._waiting and round(self._waiting[0][0] * _NS) < since_ns:
                 self._ask(*self._waiting.pop(0))
             self._note(self._memory.step(frame, stamp_ns))
