@@ -10,6 +10,7 @@ from statekv_ros.errors import EvaluationError, ParameterError
 from statekv_ros.evaluation.cli import main as evaluate
 from statekv_ros.evaluation.footage import open_footage
 from statekv_ros.evaluation.judge import fact_age_s
+from statekv_ros.evaluation.metrics import rank
 from statekv_ros.evaluation.schema import Video, load_questions
 from statekv_ros.evaluation.tables import as_markdown, make_tables
 from statekv_ros.patrol.cli import main as patrol
@@ -109,7 +110,8 @@ def test_a_short_shift_under_several_policies_and_formats(tmp_path):
     assert evaluate(arguments) == 0
     tables = json.loads((run / 'report.json').read_text())['tables']
     found = {policy['policy']: policy for policy in tables['policies']}
-    assert list(found) == [policy if ' x ' in policy else f'{policy} x all' for policy in POLICIES]
+    asked = [policy if ' x ' in policy else f'{policy} x all' for policy in POLICIES]
+    assert list(found) == sorted(asked, key=lambda policy: [*map(rank, policy.split(' x '))])
     whole, sparse, newest, few = (found[name] for name in POLICIES[:4])
     assert tables['against'] == POLICIES[0] and whole['overall']['less']['difference'] == 0
     assert whole['overall']['right'] > .9 and few['overall']['right'] > .9
