@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 
 import cv2
@@ -282,19 +281,19 @@ def test_a_worker_that_is_killed_costs_its_job_only(tiny_model_dir, monkeypatch)
     ask = Question('?', 'k', 'recall', ('x',), 40., (40., 40.))
     jobs = [Job((f'{seed}',), (Video(f'patrol:seed={seed},steps=60,size=64x64', (ask,)),), Policy('statekv(48)', ('all',)))
             for seed in range(4)]
-    killed = []
+    killed, over = [], threading.Event()
 
     def kill_one():
-        while not killed:
+        while not over.wait(0.05):
             for process in psutil.Process().children(recursive=True):
                 if 'ray::Worker.run' in ' '.join(process.cmdline() or [process.name()]):
-                    time.sleep(0.3)         # in the middle of it
                     os.kill(process.pid, signal.SIGKILL)
                     killed.append(process.pid)
                     return
-            time.sleep(0.05)
 
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
     results = [result for part in on_ray(Settings(tiny_model_dir, 'cpu', max_tokens=2), 'local', jobs) for result in part]
+    over.set()
+    thread.join()
     assert killed and sorted(result['job'] for result in results) == ['0', '1', '2', '3']

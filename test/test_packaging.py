@@ -297,6 +297,22 @@ def test_every_import_is_a_declared_dependency():
     assert undeclared == {}
 
 
+# Of those that are tempting.
+NEWER = {'typing': {'Self', 'LiteralString', 'Never', 'NotRequired', 'Required', 'TypeVarTuple', 'Unpack', 'assert_never', 'assert_type',
+                    'dataclass_transform', 'override', 'reveal_type'},
+         'enum': {'StrEnum', 'member', 'nonmember'}, 'datetime': {'UTC'}, 'contextlib': {'chdir'}, 'itertools': {'batched'},
+         'asyncio': {'TaskGroup', 'Runner', 'timeout', 'Barrier'}, 'tomllib': {'load', 'loads'}}
+
+
+def test_nothing_is_imported_that_the_oldest_python_lacks():
+    assert PYPROJECT['project']['requires-python'].startswith('>=3.10'), 'what came with which Python is written down above'
+    found = [f'{path.relative_to(ROOT)}:{statement.lineno}: {alias.name}'
+             for folder in ('statekv_ros', 'kernels', 'launch') for path in (ROOT / folder).rglob('*.py')
+             for statement in ast.walk(ast.parse(path.read_text(), feature_version=(3, 10)))
+             if isinstance(statement, ast.ImportFrom) for alias in statement.names if alias.name in NEWER.get(statement.module, ())]
+    assert not found
+
+
 @needs_wheels
 def test_ros_packages_come_as_wheels_where_no_distribution_supplies_them():
     """Every interface package that package.xml names is in pyproject.toml too; launch has no wheel."""

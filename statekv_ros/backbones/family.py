@@ -3,7 +3,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +107,7 @@ class Family(Backbone):
         """Position axis that each RoPE frequency turns with, [head_dim / 2]."""
         return torch.zeros(len(self._frequencies), dtype=torch.long)
 
-    def for_length(self, positions: int) -> Self:
+    def for_length(self, positions: int) -> 'Family':
         """This model with its dynamic-NTK RoPE scaled, once and for all, for so many positions, or itself where it is meant for as
         many. Weights are shared, and streams of both may run beside each other.
 

@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from statekv_ros.bench.hardware import (DTYPES, copy_bandwidth, matmul_flops, median_ms, parse_device, 
-                                        versions)
+from statekv_ros.bench.hardware import DTYPES, copy_bandwidth, matmul_flops, median_ms, parse_device, versions
 from statekv_ros.bench.output_only import Tensors, output_only
 from statekv_ros.device_name import device_name
 from statekv_ros.errors import ParameterError

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from statekv_ros.errors import EvaluationError
+from statekv_ros.evaluation.metrics import REFERENCE
 from statekv_ros.evaluation.report import write_report
 from statekv_ros.evaluation.store import RunFolder, read_plan
 from statekv_ros.evaluation.tables import check_edges
@@ -21,7 +22,8 @@ def compare(args: argparse.Namespace) -> dict:
     check_edges(args.ages)
     if len(args.inputs) < 2:
         raise EvaluationError(f'--compare needs at least two run folders, got {len(args.inputs)}')
-    if args.out.exists() and any(args.out.iterdir()) and not (args.out / 'report.json').is_file() or (args.out / 'run.json').exists():
+    in_use = args.out.exists() and any(args.out.iterdir())
+    if in_use and ((args.out / 'run.json').exists() or not (args.out / 'report.json').is_file()):
         raise EvaluationError(f'{args.out} holds something else: choose another --out')
     plans = [_plan(folder) for folder in args.inputs]
     for folder, plan in zip(args.inputs[1:], plans[1:]):
@@ -36,7 +38,7 @@ def compare(args: argparse.Namespace) -> dict:
     run = {name: ' and '.join(dict.fromkeys(str(plan.get(name)) for plan in plans)) for name in _SHARED}
     run |= {'model': ', '.join(names)} | {name: ' and '.join(dict.fromkeys(_ran(folder, name) for folder in args.inputs))
                                           for name in ('device', 'dtype')}
-    return write_report(jobs, run, args.out, args.against or 'full x all', args.ages)
+    return write_report(jobs, run, args.out, args.against or REFERENCE, args.ages)
 
 
 def _plan(folder: Path) -> dict:

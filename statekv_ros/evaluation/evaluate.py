@@ -83,33 +83,40 @@ def _with_baseline(policies: list[str]) -> list[str]:
     return policies if any(' last(' in policy for policy in policies) else [*policies, BASELINE]
 
 
-def _check_questions(args: argparse.Namespace) -> tuple[list[Video], list[Extent | None]]:
-    """Videos of all files, and how long each is, None for one that cannot be read where that is to be skipped. Raises
-    EvaluationError with all mistakes of all files."""
-    videos, errors = [], []
+def _read_questions(args: argparse.Namespace) -> tuple[list[Video], list[str]]:
+    """Videos of all files, and the mistakes of questions files; raises EvaluationError for those of a benchmark."""
     if args.benchmark:
-        videos = read_benchmark(args.benchmark, args.inputs, args.videos or args.inputs[0].parent, args.rate_hz, args.context,
-                                args.prompts)
-    else:
-        _refuse_without_benchmark(args)
-    for file in () if args.benchmark else args.inputs:
+        return read_benchmark(args.benchmark, args.inputs, args.videos or args.inputs[0].parent, args.rate_hz, args.context,
+                              args.prompts), []
+    _refuse_without_benchmark(args)
+    videos, errors = [], []
+    for file in args.inputs:
         try:
             videos += load_questions(file)
         except EvaluationError as error:
             errors.append(str(error))
-    extents: dict[tuple, Extent | None] = {}
+    return videos, errors
+
+
+def _check_questions(args: argparse.Namespace) -> tuple[list[Video], list[Extent | None]]:
+    """Videos of all files, and how long each is, None for one that cannot be read where that is to be skipped. Raises
+    EvaluationError with all mistakes of all files."""
+    videos, errors = _read_questions(args)
+    extents: dict[Video | tuple[Path, str], Extent | None] = {}
     for video in videos:
-        if _key(video) not in extents:      # clips of one source are looked at once
-            extents[_key(video)], wrong = check_video(video)
-            if args.skip_broken and extents[_key(video)] is None:
+        key = _looked_at(video)
+        if key not in extents:
+            extents[key], wrong = check_video(video)
+            if args.skip_broken and extents[key] is None:
                 print(f'statekv-eval: skipped: {wrong.pop()}', file=sys.stderr)
             errors += wrong
     if errors:
-        raise EvaluationError('\n'.join(dict.fromkeys(errors)))
-    return videos, [extents[_key(video)] for video in videos]
+        raise EvaluationError('\n'.join(errors))
+    return videos, [extents[_looked_at(video)] for video in videos]
 
 
-def _key(video: Video) -> tuple | Video:
+def _looked_at(video: Video) -> Video | tuple[Path, str]:
+    """What is looked through once: all clips of a source together."""
     return video if video.exact else (video.folder, video.source)
 
 

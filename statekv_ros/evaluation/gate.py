@@ -18,7 +18,7 @@ from statekv_ros.evaluation.footage import Footage, open_path
 from statekv_ros.evaluation.metrics import wilson
 from statekv_ros.evaluation.plan import parse_policies
 from statekv_ros.memory import AnswerPolicy, VideoStream, parse_answer_policy
-from statekv_ros.memory.answering.decoding import Answering
+from statekv_ros.memory.answering.decoding import UNHURRIED, Answering
 from statekv_ros.memory.answering.sampling import NOT_FINITE
 from statekv_ros.memory.answering.snapshot import take_snapshot
 from statekv_ros.memory.detailed.cache import EXACT_STEPS
@@ -48,7 +48,7 @@ class Led(Answering):
 
     def finished(self) -> 'Led':
         """Decode it to its end."""
-        while not self.advance(64):
+        while not self.advance(UNHURRIED):
             pass
         return self
 

@@ -1,6 +1,8 @@
 """What a run says in a sentence or two: StateKV beside full attention, and beside a window that costs the same."""
 from collections.abc import Sequence
 
+from statekv_ros.evaluation.metrics import REFERENCE
+
 
 def headline(policies: Sequence[dict]) -> dict[str, dict | None]:
     """The policies that a reader looks for first, as far as the run has them.
@@ -26,7 +28,7 @@ def headline(policies: Sequence[dict]) -> dict[str, dict | None]:
     windows = [policy for policy in beside if policy['prefill'].startswith('window') and policy['answer'] == ours['answer']]
     return found | {
         'ours': ours,
-        'full': next((policy for policy in beside if (policy['prefill'], policy['answer']) == ('full', 'all')), None),
+        'full': next((policy for policy in beside if policy['policy'] == REFERENCE), None),
         'window': min(windows, key=lambda policy: abs((policy['step_flops'] or 0) - (ours['step_flops'] or 0)), default=None),
         'newest': next((policy for policy in beside if policy['answer'].startswith('last')), None)}
 

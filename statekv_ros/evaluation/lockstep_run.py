@@ -87,7 +87,7 @@ def run_together(group: Group, job: Job, max_tokens: int, detailed_format: str, 
     if stream.flush() is not None:
         raise EvaluationError(f'{group.videos[0].source} ends within a step, which lockstep cannot pad: leave --lockstep out')
     last = reports[-1]
-    return [{'job': name, 'source': video.source, 'prefill_policy': job.policy.prefill, 'mode': 'offline',
+    return [{'job': name, 'source': video.title, 'video': video.source, 'prefill_policy': job.policy.prefill, 'mode': 'offline',
              'frames': len(group.frames), 'steps': len(reports), 'step_ms': [],
              'step_tokens': [report.step_tokens for report in reports], 'step_flops': flops,
              'state_tokens': last.state_tokens, 'detailed_bytes': video_of(stream, row).detailed_bytes, 'dropped': 0,

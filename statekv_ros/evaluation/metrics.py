@@ -19,6 +19,10 @@ class _Pair(NamedTuple):
     prefill: str
     answer: str
 
+    @property
+    def policy(self) -> str:
+        return f'{self.prefill} x {self.answer}'
+
 
 def wilson(right: int, n: int) -> tuple[float, float]:
     """95 % interval of a share of `right` in `n` (Wilson 1927): 0 <= low <= share <= high <= 1; (0, 1) for n = 0."""
@@ -92,7 +96,7 @@ def summarise(jobs: Sequence[dict]) -> dict:
             pairs[_Pair(job.get('model', ''), job['mode'], job['prefill_policy'], answer_policy)].append((job, answers))
     asked = {(job['source'], answer['question']): answer for job in jobs for answer in job['answers']}
     reference = {(pair.model, pair.mode): {(job['source'], answer['question']): answer for job, answers in told for answer in answers}
-                 for pair, told in pairs.items() if f'{pair.prefill} x {pair.answer}' == REFERENCE}
+                 for pair, told in pairs.items() if pair.policy == REFERENCE}
     models = list(dict.fromkeys(pair.model for pair in pairs))
     ordered = sorted(pairs, key=lambda pair: (models.index(pair.model), pair.mode, rank(pair.prefill), rank(pair.answer)))
     return {'models': models, 'videos': len({job['source'] for job in jobs}), 'questions': len(asked),
@@ -113,13 +117,14 @@ def _policy(pair: '_Pair', told: list[tuple[dict, list[dict]]], reference: dict)
     paired = [(answer, reference[job['source'], answer['question']]) for job, answers in told for answer in answers
               if (job['source'], answer['question']) in reference]
     both = [pair for pair in paired if None not in (pair[0]['right'], pair[1]['right'])]
+    kinds = _by(answers, 'kind')
     step_ms = [value for job in jobs for value in job['step_ms']]
     flops = [value for job in jobs for value in job['step_flops']]
     first_token_ms = [answer['first_token_ms'] for answer in answers if answer['first_token_ms'] is not None]
     return {
-        'policy': f'{pair.prefill} x {pair.answer}', **pair._asdict(),
-        'videos': len(jobs), 'overall': _accuracy(answers), 'mean_of_kinds': _mean(_by(answers, 'kind').values()),
-        'groups': _by(answers, 'group'), 'kinds': _by(answers, 'kind'), 'beside': _beside(answers),
+        'policy': pair.policy, **pair._asdict(),
+        'videos': len(jobs), 'overall': _accuracy(answers), 'mean_of_kinds': _mean(kinds.values()),
+        'groups': _by(answers, 'group'), 'kinds': kinds, 'beside': _beside(answers),
         'unjudged': len(answers) - len(judged(answers)),
         'agreement': share(ours['answer'] == theirs['answer'] for ours, theirs in paired),
         'against_full': difference([ours['right'] for ours, _ in both], [theirs['right'] for _, theirs in both]),

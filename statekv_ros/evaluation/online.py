@@ -129,7 +129,8 @@ class _LiveJob:
         health, steps, video = self._watcher.health, self._watcher.steps, self._job.videos[0]
         carried = [0, *(step.state_tokens for step in steps)]
         scored = parse_prefill_policy(self._job.policy.watching).kind == 'statekv'
-        return {'job': self._job.names[0], 'source': video.source, 'prefill_policy': self._job.policy.prefill, 'mode': 'online',
+        return {'job': self._job.names[0], 'source': video.title, 'video': video.source,
+                'prefill_policy': self._job.policy.prefill, 'mode': 'online',
                 'rate': self._settings.rate, 'frames': int(health['frames_processed']), 'steps': len(steps),
                 'step_ms': [round(step.total_ms, 3) for step in steps], 'step_tokens': [step.step_tokens for step in steps],
                 'step_flops': [step_flops(size, step.step_tokens, before, scored) for step, before in zip(steps, carried)],

@@ -119,7 +119,7 @@ def make_jobs(videos: Sequence[Video], policies: Sequence[Policy], lockstep: int
         group = range(first, min(first + lockstep, len(videos)))
         for policy in policies:
             for rows in ([row] for row in group) if policy.is_rlivs else (group,):
-                names = (f'{row:04d}-{_slug(Path(videos[row].source).name)[:60]}-{_slug(policy.prefill)}' for row in rows)
+                names = (f'{row:04d}-{slug(Path(videos[row].source).name)[:60]}-{slug(policy.prefill)}' for row in rows)
                 jobs.append(Job(tuple(names), tuple(videos[row] for row in rows), policy))
     return jobs
 
@@ -184,5 +184,6 @@ def _in_order(options: Sequence[str], text: str) -> list[str]:
     return [word for words in chosen for word in words]
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """Text as a part of a file's name."""
     return re.sub(r'[^A-Za-z0-9.]+', '_', text).strip('_')

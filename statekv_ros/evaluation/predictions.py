@@ -1,11 +1,10 @@
 """Answers that a judge outside has to look at, in files that judges know."""
 import csv
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from statekv_ros.evaluation.schema import source_of
+from statekv_ros.evaluation.plan import slug
 
 # As Becomebright/ReKV, video_qa/rekv_stream_vqa.py writes them and video_qa/eval/eval_open_ended.py reads them.
 _COLUMNS = ('video_id', 'question', 'answer', 'pred_answer')
@@ -22,10 +21,10 @@ def write_predictions(jobs: Sequence[dict], folder: Path) -> None:
         for answer in job['answers']:
             if answer['right'] is None:
                 rows[f'{job["prefill_policy"]} x {answer["answer_policy"]}'].append(dict(zip(_COLUMNS, (
-                    Path(source_of(job['source'])).stem, answer['text'], answer['accepted'][0], ' '.join(answer['answer'].split())))))
+                    Path(job['video']).stem, answer['text'], answer['accepted'][0], ' '.join(answer['answer'].split())))))
     for policy, answers in rows.items():
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f'{re.sub(r"[^A-Za-z0-9.]+", "_", policy).strip("_")}.csv').open('w', newline='') as stream:
+        with (folder / f'{slug(policy)}.csv').open('w', newline='') as stream:
             writer = csv.DictWriter(stream, _COLUMNS)
             writer.writeheader()
             writer.writerows(answers)

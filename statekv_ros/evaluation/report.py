@@ -64,10 +64,9 @@ def render(template: str, **values) -> str:
 
 def _page(report: dict, jobs: Sequence[dict], videos: Sequence[Video]) -> str:
     summary = report['summary']
-    policies = [policy | {'style': figures.style(index), 'several': len(summary['models']) > 1}
-                for index, policy in enumerate(summary['policies'])]
+    policies = [policy | {'style': figures.style(index)} for index, policy in enumerate(summary['policies'])]
     first = headline(policies)
-    shown = first.get('ours') or first.get('best')
+    shown = first['ours'] or first['best']
     return render('report.html.j2', run=report['run'], summary=summary, policies=policies, reference=REFERENCE, errors=report['errors'],
                   first=first, larger=larger_for_less(policies), samples=samples(jobs, videos, shown) if shown else [],
                   figures=[figures.attempt('accuracy against cost', figures.accuracy_against_cost, policies),

@@ -65,7 +65,7 @@ class _Watching:
     def __init__(self, memory, name: str, video: Video, policy: Policy, max_tokens: int, detailed_format: str):
         self._memory, self._name, self._video, self._policy, self._max_tokens = memory, name, video, policy, max_tokens
         self._format = detailed_format
-        self._waiting = sorted(((at_s, number) for number, question in enumerate(video.questions) for at_s in asked_at_s(question)))
+        self._waiting = sorted((at_s, number) for number, question in enumerate(video.questions) for at_s in asked_at_s(question))
         self._reports: list[StepReport] = []
         self._flops: list[int] = []
         self._answers: list[dict] = []
@@ -88,7 +88,8 @@ class _Watching:
             self._ask(*self._waiting.pop(0))
         self._note(self._memory.flush())
         last = self._reports[-1]
-        return {'job': self._name, 'source': self._video.title, 'prefill_policy': self._policy.prefill, 'mode': 'offline',
+        return {'job': self._name, 'source': self._video.title, 'video': self._video.source,
+                'prefill_policy': self._policy.prefill, 'mode': 'offline',
                 'frames': self._frames, 'steps': len(self._reports),
                 'step_ms': [round(report.total_ms, 3) for report in self._reports],
                 'step_tokens': [report.step_tokens for report in self._reports], 'step_flops': self._flops,
@@ -148,11 +149,13 @@ def spans_s(answer: AnswerResult, first_ns: int) -> list[list[float]]:
 def answer_entry(number: int, question: Question, answer_policy: str, text: str, evidence: list[list[float]],
                  at_s: float | None = None) -> dict:
     """What is known of an answer whatever the mode; `evidence` as from `spans_s`, `at_s` when it was given, if not when asked."""
-    scores = judged(text, question, question.ask_at if at_s is None else at_s)
-    right, *_ = scores.values()
-    beside = {'beside': dict(list(scores.items())[1:])} if len(scores) > 1 else {}
-    timed = {'answered_s': at_s} if question.poll else {}
-    return beside | timed | {'question': number, 'text': question.text, 'kind': question.kind, 'group': question.group,
-            'ask_at': question.ask_at, 'answer_policy': answer_policy, 'answer': text, 'accepted': list(question.accepted),
-            'right': right, 'chance': question.chance, 'fact_age_s': fact_age_s(question),
-            'evidence': evidence, 'evidence_hit': evidence_hit(question, evidence)}
+    (_, right), *others = judged(text, question, question.ask_at if at_s is None else at_s).items()
+    entry = {'question': number, 'text': question.text, 'kind': question.kind, 'group': question.group,
+             'ask_at': question.ask_at, 'answer_policy': answer_policy, 'answer': text, 'accepted': list(question.accepted),
+             'right': right, 'chance': question.chance, 'fact_age_s': fact_age_s(question),
+             'evidence': evidence, 'evidence_hit': evidence_hit(question, evidence)}
+    if others:
+        entry['beside'] = dict(others)
+    if question.poll:
+        entry['answered_s'] = at_s
+    return entry

@@ -1,5 +1,4 @@
 """Questions files: videos with questions, when to ask them and what is right. The format is in docs/questions.md."""
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -91,11 +90,6 @@ class Video:
         for question in values['questions']:
             del question['places']
         return values
-
-
-def source_of(title: str) -> str:
-    """The source in a video's title."""
-    return re.sub(r' \[[\d.]+-[\d.]* s\]$', '', title)
 
 
 def load_questions(file: Path) -> list[Video]:

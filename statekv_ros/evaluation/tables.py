@@ -30,7 +30,7 @@ def make_tables(jobs: Sequence[dict], against: str, edges: Sequence[float] = AGE
         edges: of the age bands, in seconds; the last one may be infinite.
 
     Returns:
-        {'against', 'policies': [{'policy', 'videos', 'overall', 'evidence', 'read_bytes', 'ages': [{'from_s', 'to_s', ...}],
+        {'against', 'policies': [{'policy', 'reference', 'videos', 'overall', 'evidence', 'read_bytes', 'ages': [{'from_s', 'to_s', ...}],
         'undated', 'kinds': {kind: {'overall', 'ages', 'undated'}}}]}. Each share has 'n', 'right', 'low', 'high' and 'chance';
         'overall' and those of 'ages' outside 'kinds' also 'less', the paired difference, and 'same', the share of answers in
         the same words. 'read_bytes' is the most that a pass reads, mean over the questions. 'undated' are questions whose fact
@@ -47,7 +47,7 @@ def make_tables(jobs: Sequence[dict], against: str, edges: Sequence[float] = AGE
     ordered = sorted(policies, key=lambda key: (models.index(key[0]), *map(rank, key[1].split(' x '))))
     return {'against': against if any(references.values()) else None,
             'policies': [_policy(f'{model}: {name}' if model else name, policies[model, name], references[model], edges)
-                         for model, name in ordered]}
+                         | {'reference': name == against} for model, name in ordered]}
 
 
 def _policy(name: str, told: dict[_Asked, tuple[dict, dict]], reference: dict[_Asked, dict], edges: Sequence[float]) -> dict:
@@ -104,7 +104,7 @@ def as_markdown(tables: dict) -> str:
     if against:
         lines += ['', *_table([f'less `{against}`', *heads, 'no age'], [
             [p['policy'], *(_less(part['less']) for part in [*(p['ages'][index] for index in used), p['undated']])]
-            for p in policies if not p['policy'].endswith(against)])]
+            for p in policies if not p['reference']])]
     kinds = dict.fromkeys(kind for p in policies for kind in p['kinds'])
     lines += ['', *_table(['kind', 'policy', *heads, 'no age', 'chance'], [
         [kind, p['policy'], *(_percent(part) + _n(part) for part in [*(of['ages'][index] for index in used), of['undated']]),

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 from statekv_ros.lmms.requests import Request
 from statekv_ros.memory import VideoStream
-from statekv_ros.memory.answering.decoding import Answering
+from statekv_ros.memory.answering.decoding import UNHURRIED, Answering
 from statekv_ros.memory.answering.shared import decode_together
 
-_SLICE = 8          # tokens of an answer from one look for stops to the next
-_QUESTION = 64      # as `VideoStream.answer` reads a question, for with `sparse` each slice of it chooses what it reads
+_SLICE = 8      # tokens of an answer from one look for stops to the next
 
 
 @dataclass(frozen=True)
@@ -40,13 +39,11 @@ def ask(memory, requests: Sequence[Request], seed: int) -> list[Answer]:
 
 
 def _advance(answerings: Sequence[Answering]) -> None:
-    """One slice of each."""
-    together = [each for each in answerings if each.shares_with(answerings[0])]
+    """One slice of each: those whose next token can be found share passes, a question is read as `VideoStream.answer` reads it."""
+    decoding = [each for each in answerings if each.is_decoding]
     for each in answerings:
-        if not each.is_decoding:
-            each.advance(_QUESTION)
-        elif each not in together or len(together) < 2:
-            each.advance(_SLICE)
-    for error in decode_together(together, _SLICE * len(together)) if len(together) > 1 else ():
+        if each not in decoding:
+            each.advance(UNHURRIED)
+    for error in decode_together(decoding, _SLICE * len(decoding)):
         if error is not None:
             raise error

@@ -7,7 +7,7 @@ import torch
 
 from statekv_ros.backbones.base import Backbone, TokenInputs
 from statekv_ros.errors import Interrupted, QuestionError
-from statekv_ros.memory.answering.decoding import Answering
+from statekv_ros.memory.answering.decoding import UNHURRIED, Answering
 from statekv_ros.memory.answering.snapshot import Seen, take_snapshot
 from statekv_ros.memory.carried import make_carried
 from statekv_ros.memory.carried.positions import StepPlace, parse_positions
@@ -177,7 +177,7 @@ class VideoStream:
     def answer(self, question: str, **options) -> AnswerResult:
         """`begin_answer` with the same options, decoded to its end."""
         answering = self.begin_answer(question, **options)
-        while not answering.advance(64):
+        while not answering.advance(UNHURRIED):
             pass
         return answering.result()
 

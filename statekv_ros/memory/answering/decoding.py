@@ -17,6 +17,7 @@ from statekv_ros.memory.records import AnswerResult, Evidence, StepRecord
 # Tokens of a question that are read in the time that one of an answer's is decoded in, or less: these are read together, with one
 # choice of pages and one look at the weights.
 _READ_FOR_ONE = 4
+UNHURRIED = 64      # tokens of a slice where no frame waits; with `sparse`, how a question is cut decides what it reads
 
 
 class Answering:
