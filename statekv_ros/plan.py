@@ -4,18 +4,15 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
 
 from statekv_ros.bench.chips import BOARDS
 from statekv_ros.errors import ParameterError, StateKVError
+from statekv_ros.terminal import narrow_table
 
 if TYPE_CHECKING:   # torch and Transformers take seconds to import: --help comes before them
     from statekv_ros.backbones.size import ModelSize
     from statekv_ros.memory.capacity import Plan
-
-WIDTH = 100     # characters, where no terminal says
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -137,40 +134,34 @@ def _scored(plan: 'Plan') -> float:
 
 def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:
     from statekv_ros.backbones.published import PUBLISHED
-    from statekv_ros.memory.capacity import gigabytes
     short = {row.hub_id: name for name, row in PUBLISHED.items()}       # --model takes these too
-    console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
+    console = Console(highlight=False)
     console.print(f'{plans[0].policy}, {args.cameras} camera(s) of {args.frame_size}, {args.fps:g} frames/s each, '
-                  f'{args.hours:g} h, {args.detailed_format} with its index, weights {args.weights}; GB are 10^9 bytes')
-    table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, collapse_padding=True)
-    table.add_column('model', overflow='fold')
-    for column in ('tokens\n/ step', 'bytes\n/ token', 'weights', 'state', 'work-\nspace', 'detailed\n/ hour', 'detailed',
-                   'total'):
-        table.add_column(column, justify='right', overflow='fold')
+                  f'{args.hours:g} h, {args.detailed_format} with its index, weights {args.weights}. GB are 10^9 bytes.\n')
+    table = narrow_table('', 'model', 'tokens\n/ step', 'kB\n/ token', 'weights\nGB', 'state\nGB', 'work-\nspace', 'cache\nGB / h',
+                         f'cache,\n{args.hours:g} h', 'total\nGB')
     for plan in plans:
         size = plan.size
-        besides = plan.workspace_bytes + plan.reserve_bytes
-        table.add_row(short.get(size.name, size.name), str(size.step_tokens), f'{plan.detailed_bytes_per_token:,.0f}',
-                      gigabytes(plan.weights_bytes), gigabytes(plan.state_bytes), f'{besides / 1e9:.2f} GB', *map(
-                          gigabytes, (plan.detailed_bytes_per_hour + plan.index_bytes_per_hour,
-                                      plan.detailed_bytes + plan.index_bytes, plan.total_bytes)))
+        table.add_row(short.get(size.name, size.name), str(size.step_tokens), f'{plan.detailed_bytes_per_token / 1e3:,.1f}',
+                      *(f'{part / 1e9:,.2f}' for part in (
+                          plan.weights_bytes, plan.state_bytes, plan.workspace_bytes + plan.reserve_bytes)),
+                      *(f'{part / 1e9:,.1f}' for part in (
+                          plan.detailed_bytes_per_hour + plan.index_bytes_per_hour, plan.detailed_bytes + plan.index_bytes,
+                          plan.total_bytes)))
     console.print(table)
     picture = _picture(args)
     about = f'; pictures are about {picture / 1e3:.1f} kB a step, going by real footage' if picture else ''
-    console.print(f'tiers: hours that {args.disk_cache_gb:g} GB of disk hold, what it is written, what it takes an hour; what a '
+    console.print(f'\nTiers: hours that {args.disk_cache_gb:g} GB of disk hold, what it is written, what it takes an hour; what a '
                   f'pass of an answer over {args.hours:g} h reads with sparse({args.read_tokens}), and what a token then takes '
-                  f'at least on {args.device} ({BOARDS[args.device].gb_per_s} GB/s), with all it reads on the device{about}')
-    table = Table(box=SIMPLE, padding=(0, 1), pad_edge=False, collapse_padding=True)
-    table.add_column('model', overflow='fold')
-    for column in ('index\n/ hour', 'hours\non disk', 'written\n/ s', 'disk\n/ hour', 'pictures\n/ hour', 'read\n/ pass',
-                   'ms\n/ token'):
-        table.add_column(column, justify='right', overflow='fold')
+                  f'at least on {args.device} ({BOARDS[args.device].gb_per_s} GB/s), with all it reads on the device{about}.\n')
+    table = narrow_table('', 'model', 'index\nGB / h', 'hours\non disk', 'MB / s\nwritten', 'disk\nGB / h', 'pictures\nMB / h',
+                         'GB\n/ pass', 'ms\n/ token')
     for plan in plans:
         tiers = _tiers(plan, args)
-        sizes = (tiers[key] for key in ('disk_written_bytes_per_s', 'disk_bytes_per_hour', 'pictures_bytes_per_hour',
-                                     'bytes_read_per_pass'))
-        table.add_row(short.get(plan.size.name, plan.size.name), gigabytes(plan.index_bytes_per_hour),
-                      f'{tiers["hours_on_disk"]:.1f}', *map(gigabytes, sizes), f'{tiers["ms_per_token_at_least"]:.1f}')
+        table.add_row(short.get(plan.size.name, plan.size.name), f'{plan.index_bytes_per_hour / 1e9:.2f}',
+                      f'{tiers["hours_on_disk"]:.1f}', f'{tiers["disk_written_bytes_per_s"] / 1e6:.1f}',
+                      f'{tiers["disk_bytes_per_hour"] / 1e9:.1f}', f'{tiers["pictures_bytes_per_hour"] / 1e6:.1f}',
+                      f'{tiers["bytes_read_per_pass"] / 1e9:.2f}', f'{tiers["ms_per_token_at_least"]:.1f}')
     console.print(table)
 
 

@@ -71,7 +71,7 @@ def test_a_stream_at_camera_size_is_answered_under_a_small_budget(patrol_backbon
 @pytest.mark.timeout(180)
 def test_the_demo_answers_rightly_through_the_nodes_service(tmp_path):
     picture = tmp_path / 'answers.png'
-    done = subprocess.run([sys.executable, '-m', 'statekv_ros.demo', '--picture', str(picture)], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, '-m', 'statekv_ros.demo', '--json', '--picture', str(picture)], capture_output=True, text=True,
                           timeout=150, env=os.environ | {'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr + done.stdout
     result = json.loads(done.stdout.splitlines()[-1])
@@ -91,7 +91,7 @@ def test_the_demo_on_a_video_warns_of_its_model_and_draws_what_answers_looked_at
     for brightness in range(100, 220, 4):
         writer.write(np.full((64, 128, 3), brightness, np.uint8))
     writer.release()
-    done = subprocess.run([sys.executable, '-m', 'statekv_ros.demo', '--video', str(video), '--picture', str(picture)],
+    done = subprocess.run([sys.executable, '-m', 'statekv_ros.demo', '--json', '--video', str(video), '--picture', str(picture)],
                           capture_output=True, text=True, timeout=150, env=os.environ | {'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr + done.stdout
     said = ' '.join(done.stdout.split())

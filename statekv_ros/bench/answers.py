@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from statekv_ros.bench.hardware import versions
 from statekv_ros.bench.models import find_backbone
@@ -24,6 +23,7 @@ from statekv_ros.memory import VideoStream, parse_answer_policy
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS
 from statekv_ros.memory.detailed.formats import find_format
 from statekv_ros.memory.detailed.sizes import step_bytes
+from statekv_ros.terminal import narrow_table
 
 QUESTIONS = ('what is in view?', 'when did you last see the red box that stood beside the door?', 'where are the keys?')
 _SLICE_TOKENS = 8
@@ -104,10 +104,10 @@ def _sizes(memory: TieredMemory) -> dict:
 
 
 def _print(result: dict) -> None:
-    table = Table(title=f'answers of {result["rows"][0]["tokens"]} tokens on {result["device"]}, {result["answer_policy"]}, '
-                        f'{result["detailed_format"]}, model {result["model"]}')
-    for column in ('hours', 'steps', 'below the device', 'first token ms p50 / p90', 'each further', 'whole'):
-        table.add_column(column, justify='right')
+    table = narrow_table(
+        f'answers of {result["rows"][0]["tokens"]} tokens on {result["device"]}, {result["answer_policy"]}, '
+        f'{result["detailed_format"]}, model {result["model"]}; ms', 'hours', 'steps', 'below the\ndevice',
+        'first token,\np50 / p90', 'each\nfurther', 'whole', text=0)
     for row in result['rows']:
         further = '' if row['token_ms_p50'] is None else f'{row["token_ms_p50"]:.1f}'
         table.add_row(f'{row["steps"] / 3600:.2f}', str(row['steps']), str(row['steps_below_device']),

@@ -8,14 +8,13 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from statekv_ros.bench.loops import loop_rows, tables
 from statekv_ros.errors import ParameterError
 from statekv_ros.kernels.scored_attention.configs import CONFIGS, SHARED_MEMORY_KB, Tile, head_block
+from statekv_ros.terminal import narrow_table
 
 # (head dim, group) of InternVL3-1B, InternVL3-8B, Qwen3-VL-2B, Qwen3-VL-4B and -8B, InternVL3-2B
 MODEL_SHAPES = ((64, 7), (128, 7), (128, 2), (128, 4), (128, 6))
@@ -131,14 +130,12 @@ def _name(row: dict) -> str:
 
 
 def _print(result: dict) -> None:
-    table = Table(title=f'kernels compiled by Triton {result["versions"]["triton"]}', box=SIMPLE,
-                  padding=(0, 1, 0, 0))
-    for column in ('chip', 'kernel', 'd', 'group', 'dtype', 'tile', 'regs', 'stack', 'shared KB'):
-        table.add_column(column, no_wrap=True, justify='left' if column in ('chip', 'kernel', 'dtype', 'tile') else 'right')
+    table = narrow_table(f'kernels compiled by Triton {result["versions"]["triton"]}', 'chip', 'kernel', 'dtype', 'tile', 'd', 'group',
+                         'regs', 'stack', 'shared\nKB', text=4)
     for row in result['rows']:
         tile = row['tile']
-        table.add_row(f'sm_{row["capability"]}', row['kernel'], str(row['head_dim']), str(row['group']), row['dtype'],
-                      f'{tile["rows"]}x{tile["keys"]} w{tile["warps"]} s{tile["stages"]}',
+        table.add_row(f'sm_{row["capability"]}', row['kernel'], row['dtype'],
+                      f'{tile["rows"]}x{tile["keys"]} w{tile["warps"]} s{tile["stages"]}', str(row['head_dim']), str(row['group']),
                       str(row.get('registers', '?')), str(row.get('stack_bytes', '?')),
                       f'{row.get("shared_bytes", 0) / 1024:.0f}/{row["shared_limit_bytes"] // 1024}',
                       style='red' if row['problem'] else None)

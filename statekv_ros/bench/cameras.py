@@ -4,7 +4,6 @@ import argparse
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from statekv_ros.backbones.family import Family
 from statekv_ros.bench.hardware import versions
@@ -15,6 +14,7 @@ from statekv_ros.device_name import device_name
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import VideoStream, parse_prefill_policy
 from statekv_ros.memory.together import Given, Together
+from statekv_ros.terminal import narrow_table
 
 _FRAMES = 16        # pictures, shown in turn
 _MOST_WARM_UP = 400
@@ -97,11 +97,10 @@ def _measure(backbone: Family, policy: str, count: int, size: tuple[int, int], r
 
 
 def _print(result: dict) -> None:
-    table = Table(title=f'one frame step of one camera on {result["device"]}, {result["prefill_policy"]}, '
-                        f'model {result["model"]}')
-    for column in ('cameras', 'one by one, ms', 'as a batch, ms', 'batch / one by one', 'weights read, MB a step of all',
-                   'as a batch'):
-        table.add_column(column, justify='right')
+    table = narrow_table(
+        f'one frame step of one camera on {result["device"]}, {result["prefill_policy"]}, model {result["model"]}; MB of '
+        'weights read for a step of all', 'cameras', 'one by one, ms', 'as a batch, ms', 'batch / one by one',
+        'MB,\none by one', 'MB,\nas a batch', text=0)
     for row in result['rows']:
         table.add_row(str(row['cameras']), f'{row["single_ms"]:.2f}', f'{row["batched_ms"]:.2f}',
                       f'{row["batched_over_single"]:.2f}', f'{row["single_weight_mb"]:.1f}', f'{row["batched_weight_mb"]:.1f}')

@@ -4,10 +4,8 @@ import sys
 
 import numpy as np
 import torch
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from statekv_ros.backbones.published import PUBLISHED, PublishedModel
 from statekv_ros.backbones.random_weights import random_backbone
@@ -15,8 +13,8 @@ from statekv_ros.bench.chips import BOARDS, Board, find_board
 from statekv_ros.bench.sizes import parse_size
 from statekv_ros.bench.step_floor import step_work, vision_flops
 from statekv_ros.errors import ParameterError
+from statekv_ros.terminal import narrow_table
 
-WIDTH = 100     # characters, where no terminal says
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -73,16 +71,14 @@ def _row(name: str, board: Board, height: int, width: int, budget: int, read_tok
 
 
 def _print(result: dict) -> None:
-    table = Table(title=f'{result["device_name"]}: statekv({result["budget"]}), camera frames of {result["size"]}, bf16',
-                  box=SIMPLE, padding=(0, 1, 0, 0))
     columns = {'step_tokens': 'tokens', 'weights_gb': 'GB', 'vision_tflop': 'vision', 'text_tflop': 'text', 'compute_ms': 'ops',
                'memory_ms': 'bytes', 'floor_ms': 'step', 'frames_per_s': 'fps', 'token_ms': 'token'}
-    for column in ('model', *columns.values()):
-        table.add_column(column, no_wrap=True, justify='left' if column == 'model' else 'right')
+    table = narrow_table(f'{result["device_name"]}: statekv({result["budget"]}), camera frames of {result["size"]}, bf16',
+                         'model', *columns.values())
     for row in result['rows']:
         table.add_row(row['model'], *(f'{row[key]:.3g}' if key.endswith('tflop') else f'{row[key]:.1f}' if key != 'step_tokens'
                                       else str(row[key]) for key in columns), style=None if row['fits'] else 'red')
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = Console(highlight=False)
     console.print(table)
     console.print('GB of weights; TFLOP of a step in vision tower and text model; milliseconds of its operations, of its bytes, '
                   f'of the step, and of a token of an answer that reads {result["read_tokens"]} tokens; camera frames a second.')

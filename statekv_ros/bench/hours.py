@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.bench.hardware import versions
@@ -25,6 +24,7 @@ from statekv_ros.errors import ParameterError
 from statekv_ros.memory import parse_answer_policy
 from statekv_ros.patrol.render import render
 from statekv_ros.patrol.world import make_patrol
+from statekv_ros.terminal import narrow_table
 
 WINDOW_S, EARLY_S = 600, 300        # windows of ten minutes, the first of which begins after five
 SLOPE_FROM_S = 1800
@@ -189,15 +189,14 @@ def _rss_bytes() -> int:
 
 
 def _print(result: dict) -> None:
-    table = Table(title=f'{result["hours"]:g} h, {result["steps"]} steps on {result["device"]}, model {result["model"]}')
-    for column in ('hour', 'step ms', 'detailed MB', 'RSS MB', 'answers', 'n', 'first token p50 / p90', 'total ms p50 / p90'):
-        table.add_column(column, justify='left' if column == 'answers' else 'right')
+    table = narrow_table(f'{result["hours"]:g} h, {result["steps"]} steps on {result["device"]}, model {result["model"]}; ms and MB',
+                         'answers', 'hour', 'step', 'detailed', 'RSS', 'n', 'first token,\np50 / p90', 'total,\np50 / p90')
     windows = result['windows']
     for window in [*windows[:-1:max(1, len(windows) // 8)], windows[-1]]:
         size = [f'{window[key] / 1e6:.1f}' if window[key] is not None else '' for key in ('detailed_bytes', 'rss_bytes')]
         head = [f'{window["to_s"] / 3600:.2f}', f'{window["step_ms_p50"]:.2f}', *size]
         for policy, row in window['answers'].items():
-            table.add_row(*head, policy, str(row['n']), *(f'{row[f"{name}_ms_p50"]:.1f} / {row[f"{name}_ms_p90"]:.1f}'
+            table.add_row(policy, *head, str(row['n']), *(f'{row[f"{name}_ms_p50"]:.1f} / {row[f"{name}_ms_p90"]:.1f}'
                                                           for name in ('first_token', 'total')))
             head = [''] * len(head)
     console = Console()

@@ -3,16 +3,15 @@ import argparse
 from typing import NamedTuple
 
 import torch
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from statekv_ros.bench.hardware import DTYPES, copy_bandwidth, matmul_flops, median_ms, parse_device, versions
 from statekv_ros.bench.output_only import Tensors, output_only
 from statekv_ros.device_name import device_name
 from statekv_ros.errors import ParameterError
 from statekv_ros.kernels.scored_attention import default_implementation, scored_attention
+from statekv_ros.terminal import narrow_table
 
 TOLERANCE = {'bf16': 2e-2, 'fp16': 1e-2, 'fp32': 1e-5}
 # Buffers taken in turn, as the layers of a step do: none finds its keys in the cache from the call before.
@@ -114,10 +113,8 @@ def _floor_ms(shape: Shape, budget: int, itemsize: int, flops: float, bandwidth:
 
 
 def _print(result: dict) -> None:
-    table = Table(title=f'scored attention ({result["implementation"]}, {result["dtype"]}), one layer, {result["device"]}',
-                  box=SIMPLE, padding=(0, 1, 0, 0))
-    for column in ('model', 'B', 'ms', 'SDPA ms', 'kind', 'x SDPA', 'eager ms', 'floor ms', 'of floor'):
-        table.add_column(column, no_wrap=True, justify='left' if column in ('model', 'kind') else 'right')
+    table = narrow_table(f'scored attention ({result["implementation"]}, {result["dtype"]}), one layer, {result["device"]}; ms',
+                         'model', 'B', 'this', 'SDPA', 'its kind', 'x SDPA', 'eager', 'floor', 'of\nfloor')
     for row in result['rows']:
         table.add_row(row['model'], str(row['budget']), f'{row["scored_ms"]:.4f}', f'{row["sdpa_ms"]:.4f}', row['sdpa'],
                       f'{row["over_sdpa"]:.2f}', f'{row["eager_ms"]:.3f}', f'{row["floor_ms"]:.4f}',

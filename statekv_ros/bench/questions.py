@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from statekv_ros.backbones.family import Family
 from statekv_ros.bench.hardware import versions
@@ -16,6 +15,7 @@ from statekv_ros.device_name import device_name
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import Answering, VideoStream, parse_answer_policy, parse_prefill_policy
 from statekv_ros.memory.answering.shared import decode_together
+from statekv_ros.terminal import narrow_table
 
 _FRAMES = 16        # pictures, shown in turn
 _WARM_UP = 4
@@ -110,11 +110,11 @@ def _measure(stream: VideoStream, count: int, rounds: int, quiet: bool) -> dict:
 
 
 def _print(result: dict) -> None:
-    table = Table(title=f'a token of one answer on {result["device"]}, {result["prefill_policy"]} x {result["answer_policy"]}, '
-                        f'model {result["model"]}, after {result["steps"]} steps')
-    for column in ('questions', 'one by one, ms', 'together, ms', 'together / one by one', 'weights read, MB a token of all',
-                   'together', 'operations', 'together'):
-        table.add_column(column, justify='right')
+    table = narrow_table(
+        f'a token of one answer on {result["device"]}, {result["prefill_policy"]} x {result["answer_policy"]}, '
+        f'model {result["model"]}, after {result["steps"]} steps; MB of weights read and operations for a token of all',
+        'questions', 'one by\none, ms', 'together', 'of it', 'one by\none, MB', 'together', 'one by one,\noperations', 'together',
+        text=0)
     for row in result['rows']:
         table.add_row(str(row['questions']), f'{row["single_ms"]:.2f}', f'{row["shared_ms"]:.2f}',
                       f'{row["shared_over_single"]:.2f}', f'{row["single_weight_mb"]:.1f}', f'{row["shared_weight_mb"]:.1f}',

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.bench import whole_step
@@ -17,6 +16,7 @@ from statekv_ros.bench.sizes import parse_size
 from statekv_ros.device_name import device_name
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import StepReport, VideoStream, parse_prefill_policy
+from statekv_ros.terminal import narrow_table
 
 EARLY = slice(100, 150)
 LATE_STEPS = 50
@@ -123,9 +123,8 @@ def _summary(runs: list[list[StepReport]]) -> dict:
 
 
 def _print(result: dict) -> None:
-    table = Table(title=f'frame step on {result["device"]}, {result["steps"]} steps, model {result["model"]}')
-    for column in ('policy', 'ms p50', 'ms p95', 'steps 100-150', 'last 50', 'late / early', 'carried tokens'):
-        table.add_column(column, justify='left' if column == 'policy' else 'right')
+    table = narrow_table(f'frame step on {result["device"]}, {result["steps"]} steps, model {result["model"]}; ms',
+                         'policy', 'p50', 'p95', 'steps\n100-150', 'last 50', 'late\n/ early', 'carried\ntokens')
     for name, row in result['policies'].items():
         table.add_row(name, *(f'{row[key]:.2f}' for key in ('step_ms_p50', 'step_ms_p95', 'early_ms', 'late_ms')),
                       f'{row["late_over_early"]:.3f}', str(row['max_state_tokens']))

@@ -1,7 +1,6 @@
 """What a whole-step measurement says: ratios, and a table."""
-from rich.box import SIMPLE
 from rich.console import Console
-from rich.table import Table
+from statekv_ros.terminal import narrow_table
 
 EARLY = 64
 
@@ -30,12 +29,10 @@ def ratios(rows: list[dict]) -> dict:
 def print_table(result: dict) -> None:
     """A table of the rows, the ratios, and what was left out or cut."""
     cut = f' cut to {result["layers"]} layer(s),' if result['layers'] else ''
-    table = Table(title=f'frame step of {result["model"]},{cut} random weights, {result["dtype"]}, {result["step_tokens"]} '
-                        f'tokens, {result["device"]}', box=SIMPLE, padding=(0, 1, 0, 0))
     columns = {'frame': 'frame', 'carried_tokens': 'carried', 'step_ms': 'ms', 'vision_ms': 'vision',
                'prefill_ms': 'text', 'select_ms': 'select', 'host_ms': 'host', 'floor_ms': 'floor', 'of_floor': 'of it'}
-    for column in ('policy', *columns.values()):
-        table.add_column(column, no_wrap=True, justify='left' if column == 'policy' else 'right')
+    table = narrow_table(f'frame step of {result["model"]},{cut} random weights, {result["dtype"]}, {result["step_tokens"]} tokens, '
+                         f'{result["device"]}', 'policy', *columns.values())
     for row in result['rows']:
         cells = [row[name] for name in columns]
         table.add_row(row['policy'], *map(str, cells[:2]), *(f'{cell:.2f}' for cell in cells[2:-1]), f'{cells[-1]:.0%}')

@@ -7,13 +7,12 @@ import time
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from statekv_ros.bench.sizes import parse_size
 from statekv_ros.errors import ParameterError, StateKVError
+from statekv_ros.terminal import narrow_table
 from statekv_ros.transport import (PROFILE_VARIABLES, find_shipped_profile, profile_variable, shared_memory_problem,
                                    use_shipped_profile)
 
@@ -197,9 +196,8 @@ def _json_number(value: float) -> float | None:
 
 
 def _print(result: dict) -> None:
-    table = Table(title='rgb8 images between two processes, by Fast DDS profile', box=SIMPLE, pad_edge=False)
-    for column in ('size', 'profile', 'QoS', 'sent', 'arrived', '%', 'ms p50', 'ms p95', 'CPU %'):
-        table.add_column(column, justify='left' if column in ('profile', 'QoS') else 'right')
+    table = narrow_table('rgb8 images between two processes, by Fast DDS profile', 'size', 'profile', 'QoS', 'sent', 'arrived', '%',
+                         'ms p50', 'ms p95', 'CPU %', text=3)
     for row in result['cases']:
         latencies = ('-' if row[key] is None else f'{row[key]:.1f}' for key in ('latency_ms_p50', 'latency_ms_p95'))
         table.add_row(f'{row["width"]}x{row["height"]}', 'shipped' if row['shipped_profile'] else 'default',

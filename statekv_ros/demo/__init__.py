@@ -2,7 +2,7 @@
 
 `statekv-demo` (or `make demo`) plays a made-up patrol into the node and shows what a frame step costs while it runs. Halfway it
 kills the node and starts it again on the memory that it left on disk. It asks one question before and four at the end, and says of each answer whether it is right, for everything in a patrol is known.
-With --video or --model it does the same with yours, where nobody knows what is right. The last line is one JSON object.
+With --video or --model it does the same with yours, where nobody knows what is right.
 """
 import argparse
 import json
@@ -41,11 +41,12 @@ def ask(client, show: Show, question: str, console: Console) -> dict:
         'evidence': [{'first_s': round(_seconds(e.first_stamp) - first, 3), 'last_s': round(_seconds(e.last_stamp) - first, 3),
                       'share': round(e.share, 4)} for e in answer.evidence]}
     entry |= show.judge(question, answer.text, last - first, entry['evidence'])
-    verdict = '' if 'right' not in entry else ' [green]right[/]' if entry['right'] else f' [red]wrong, it is {entry["truth"]!r}[/]'
+    verdict = '' if 'right' not in entry else ' [green]right[/]' if entry['right'] else \
+        f' [red]wrong, it is {show.told(question, entry["truth"])!r}[/]'
     best = ', '.join(f'{e["first_s"]:.1f}-{e["last_s"]:.1f} s ({e["share"]:.0%})' for e in entry['evidence'][:3])
-    console.print(f'[bold]Q[/] {question}\n[bold]A[/] {answer.text!r}{verdict}\n  covers {entry["covered_s"]:.1f} s of video, '
+    console.print(f'[bold]Q[/] {question}\n[bold]A[/] {show.told(question, answer.text)!r}{verdict}\n  covers {entry["covered_s"]:.1f} s of video, '
                   f'{entry["frames"]} frames; {entry["total_ms"]:.0f} ms, {entry["frame_steps_meanwhile"]} frame steps '
-                  f'meanwhile; looked most at {best}', highlight=False)
+                  f'meanwhile\n  looked most at {best}', highlight=False)
     return entry
 
 
@@ -156,6 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--seed', type=int, default=0, help='which patrol')
     parser.add_argument('--rate-hz', type=float, default=5.0, help='images to watch per second')
     parser.add_argument('--budget', type=int, default=128, help='B in tokens')
+    parser.add_argument('--json', action='store_true', help='end with one JSON object instead of the table')
     parser.add_argument('--picture', type=Path, default=Path('demo_output/answers.png'),
                         help='where to draw what each answer looked at; default: %(default)s')
     args = parser.parse_args(argv)
@@ -176,6 +178,8 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     finally:
         rclpy.try_shutdown()
-    print_summary(result, console)
-    print(json.dumps(result))
+    if args.json:
+        print(json.dumps(result))
+    else:
+        print_summary(result, console)
     return 0

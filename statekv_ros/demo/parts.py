@@ -50,10 +50,9 @@ class Watcher:
         if not self.steps:
             return Text('waiting for the first frame step ...')
         step, recent = self.steps[-1], [s.total_ms for s in self.steps[-10:]]
-        return Text(f'frames {step.frames_processed} of {step.frames_sampled} sampled · '
-                    f'step {statistics.median(recent):.1f} ms · state {step.state_tokens}/{step.budget} tokens · '
-                    f'detailed {step.detailed_tokens} tokens, {step.detailed_bytes / 1e6:.1f} MB · '
-                    f'dropped {step.dropped}, lost {step.lost}')
+        missed = ''.join(f' · {count} {what}' for count, what in ((step.dropped, 'dropped'), (step.lost, 'lost')) if count)
+        return Text(f'frames {step.frames_processed}/{step.frames_sampled} · step {statistics.median(recent):.1f} ms · '
+                    f'state {step.state_tokens}/{step.budget} · cache {step.detailed_bytes / 1e6:.1f} MB{missed}')
 
     def close(self) -> None:
         """Receive nothing any more."""

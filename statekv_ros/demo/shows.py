@@ -4,9 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from statekv_ros.demo.picture import THUMBNAIL, Row, draw
 from statekv_ros.errors import StateKVError
 from statekv_ros.patrol.questions import Question, answer_at, ask, evidence_steps
 from statekv_ros.patrol.video import patrol_frames
@@ -15,8 +15,6 @@ from statekv_ros.patrol.world import Patrol, View, make_patrol
 TOPIC = '/camera/image_raw'
 PATROL_STEPS = 40
 PATROL_KINDS = ('where', 'first', 'last', 'when')     # asked at the end; 'now' in the middle
-_THUMBNAIL = 160, 120       # width, height
-_LOOKED_AT = 3              # frame steps drawn for an answer
 
 
 class Show(ABC):
@@ -53,30 +51,16 @@ class Show(ABC):
         were in memory. Nothing is known by default."""
         return {}
 
+    def told(self, question: str, text: str) -> str:
+        """An answer in words for somebody who has not read what the model was taught."""
+        return text
+
     def picture(self, answers: list[dict], file: Path) -> bool:
         """Write a picture of the frames that each answer looked at most, a row for each; False when it cannot be written."""
-        frames = self._nearest({evidence['first_s'] for answer in answers for evidence in answer['evidence'][:_LOOKED_AT]})
-        rows = []
-        for answer in answers:
-            truth = [f'truth: {answer["truth"]}'] if 'truth' in answer else []
-            row = [_card(f'Q {answer["question"]}', f'A {answer["text"]}', *truth)]
-            for evidence in answer['evidence'][:_LOOKED_AT]:
-                label = f'{evidence["first_s"]:.0f} s, {evidence["share"]:.0%}'
-                row.append(cv2.putText(_thumbnail(frames[evidence['first_s']]), label, (6, 114), cv2.FONT_HERSHEY_SIMPLEX, .45,
-                                       (255, 255, 255), 1, cv2.LINE_AA))
-            rows.append(np.hstack(row + [np.zeros_like(row[0])] * (1 + _LOOKED_AT - len(row))))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return cv2.imwrite(str(file), cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR))
-
-    def _nearest(self, seconds: set[float]) -> dict[float, np.ndarray]:
-        """The frame nearest to each of these times."""
-        found: dict[float, tuple[float, np.ndarray]] = {}
-        for time_ns, frame in self.frames():
-            for second in seconds:
-                distance = abs(time_ns / 1e9 - second)
-                if second not in found or distance < found[second][0]:
-                    found[second] = distance, frame
-        return {second: frame for second, (_, frame) in found.items()}
+        rows = [Row(question := answer['question'], self.told(question, answer['text']), answer.get('right'),
+                    self.told(question, answer.get('truth', '')), [(each['first_s'], each['share']) for each in answer['evidence']])
+                for answer in answers]
+        return draw(rows, self.frames(), file)
 
 
 class ClipShow(Show):
@@ -108,7 +92,11 @@ class PatrolShow(Show):
         return patrol_frames(self._patrol, self._seed)
 
     def frames(self) -> Iterator[tuple[int, np.ndarray]]:
-        return patrol_frames(self._patrol, self._seed, *_THUMBNAIL)
+        return patrol_frames(self._patrol, self._seed, *THUMBNAIL)
+
+    def told(self, question: str, text: str) -> str:
+        kind = self._questions[question].kind
+        return f'{text} (room of the {text} door)' if kind == 'where' else f'{text} s' if kind == 'when' else text
 
     def judge(self, question: str, text: str, seconds: float, evidence: list[dict]) -> dict:
         asked, step = self._questions[question], int(seconds)
@@ -127,24 +115,6 @@ def _patrol_with(kinds: tuple[str, ...], random: np.random.Generator) -> tuple[P
         asked = [ask(patrol, kind, PATROL_STEPS - 1, random, hard=True) for kind in kinds]
         if all(asked) and any(step.view != View.EMPTY for step in patrol.steps[11:]):
             return patrol, asked
-
-
-def _thumbnail(frame: np.ndarray) -> np.ndarray:
-    """The whole frame, made to fit, above a black rest."""
-    (height, width), (wide, tall) = frame.shape[:2], _THUMBNAIL
-    scale = min(wide / width, tall / height)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = np.zeros((tall, wide, 3), np.uint8)
-    picture[:size[1], :size[0]] = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
-    return picture
-
-
-def _card(*lines: str) -> np.ndarray:
-    card = np.full((_THUMBNAIL[1], _THUMBNAIL[0], 3), 30, np.uint8)
-    wrapped = [line[i:i + 24] for line in lines for i in range(0, len(line), 24)]
-    for index, line in enumerate(wrapped):
-        cv2.putText(card, line, (4, 16 + 17 * index), cv2.FONT_HERSHEY_SIMPLEX, .36, (255, 255, 255), 1, cv2.LINE_AA)
-    return card
 
 
 def clip_path() -> Path:
