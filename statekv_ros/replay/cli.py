@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from statekv_ros.errors import BagError
 from statekv_ros.replay.bag_options import ENCODINGS, FOLDER_RATE_HZ, STORAGES, BagOptions
 from statekv_ros.replay.signals import Stopped, stop_on_signals, stopped_by_signals
+from statekv_ros.terminal import narrow_table
 from statekv_ros.transport import ProfileSource, shared_memory_problem, use_shipped_profile
 
 if TYPE_CHECKING:   # rosbags takes its time to import: --help comes before it
@@ -106,10 +106,8 @@ def _make(args: argparse.Namespace) -> int:
 def _info(args: argparse.Namespace) -> int:
     from statekv_ros.replay.bag_reader import bag_info
     info = bag_info(args.bag, args.allow_truncated)
-    table = Table(title=f'{info.path}  ({info.storage}, {info.duration_ns / 1e9:.2f} s, '
-                        f'{info.messages} messages{"" if info.complete else ", cut off"})')
-    for column in ('topic', 'type', 'messages'):
-        table.add_column(column, justify='right' if column == 'messages' else 'left')
+    table = narrow_table(f'{info.path} ({info.storage}, {info.duration_ns / 1e9:.2f} s, {info.messages} messages'
+                         f'{"" if info.complete else ", cut off"})', 'topic', 'type', 'messages', text=2)
     for topic in info.topics:
         table.add_row(topic.name, topic.type, str(topic.count))
     if args.json:

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 
 from statekv_ros.errors import StoreError
 from statekv_ros.store.reader import StoreReader
+from statekv_ros.terminal import narrow_table
 
 DAMAGED, FAILED, INTERRUPTED = 1, 2, 130
 
@@ -110,14 +110,13 @@ def _info(store: StoreReader, args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(held))
         return 0
-    table = Table(title=f'{held["folder"]}, {held["file_bytes"] / 1e6:,.1f} MB on disk (10^6 bytes)')
-    for column in ('camera', 'steps', 'first', 'last', 'hours', 'MB'):
-        table.add_column(column, justify='left' if column == 'camera' else 'right')
+    table = narrow_table(f'{held["folder"]}, {held["file_bytes"] / 1e6:,.1f} MB on disk (10^6 bytes)', 'camera', 'steps', 'first',
+                         'last', 'hours', 'MB')
     for name, camera in held['cameras'].items():
         hours = '' if camera['seconds'] is None else f'{camera["seconds"] / 3600:.2f}'
         table.add_row(name, f'{camera["steps"]:,}', str(camera['first_step']), str(camera['last_step']), hours,
                       f'{camera["bytes"] / 1e6:,.1f}')
-    console = Console(width=120)
+    console = Console()
     console.print(table)
     for name, value in held['identity'].items():
         console.print(f'{name}: {value}', markup=False, highlight=False)
