@@ -40,6 +40,7 @@ def compile_pass(name: str, capability: int, head_dim: int) -> Compiled:
         else:
             signature[argument] = f'*{pointers[argument]}' if argument in pointers else 'i32'
             # As at a launch: allocations are aligned, and strides of queries and entries are multiples of an entry.
-            if argument in pointers or re.fullmatch(r'[qe]_(group|head|row)', argument) and width % 16 == 0:
+            aligned = argument in pointers and not kernel.params[index].do_not_specialize
+            if aligned or re.fullmatch(r'[qe]_(group|head|row)', argument) and width % 16 == 0:
                 attributes[index,] = [['tt.divisibility', 16]]
     return compile_kernel(kernel, signature, values, attributes, capability, tile)

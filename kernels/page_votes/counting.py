@@ -3,7 +3,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=['rows', 'count', 'column', 'columns', 'splits'])
+@triton.jit(do_not_specialize=['TOPS', 'SUMS', 'rows', 'count', 'column', 'columns', 'splits'])
 def votes_kernel(SCORES, TOPS, SUMS, VOTES, rows, count, column, columns, splits, ROWS: tl.constexpr, KEYS: tl.constexpr,
                  SPLITS: tl.constexpr):
     """Votes [kv_heads, count] of the columns from `column` on; grid (candidate tiles, KV heads)."""

@@ -29,8 +29,10 @@ def _put(scores, SCORES, TOPS, SUMS, split, head, heads, row, rows, column, colu
     tl.store(SUMS + at, tl.sum(tl.exp(scores - top[:, None]), 1), mask=row < rows)
 
 
-# Numbers that change from token to token are not specialised: an answer would compile anew whenever one is a multiple of 16.
-@triton.jit(do_not_specialize=['rows', 'count', 'offset', 'column', 'columns', 'split', 'group', 'p_head', 's_head', 's_page'])
+# Numbers that change from token to token are not specialised, nor are pointers into the middle of a tensor: an answer would
+# compile anew whenever one is a multiple of 16.
+@triton.jit(do_not_specialize=['SUMS', 'rows', 'count', 'offset', 'column', 'columns', 'split', 'group', 'p_head', 's_head',
+                               's_page'])
 def score_kernel(Q, ENTRIES, PLACES, GROUPS, SIZES, SCORES, TOPS, SUMS, rows, count, offset, column, columns, split, group,
                  q_group, q_head, q_row, e_head, p_head, s_head, s_page, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
                  ROWS: tl.constexpr, KEYS: tl.constexpr):
@@ -64,8 +66,8 @@ def score_kernel(Q, ENTRIES, PLACES, GROUPS, SIZES, SCORES, TOPS, SUMS, rows, co
          exists)
 
 
-@triton.jit(do_not_specialize=['rows', 'opened', 'tiles', 'first_leaf', 'first_place', 'first', 'leaves', 'column', 'leaf_column',
-                               'columns', 'split', 'leaf_split', 'n_head'])
+@triton.jit(do_not_specialize=['SUMS', 'rows', 'opened', 'tiles', 'first_leaf', 'first_place', 'first', 'leaves', 'column',
+                               'leaf_column', 'columns', 'split', 'leaf_split', 'n_head'])
 def open_kernel(Q, ENTRIES, BEST, PAGES, SIZES, NUMBERS, SCORES, TOPS, SUMS, rows, opened, tiles, first_leaf, first_place, first,
                 leaves, column, leaf_column, columns, split, leaf_split, q_head, q_row, e_head, l_head, n_head,
                 WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, LEAF: tl.constexpr, BEST_BLOCK: tl.constexpr, ROWS: tl.constexpr,

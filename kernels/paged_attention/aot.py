@@ -56,7 +56,7 @@ def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Compi
             signature[argument] = 'fp32' if argument == 'scale_log2' else 'i32'
         # As at a launch: allocations are aligned, and strides are multiples of a row's length.
         row = head_dim * min(bits, 8) // 8 if argument[0] in 'kv' else head_dim
-        if (argument in pointers and argument not in constants
+        if (argument in pointers and argument not in constants and not kernel.params[index].do_not_specialize
                 or re.fullmatch(r'[qkvs]_(head|row)', argument) and row % 16 == 0):
             attributes[index,] = [['tt.divisibility', 16]]
     return compile_kernel(kernel, signature, values, attributes, capability, tile)

@@ -80,8 +80,10 @@ def _load_values(V, VALUE_SCALE, VALUE_ZERO, row, exists, v_row, s_entry, HEAD_D
     return values
 
 
-# Numbers that change from token to token are not specialised: an answer would compile anew whenever one is a multiple of 16.
-@triton.jit(do_not_specialize=['rows', 'pages', 'pages_per_split', 't_head', 'l_row', 'tokens', 'new', 'p_axis'])
+# Numbers that change from token to token are not specialised, nor are pointers into the middle of a tensor: an answer would
+# compile anew whenever one is a multiple of 16.
+@triton.jit(do_not_specialize=['STARTS', 'LENGTHS', 'MOVES', 'ENTRIES', 'LSE', 'PAGE_LSE', 'rows', 'pages', 'pages_per_split',
+                               't_head', 'l_row', 'tokens', 'new', 'p_axis'])
 def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS, LENGTHS, MOVES, ENTRIES, NOTED,
                    FREQUENCIES, STREAM, AXES, POSITIONS, BIAS, O, LSE, PAGE_LSE, scale_log2, rows, pages, pages_per_split,
                    t_head, l_row, tokens, new, q_head, q_row, k_head, k_row, v_head, v_row, s_head, s_row, p_axis,
