@@ -30,11 +30,13 @@ def test_every_kernel_compiles_for_a_robots_chip_and_a_servers_without_spills_an
     result = json.loads(run.stdout.splitlines()[-1])
     assert result['failed'] == []
     assert {87, 90} == {row['capability'] for row in result['rows']}
-    paged = [row for row in result['rows'] if row['kernel'].startswith('paged ')]
+    paged, votes = ([row for row in result['rows'] if row['kernel'].startswith(name)] for name in ('paged ', 'votes '))
     assert {(64, 7), (128, 7), (128, 2), (128, 4), (128, 6)} == {(row['head_dim'], row['group']) for row in result['rows']
-                                                                 if row not in paged}
+                                                                 if row not in paged + votes}
     assert {(head_dim, f'paged {pool} {rows}{moved}') for head_dim in (64, 128) for pool in ('raw', 'int8', 'int4')
             for rows in ('few', 'many') for moved in ('', ' moved')} <= {(row['head_dim'], row['kernel']) for row in paged}
+    assert {f'votes {name}' for name in ('score lines', 'score leaves', 'open', 'votes', 'places', 'places split')} == {
+        row['kernel'] for row in votes}
     for row in result['rows']:
         assert row['stack_bytes'] == 0 and 0 < row['registers'] <= 255
         assert 0 <= row['shared_bytes'] <= SHARED_MEMORY_KB[row['capability']] * 1024 == row['shared_limit_bytes']
@@ -45,7 +47,7 @@ def test_every_kernel_compiles_for_a_robots_chip_and_a_servers_without_spills_an
 def check_loops(row: dict) -> None:
     """Every kernel has its loops, which multiply their tile, and scored attention's keep what was taken out of them out."""
     tile, loops, kernel = row['tile'], row['loops'], row['kernel'].removesuffix(' of streams')
-    if kernel == 'put':     # copies a tile, once
+    if kernel in ('put', 'votes places'):       # once
         assert not loops
         return
     # Scored attention's: with and without masks. The compiler may have unrolled another, and left a loop for the rest.

@@ -8,10 +8,10 @@ from conftest import SECOND
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
+from statekv_ros.kernels.page_votes import Scratch
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.answering.candidates import OPEN_LEAVES, Candidates, Group
 from statekv_ros.memory.answering.choosing import PageChooser
-from statekv_ros.memory.answering.scoring import Scoring
 from statekv_ros.memory.answering.snapshot import take_snapshot
 from statekv_ros.memory.detailed.index import INDEXES
 from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES
@@ -88,7 +88,7 @@ def test_a_chapter_has_each_page_in_one_leaf_of_alike_pages():
 def test_the_pages_with_the_most_votes_of_all_are_found_in_the_best_leaves(index):
     table, best = filled(8 * CHAPTER + 100, index=index), 28
     for layer in range(LAYERS):
-        rows = .02 * by_number(table, layer)[:, ::2000, :DIM]
+        rows = .02 * by_number(table, layer)[:, ::2000, :DIM].float()
         votes = votes_of_all(table, layer, rows, 0)
         pages, found = chooser_of(table, OPEN_LEAVES).votes(layer, rows, 0)
         assert pages.shape == found.shape == (HEADS, OPEN_LEAVES * LEAF + 100)
@@ -99,7 +99,7 @@ def test_the_pages_with_the_most_votes_of_all_are_found_in_the_best_leaves(index
 def test_rows_have_their_true_say_though_most_of_what_they_want_is_not_scored():
     """A row that wants a little of everything has few votes for what is open, and must not have more say in it than it had."""
     table = filled(8 * CHAPTER)
-    keen = .1 * by_number(table, 0)[:, :1]
+    keen = .1 * by_number(table, 0)[:, :1].float()
     idle = torch.randn(HEADS, 6, DIM, generator=torch.Generator().manual_seed(3)) * .02
     rows = torch.cat([keen, idle], dim=1)
     votes = votes_of_all(table, 0, rows, 0)
@@ -129,12 +129,12 @@ def test_each_row_has_one_vote_however_far_its_leaves_are_from_what_is_in_them(i
 def test_entries_scored_in_a_pass_are_bounded_and_hardly_grow_with_the_pages_held(monkeypatch):
     """Counted: the entries, not the time."""
     scored = []
-    for name in ('pages', 'leaves'):
-        def counting(self, *arguments, of=getattr(Scoring, name)):
+    for name in ('pages', 'of_leaves'):
+        def counting(self, *arguments, of=getattr(Scratch, name)):
             pieces = of(self, *arguments)
             scored.append(sum(piece.shape[2] for piece in pieces))
             return pieces
-        monkeypatch.setattr(Scoring, name, counting)
+        monkeypatch.setattr(Scratch, name, counting)
     counts = {}
     for pages in (1000, 4000, 20_000):
         table = filled(pages, step=50)
@@ -160,9 +160,10 @@ def test_leaves_are_of_pages_that_are_held_however_many_came_and_went(count, hel
             assert table.first <= chapters.start * CHAPTER and chapters.stop * CHAPTER <= table.stop
             assert (table.stop - stop * CHAPTER) < 2 * CHAPTER + count, 'sorting keeps up'
             if chapters.start < chapters.stop:
-                newest = torch.full((HEADS, 1), (chapters.stop - chapters.start) * LEAVES - 1)
-                pages, entries, leaves = table.opened(layer, chapters, newest)
-                assert (entries[leaves[:, 0]].view(HEADS, LEAF, DIM)[..., 0] == pages).all()
+                (entries, offset), (_, in_leaves, chapter) = table.layer(layer), table.leaves.layer(layer)
+                newest = (stop - chapter) * LEAVES - 1
+                pages, place = in_leaves[:, newest], (stop * LEAVES - 1) * LEAF + offset
+                assert (entries[:, place:place + LEAF, 0] == pages).all()
                 assert (pages // CHAPTER == stop - 1).all()
                 used.add(stop)
             for part in (slice(table.first, table.stop), slice(table.first + 5, table.stop - held // 3)):

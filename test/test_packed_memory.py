@@ -10,6 +10,7 @@ from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.errors import FrameError, Interrupted, ParameterError
 from statekv_ros.evaluation.lockstep import Lockstep, answer_together, video_of
+from statekv_ros.kernels.paged_attention import Noted, Read, span_and_pages, together
 from statekv_ros.memory import VideoStream, parse_answer_policy
 from statekv_ros.memory.answering.decoding import Answering
 from statekv_ros.memory.detailed.cache import EXACT_STEPS
@@ -76,7 +77,7 @@ def decoded(stream: VideoStream, step, pages: dict[int, list[torch.Tensor]]) -> 
 
 
 class Dense:
-    """Stands in for `Reading._read_pages`: dense attention, head by head, over decoded pages that it knows by their numbers."""
+    """Stands in for `Reading._read`: dense attention, head by head, over decoded pages that it knows by their numbers."""
 
     def __init__(self, stream: VideoStream):
         self._backbone, self._pages = stream.backbone, {}
@@ -97,7 +98,14 @@ class Dense:
             for number, part in enumerate(zip(*parts, *others)):
                 self._pages[step.page + number] = step.slot is not None, *part
 
-    def __call__(self, layer, query, choice, scale, noting):
+    def __call__(self, layer, query, span, chosen, scale, noting):
+        read = [span_and_pages(query, span, (), scale, noting)]
+        for choice in chosen:
+            output, lse, page_lse = self._of_pages(layer, query, choice, scale)
+            read.append(Read(output, lse, [Noted(page_lse, [choice.pages.shape[1]])] if noting else []))
+        return together(read), [choice.pages for choice in chosen]
+
+    def _of_pages(self, layer, query, choice, scale):
         output, lse = torch.zeros_like(query), query.new_full(query.shape[:2], float('-inf'))
         page_lse = query.new_full((*query.shape[:2], choice.pages.shape[1]), float('-inf'))
         for head in range(len(query)):
@@ -209,7 +217,7 @@ def test_every_policy_reads_the_decoded_pages_as_a_dense_reference_does(position
     assert (stream.shift > 0) == (positions != 'native') or family == 'qwen2_5_vl'
     for policy in ('all', 'sparse(45)', 'sparse(10)', 'last(12)', 'retrieve(3)'):
         ours, right = (stream.begin_answer(QUESTION, policy, max_tokens=4, evidence=99) for _ in range(2))
-        right._reading._read_pages = dense = Dense(stream)
+        right._reading._read = dense = Dense(stream)
         difference = (logits_of(ours, monkeypatch) - logits_of(right, monkeypatch)).abs().max()
         assert difference < 1e-4, (policy, difference)
         assert dense.read > 0, policy

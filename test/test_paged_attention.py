@@ -12,7 +12,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from statekv_ros.kernels.paged_attention import PackedPool, Rope, naive, paged_attention
+from statekv_ros.kernels.paged_attention import (PackedPool, PoolPages, Rope, Span, masses, naive, paged_attention,
+                                                 span_and_pages)
 from statekv_ros.kernels.paged_attention.pool import pack
 
 HEAD_DIMS, GROUPS, LONGEST = (32, 64, 80, 100, 128, 256), (1, 2, 3, 4, 7, 8), (1, 2, 7, 9, 16, 33)
@@ -293,6 +294,71 @@ def test_a_page_of_hours_ago_that_is_read_from_close_by_loses_nothing():
     assert torch.equal(paged_attention(*far)[0], paged_attention(*given)[0])
 
 
+class Whole(NamedTuple):
+    """A span of `tokens`, of which `new` ask with `group` rows each, and pages of pools, `later` of which come later."""
+
+    tokens: int
+    new: int
+    group: int
+    head_dim: int
+    dtype: torch.dtype
+    bits: tuple[int, ...]
+    later: int = 0
+
+    def __str__(self):
+        return '-'.join(map(str, self)).replace('torch.', '')
+
+
+WHOLES = [Whole(*each) for each in [
+    (1, 1, 1, 32, torch.float32, ()), (130, 1, 7, 64, torch.float32, (16,)), (65, 5, 3, 80, torch.float32, (4, 16)),
+    (20, 20, 2, 32, torch.float16, (8,)), (40, 1, 8, 32, torch.bfloat16, (4, 16)), (30, 2, 4, 32, torch.float32, (16, 8, 4), 2)]]
+
+
+def whole_errors(case: Whole, implementation: str | None, device: str = 'cpu') -> Errors:
+    """Relative error of the output; largest ones of the log-sum-exp, and of a share."""
+    rows, random = case.group * case.new, torch.Generator().manual_seed(case.tokens)
+    given = [inputs(Case(5 + 2 * number, 9, rows, case.head_dim, case.dtype, bits, number % 2 == 0, seed=number))
+             for number, bits in enumerate(case.bits)]
+    query = given[0].query if given else torch.randn(KV_HEADS, rows, case.head_dim, generator=random).to(case.dtype)
+    room = torch.randn(2, KV_HEADS, case.tokens + 5, case.head_dim, generator=random).to(case.dtype)
+    span = Span(*room[:, :, :case.tokens], case.new)
+    pools = [PoolPages(*(on(each, device)[at] for at in (1, 2, 3, 4, 6, 7, 8, 9))) for each in given]
+    near, scale = len(pools) - case.later, case.head_dim ** -0.5
+    read = span_and_pages(query.to(device), Span(span.key.to(device), span.value.to(device), case.new), pools[:near], scale, True,
+                          lambda: iter(pools[near:]), implementation)
+    mass = [part.cpu() for part in masses(read.noted, read.lse, implementation)]
+
+    scores = query.double() @ span.key.double().transpose(1, 2) * scale
+    hidden = torch.arange(case.tokens) - (case.tokens - case.new) > (torch.arange(rows) % case.new)[:, None]
+    scores.masked_fill_(hidden, -torch.inf)
+    parts = [(scores.softmax(-1) @ span.value.double(), scores.logsumexp(-1)),
+             *(definition(each._replace(query=query))[:2] for each in given)]
+    lse = torch.stack([part[1] for part in parts]).logsumexp(0)
+    output = sum(out * (part_lse - lse).exp()[..., None] for out, part_lse in parts)
+    right = [(scores - lse[..., None]).exp().sum(1)]
+    for each in given:
+        noted = definition(each._replace(query=query, noted=torch.zeros(9 * PAGE_CAPACITY, dtype=torch.bool)
+                                         if each.noted is None else each.noted))[2]
+        right.append((noted - lse[..., None]).exp().sum(1))
+    return Errors(((read.output.cpu() - output).norm() / output.norm()).item(), (read.lse.cpu() - lse).abs().max().item(),
+                  max((ours - theirs).abs().max().item() for ours, theirs in zip(mass, right, strict=True)))
+
+
+@pytest.mark.parametrize('case', WHOLES, ids=str)
+def test_a_span_and_pages_of_several_pools_are_read_as_one(case):
+    assert_close(whole_errors(case, 'naive'), case.dtype)
+
+
+@pytest.mark.parametrize('change, words', [
+    ({'new': 0}, 'span must have the 0 tokens that ask'), ({'new': 10}, 'got 9 tokens and 4 rows'),
+    ({'new': 3}, 'as many rows of each'), ({'value': None}, 'value must be .* got None'),
+    ({'key': torch.zeros(KV_HEADS, 9, 32).half()}, 'key is torch.float16')])
+def test_a_bad_span_is_named(change, words):
+    span = Span(*torch.zeros(2, KV_HEADS, 9, 32), 2)
+    with pytest.raises(ValueError, match=words):
+        span_and_pages(torch.zeros(KV_HEADS, 4, 32), span._replace(**change), (), 1.0)
+
+
 def test_an_answer_with_no_page_at_all_has_read_nothing():
     given = inputs(Case(5, 9, 6, 64, torch.float32, 16))
     output, lse, page_lse = paged_attention(*given._replace(starts=given.starts[:, :0], lengths=given.lengths[:, :0]))
@@ -380,6 +446,12 @@ TRITON_CASES = [case for case in CASES if case.bits == 16 or case.head_dim <= 12
 @pytest.mark.parametrize('case', TRITON_CASES, ids=str)
 def test_triton_equals_the_definition(case, run_triton):
     assert_close(run_triton(measure, case), case.dtype)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize('case', WHOLES, ids=str)
+def test_a_span_and_pages_of_several_pools_are_read_as_one_in_triton(case, run_triton):
+    assert_close(run_triton(whole_errors, case), case.dtype)
 
 
 def measure_split(case: Case, implementation: str, device: str, splits: int, tile: tuple) -> Errors:

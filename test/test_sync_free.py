@@ -18,6 +18,7 @@ from statekv_ros.backbones import FAMILIES as ADAPTERS
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.checkpoint import load_checkpoint
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
+from statekv_ros.kernels.paged_attention import Noted, Read
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.answering.shared import decode_together
 from statekv_ros.memory.together import Given, Together
@@ -180,15 +181,15 @@ def test_a_step_of_several_cameras_never_waits_and_sends_as_many_tensors_as_one(
     assert [stream.steps - 1 for stream in streams] == before and together.problem == ''
 
 
-def as_on_a_gpu(query, key, value, starts, lengths, *_, noted=None, **options):
-    """A kernel of its own there, which does not look whether pages are in the pool."""
-    lse = torch.empty(query.shape[:2], device=META)
-    return (torch.empty(query.shape, device=META), lse,
-            None if noted is None else torch.empty(*lse.shape, starts.shape[1], device=META))
+def as_on_a_gpu(query, span, pools, scale, noting=False, later=tuple):
+    """Kernels of its own there, which do not look whether pages are in the pool."""
+    widths = [span.key.shape[1], *(pages.starts.shape[1] for pages in (*pools, *later()))]
+    noted = [Noted(torch.empty(*query.shape[:2], sum(widths), device=META), widths)] if noting else []
+    return Read(torch.empty(query.shape, device=META), torch.empty(query.shape[:2], device=META), noted)
 
 
 def test_a_pass_of_answers_is_one_look_of_eight_bytes_a_token_however_they_are_sampled(folders, frames, monkeypatch):
-    monkeypatch.setattr('statekv_ros.memory.answering.reading.paged_attention', as_on_a_gpu)
+    monkeypatch.setattr('statekv_ros.memory.answering.reading.span_and_pages', as_on_a_gpu)
     checkpoint = load_checkpoint(str(folders['qwen3_vl']), 'cpu', 'float32')
     checkpoint = replace(checkpoint, model=checkpoint.model.to(META))
     backbone = ADAPTERS[checkpoint.model.config.model_type](checkpoint, 448 * 448, 64 * 64, '', 0)

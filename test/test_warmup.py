@@ -77,6 +77,7 @@ def gpu(backbone, monkeypatch):
     # Streams compute on the CPU; only what the warm-up itself asks of the device is the stand-in's.
     monkeypatch.setattr(warmup, 'VideoStream',
                         lambda gpu, *arguments, **options: VideoStream(gpu._backbone, *arguments, **options))
+    monkeypatch.setattr(warmup, 'run_vote_variants', lambda *arguments: [])
     fitness._unfit.cache_clear()
     fitness.forget_failures()
     yield OnAGpu(backbone)

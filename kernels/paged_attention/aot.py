@@ -3,12 +3,13 @@ import re
 
 from statekv_ros.kernels.scored_attention.aot import Compiled, compile_kernel
 
-from .configs import COMBINE, FEW_ROWS, MAX_PACKED_HEAD_DIM, Tile, find_tile, head_block
-from .forward import combine_kernel, forward_kernel
+from .configs import COMBINE, FEW_ROWS, MASS, MAX_PACKED_HEAD_DIM, Tile, find_tile, head_block
+from .forward import combine_kernel, forward_kernel, mass_kernel
 
 POOLS = {'raw': 16, 'int8': 8, 'int4': 4}
 # A decoded token's rows read and note what each page got; a question's rows only read. With ' moved', pages are turned too.
-PASSES = ('combine', *(f'{pool} {rows}{moved}' for pool in POOLS for rows in ('few', 'many') for moved in ('', ' moved')))
+PASSES = ('combine', 'masses', 'span few', 'span many',
+          *(f'{pool} {rows}{moved}' for pool in POOLS for rows in ('few', 'many') for moved in ('', ' moved')))
 
 
 def passes(head_dim: int) -> list[str]:
@@ -18,10 +19,10 @@ def passes(head_dim: int) -> list[str]:
 
 def tile_of(name: str, head_dim: int, dtype: str) -> Tile:
     """The tile that a pass is launched with (`keys` means nothing to 'combine')."""
-    if name == 'combine':
-        return COMBINE
+    if name in ('combine', 'masses'):
+        return COMBINE if name == 'combine' else MASS
     pool, rows = name.split()[:2]
-    return find_tile(head_dim, 4 if dtype == 'fp32' else 2, POOLS[pool], FEW_ROWS if rows == 'few' else FEW_ROWS + 1)
+    return find_tile(head_dim, 4 if dtype == 'fp32' else 2, POOLS.get(pool, 16), FEW_ROWS if rows == 'few' else FEW_ROWS + 1)
 
 
 def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Compiled:
@@ -34,10 +35,12 @@ def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Compi
     """
     tile = tile_of(name, head_dim, dtype)
     constants = {'HEAD_DIM': head_dim, 'HEAD_BLOCK': head_block(head_dim), 'ROWS': tile.rows}
-    pointers = dict.fromkeys(('O', 'LSE', 'PARTIAL', 'PARTIAL_LSE', 'PAGE_LSE', 'FREQUENCIES', 'STREAM', 'BIAS'), 'fp32')
+    pointers = dict.fromkeys(('O', 'LSE', 'PARTIAL', 'PARTIAL_LSE', 'PAGE_LSE', 'MASS', 'FREQUENCIES', 'STREAM', 'BIAS'), 'fp32')
     kernel, bits = combine_kernel, 16
-    if name != 'combine':
-        kernel, bits = forward_kernel, POOLS[name.split()[0]]
+    if name == 'masses':
+        kernel, constants = mass_kernel, {'ROWS': tile.rows, 'KEYS': tile.keys}
+    elif name != 'combine':
+        kernel, bits = forward_kernel, POOLS.get(name.split()[0], 16)
         stored = dtype if bits == 16 else 'u8'
         pointers |= {'Q': dtype, 'K': stored, 'V': stored, 'NOTED': 'i1', 'AXES': 'i64'}
         pointers |= dict.fromkeys(('KEY_SCALE', 'KEY_ZERO', 'VALUE_SCALE', 'VALUE_ZERO'), 'fp16')
@@ -53,7 +56,7 @@ def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Compi
             signature[argument] = 'fp32' if argument == 'scale_log2' else 'i32'
         # As at a launch: allocations are aligned, and strides are multiples of a row's length.
         row = head_dim * min(bits, 8) // 8 if argument[0] in 'kv' else head_dim
-        if (argument in pointers and argument not in constants
+        if (argument in pointers and argument not in constants and not kernel.params[index].do_not_specialize
                 or re.fullmatch(r'[qkvs]_(head|row)', argument) and row % 16 == 0):
             attributes[index,] = [['tt.divisibility', 16]]
     return compile_kernel(kernel, signature, values, attributes, capability, tile)
@@ -61,7 +64,8 @@ def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Compi
 
 def _without(name: str, bits: int) -> dict[str, None]:
     """What such a call does not have."""
-    missing = [] if bits < 16 else ['KEY_SCALE', 'KEY_ZERO', 'VALUE_SCALE', 'VALUE_ZERO', 'ENTRIES', 'FREQUENCIES', 'AXES',
+    missing = ['STARTS', 'LENGTHS', 'NOTED'] if name.startswith('span') else []
+    missing += [] if bits < 16 else ['KEY_SCALE', 'KEY_ZERO', 'VALUE_SCALE', 'VALUE_ZERO', 'ENTRIES', 'FREQUENCIES', 'AXES',
                                     'POSITIONS', 'BIAS']
     if 'moved' not in name:
         missing += ['MOVES'] if bits < 16 else ['MOVES', 'STREAM']

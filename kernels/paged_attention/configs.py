@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from statekv_ros.kernels.scored_attention.configs import MAX_HEAD_DIM, Tile, head_block
 
-__all__ = ['COMBINE', 'FEW_ROWS', 'INTERPRETER', 'MAX_HEAD_DIM', 'MAX_PACKED_HEAD_DIM', 'TABLE', 'Config', 'Tile',
+__all__ = ['COMBINE', 'FEW_ROWS', 'INTERPRETER', 'MASS', 'MAX_HEAD_DIM', 'MAX_PACKED_HEAD_DIM', 'TABLE', 'Config', 'Tile',
            'choose_splits', 'find_tile', 'head_block']
 
 
@@ -19,6 +19,7 @@ class Config(NamedTuple):
 
 
 COMBINE = Tile(8, 1, 4, 1)
+MASS = Tile(16, 64, 4, 1)
 FEW_ROWS = 16
 # Larger heads have more channels to a thread than it has registers for their scales and angles.
 MAX_PACKED_HEAD_DIM = 128

@@ -80,17 +80,23 @@ def _load_values(V, VALUE_SCALE, VALUE_ZERO, row, exists, v_row, s_entry, HEAD_D
     return values
 
 
-# Numbers that change from token to token are not specialised: an answer would compile anew whenever one is a multiple of 16.
-@triton.jit(do_not_specialize=['rows', 'pages', 'pages_per_split', 'p_axis'])
+# Numbers that change from token to token are not specialised, nor are pointers into the middle of a tensor: an answer would
+# compile anew whenever one is a multiple of 16.
+@triton.jit(do_not_specialize=['STARTS', 'LENGTHS', 'MOVES', 'ENTRIES', 'LSE', 'PAGE_LSE', 'rows', 'pages', 'pages_per_split',
+                               't_head', 'l_row', 'tokens', 'new', 'p_axis'])
 def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS, LENGTHS, MOVES, ENTRIES, NOTED,
                    FREQUENCIES, STREAM, AXES, POSITIONS, BIAS, O, LSE, PAGE_LSE, scale_log2, rows, pages, pages_per_split,
-                   q_head, q_row, k_head, k_row, v_head, v_row, s_head, s_row, p_axis,
+                   t_head, l_row, tokens, new, q_head, q_row, k_head, k_row, v_head, v_row, s_head, s_row, p_axis,
                    HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
                    BITS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
     """One tile of rows over one split of the pages; grid (row tiles, splits, KV heads).
 
-    O is [splits, kv_heads, rows, head_dim], LSE [splits, kv_heads, rows], PAGE_LSE [kv_heads, rows, pages]: fp32, contiguous;
-    logarithms are natural. Pointers of what a call has not are None; BITS is 16 for a raw pool of whatever dtype.
+    O is [splits, kv_heads, rows, head_dim], LSE [splits, kv_heads, rows]: fp32, contiguous; PAGE_LSE [kv_heads, rows, pages]
+    fp32, rows `l_row` apart; logarithms are natural. Tables have a row for each KV head, `t_head` apart. Pointers of what a call
+    has not are None; BITS is 16 for a raw pool of whatever dtype.
+
+    Without STARTS the pool is `tokens` tokens side by side, in pages of KEYS; the last `new` are those of the rows, and each
+    sees none that comes after it. PAGE_LSE is then of tokens.
     """
     HALF_DIM: tl.constexpr = HEAD_DIM // 2
     TURNED: tl.constexpr = BITS < 16 or MOVES is not None
@@ -117,9 +123,13 @@ def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS
     largest = tl.full((ROWS,), -1e30, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     for page in range(split * pages_per_split, tl.minimum((split + 1) * pages_per_split, pages)):
-        at = head * pages + page
-        length = tl.load(LENGTHS + at)
-        start = tl.load(STARTS + at)
+        at = head * t_head + page
+        if STARTS is None:
+            start = page * KEYS
+            length = tl.minimum(tokens - start, KEYS)
+        else:
+            length = tl.load(LENGTHS + at)
+            start = tl.load(STARTS + at)
         move, s_entry = 0, head
         # An entry that is not used may say anything.
         if MOVES is not None:
@@ -143,6 +153,11 @@ def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS
                                other=0.0)
             scores = tl.dot(query, tl.trans(keys.to(DOT)), input_precision=PRECISION)
             scores = tl.where(exists[None, :], scores, float('-inf'))
+            if STARTS is None:
+                scores = tl.where((pool_row - (tokens - new))[None, :] <= (row % new)[:, None], scores, float('-inf'))
+                if PAGE_LSE is not None:
+                    tl.store(PAGE_LSE + (head * rows + row)[:, None] * l_row + pool_row[None, :], scores * (scale_log2 * LN2),
+                             mask=(row < rows)[:, None] & exists[None, :])
             larger = tl.maximum(largest, tl.max(scores, 1))
             weight = tl.exp2(scores * scale_log2 - (larger * scale_log2)[:, None])
             fade = tl.exp2((largest - larger) * scale_log2)
@@ -156,7 +171,7 @@ def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS
             largest = larger
         if NOTED is not None:
             page_lse = tl.where(noted_total > 0, (largest * scale_log2 + tl.log2(noted_total)) * LN2, float('-inf'))
-            tl.store(PAGE_LSE + head * rows * pages + row * pages + page, page_lse, mask=row < rows)
+            tl.store(PAGE_LSE + (head * rows + row) * l_row + page, page_lse, mask=row < rows)
 
     read = total > 0
     total = tl.where(read, total, 1.0)
@@ -191,3 +206,19 @@ def combine_kernel(PARTIAL, PARTIAL_LSE, O, LSE, all_rows, splits, HEAD_DIM: tl.
     total = tl.where(read, total, 1.0)
     tl.store(O + offsets, output / total[:, None], mask=exists)
     tl.store(LSE + row, tl.where(read, largest + tl.log2(total) * LN2, float('-inf')), mask=row < all_rows)
+
+
+@triton.jit(do_not_specialize=['rows', 'columns'])
+def mass_kernel(PAGE_LSE, LSE, MASS, rows, columns, ROWS: tl.constexpr, KEYS: tl.constexpr):
+    """What all rows together give to each column of PAGE_LSE [kv_heads, rows, columns], with the logarithms LSE [kv_heads, rows]
+    of all that they read: MASS [kv_heads, columns]; grid (column tiles, KV heads)."""
+    head = tl.program_id(1).to(tl.int64)
+    column = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    mass = tl.zeros((KEYS,), tl.float32)
+    for begin in range(0, rows, ROWS):
+        row = begin + tl.arange(0, ROWS)
+        lse = tl.load(LSE + head * rows + row, mask=row < rows, other=0.0)
+        page_lse = tl.load(PAGE_LSE + (head * rows + row)[:, None] * columns + column[None, :],
+                           mask=(row < rows)[:, None] & (column < columns)[None, :], other=float('-inf'))
+        mass += tl.sum(tl.exp(page_lse - lse[:, None]), 0)
+    tl.store(MASS + head * columns + column, mass, mask=column < columns)

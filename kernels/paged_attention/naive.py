@@ -2,10 +2,13 @@
 
 Pages are gathered and read all at once, without a loop over pages or heads. The host looks at the lengths: on a GPU it waits.
 """
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 
+from .parts import Noted, PoolPages, Read, Span
 from .pool import PackedPool, Rope, unpack
 
 # Elements of the largest temporaries: scores [kv_heads, rows, tokens], and keys or values gathered, in fp32 (16 MiB). Pages are
@@ -72,6 +75,62 @@ def naive_paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, v
             if of_pages is not None:
                 page_lse[:, cut, first:first + per_piece] = of_pages
     return output, lse, page_lse
+
+
+def naive_span_and_pages(query: torch.Tensor, span: Span, pools: Sequence[PoolPages],
+                         later: Callable[[], Iterable[PoolPages]], scale: float, noting: bool) -> Read:
+    """Arguments and results as in `span_and_pages`."""
+    read = [read_span(query.float() * scale, span, noting, PIECE)]
+    for pages in chain(pools, later()):
+        key, value, starts, lengths, moves, noted, rope, entries = pages
+        output, lse, page_lse = naive_paged_attention(query, key, value, starts, lengths, scale, moves, noted, rope, entries)
+        read.append(Read(output, lse, [Noted(page_lse, [starts.shape[1]])] if noting else []))
+    return together(read)
+
+
+def together(read: Sequence[Read]) -> Read:
+    """What was read in parts, as if at once."""
+    if len(read) == 1:
+        return read[0]
+    lse = torch.stack([part.lse for part in read])
+    outputs = torch.stack([part.output for part in read])
+    return Read((outputs * torch.softmax(lse, dim=0)[..., None]).sum(dim=0), lse.logsumexp(dim=0),
+                [noted for part in read for noted in part.noted])
+
+
+def naive_masses(noted: Noted, lse: torch.Tensor) -> torch.Tensor:
+    """Arguments and results as in `masses`, of all columns."""
+    return torch.exp(noted.lse - lse[..., None]).sum(dim=1)
+
+
+def read_span(rows: torch.Tensor, span: Span, noting: bool, most: int) -> Read:
+    """Attention of rows [kv_heads, group x new, head_dim] fp32, queries times the scale.
+
+    Args:
+        most: elements of the largest tensor of scores, unless a single row has more.
+    """
+    kv_heads, count, tokens = *rows.shape[:2], span.key.shape[1]
+    key, value = span.key.float().transpose(1, 2), span.value.float()
+    per_piece = max(1, most // (kv_heads * max(1, tokens)))
+    read = [_read_rows(rows[:, begin:begin + per_piece], key, value, span.new, begin, noting)
+            for begin in range(0, count, per_piece)]
+    if len(read) == 1:
+        return read[0]
+    output, lse = (torch.cat(parts, dim=1) for parts in zip(*(part[:2] for part in read)))
+    scores = [torch.cat([part.noted[0].lse for part in read], dim=1)] if noting else []
+    return Read(output, lse, [Noted(each, [tokens]) for each in scores])
+
+
+def _read_rows(rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor, new: int, first: int, noting: bool) -> Read:
+    """As `read_span`; `first`: number of the first of these rows, keys [kv_heads, head_dim, tokens], all in fp32."""
+    scores = rows @ key
+    if new > 1:
+        row, column = torch.arange(first, first + rows.shape[1], device=rows.device), torch.arange(new, device=rows.device)
+        scores[..., -new:].masked_fill_(column > row[:, None] % new, float('-inf'))
+    weights = torch.log_softmax(scores, dim=-1)
+    lse = scores[..., 0] - weights[..., 0]     # every row sees the first token
+    weights.exp_()
+    return Read(weights @ value, lse, [Noted(scores, [scores.shape[2]])] if noting else [])
 
 
 def _attend(query: torch.Tensor, gathered: Gathered, scale: float,

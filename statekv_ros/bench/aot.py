@@ -19,12 +19,13 @@ from statekv_ros.terminal import narrow_table
 # (head dim, group) of InternVL3-1B, InternVL3-8B, Qwen3-VL-2B, Qwen3-VL-4B and -8B, InternVL3-2B
 MODEL_SHAPES = ((64, 7), (128, 7), (128, 2), (128, 4), (128, 6))
 ALL_SHAPES = (*MODEL_SHAPES, (32, 2), (80, 2), (256, 2))
-PAGED = 'paged '    # what the names of paged attention's kernels begin with
+PAGED, VOTES = 'paged ', 'votes '    # what the names of paged attention's and of page votes' kernels begin with
 
 
 @dataclass(frozen=True)
 class Case:
-    """One pass for one chip (`capability` 90 is sm_90), head dim, group and dtype. Paged attention is given rows: group 1."""
+    """One pass for one chip (`capability` 90 is sm_90), head dim, group and dtype. Paged attention and page votes are given rows:
+    group 1; page votes have entries of halves, whatever the model's dtype."""
 
     capability: int
     head_dim: int
@@ -79,18 +80,23 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def _cases(chip: int, everything: bool) -> list[Case]:
+    from statekv_ros.kernels.page_votes.aot import PASSES as VOTE_PASSES
     from statekv_ros.kernels.paged_attention.aot import passes
     from statekv_ros.kernels.scored_attention.aot import PASSES
     shapes, dtypes = (ALL_SHAPES, ('bf16', 'fp16', 'fp32')) if everything else (MODEL_SHAPES, ('bf16',))
     scored = PASSES if everything else [name for name in PASSES if not name.startswith('forward')]
+    head_dims = sorted({head_dim for head_dim, _ in shapes})
     return [*(Case(chip, head_dim, group, dtype, kernel) for head_dim, group in shapes for dtype in dtypes
               for kernel in scored),
-            *(Case(chip, head_dim, 1, dtype, PAGED + kernel) for head_dim in sorted({head_dim for head_dim, _ in shapes})
-              for dtype in dtypes for kernel in passes(head_dim))]
+            *(Case(chip, head_dim, 1, dtype, PAGED + kernel) for head_dim in head_dims for dtype in dtypes
+              for kernel in passes(head_dim)),
+            *(Case(chip, head_dim, 1, 'fp16', VOTES + kernel) for head_dim in (head_dims if everything else head_dims[-1:])
+              for kernel in VOTE_PASSES)]
 
 
 def _judge(case: Case, with_loops: bool) -> dict:
     """Compile one case; its row of the result."""
+    from statekv_ros.kernels.page_votes import aot as votes
     from statekv_ros.kernels.paged_attention import aot as paged
     from statekv_ros.kernels.scored_attention import aot as scored
     limit = SHARED_MEMORY_KB[case.capability] * 1024
@@ -98,6 +104,10 @@ def _judge(case: Case, with_loops: bool) -> dict:
         name = case.kernel.removeprefix(PAGED)
         tile = paged.tile_of(name, case.head_dim, case.dtype)
         compile_pass = functools.partial(paged.compile_pass, name, case.capability, case.head_dim, case.dtype)
+    elif case.kernel.startswith(VOTES):
+        name = case.kernel.removeprefix(VOTES)
+        tile = votes.tile_of(name)
+        compile_pass = functools.partial(votes.compile_pass, name, case.capability, case.head_dim)
     else:
         tile = scored.tile_of(case.kernel, case.capability, case.head_dim, case.dtype)
         compile_pass = functools.partial(scored.compile_pass, case.kernel, case.capability, case.head_dim, case.group,

@@ -1,5 +1,6 @@
 """What a configuration computes on a GPU, run once before the first image: kernels are compiled, libraries make their plans."""
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,17 +9,24 @@ import torch
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.errors import QuestionError
 from statekv_ros.kernels import fitness
+from statekv_ros.kernels import page_votes as votes
 from statekv_ros.kernels import paged_attention as paged
 from statekv_ros.kernels import scored_attention as scored
+from statekv_ros.kernels.page_votes.variants import run_variants as run_vote_variants
 from statekv_ros.kernels.scored_attention.variants import run_variants
+from statekv_ros.memory.answering.candidates import OPEN_LEAVES
 from statekv_ros.memory.detailed.cache import EXACT_STEPS
+from statekv_ros.memory.detailed.index import DEFAULT_INDEX, INDEXES
+from statekv_ros.memory.detailed.leaves import LEAF
+from statekv_ros.memory.detailed.table import ENTRY_DTYPE
 from statekv_ros.memory.policies import UNLIMITED, PrefillPolicy
 from statekv_ros.memory.stream import VideoStream
 
-OPERATIONS = (scored.OPERATION, paged.OPERATION)
+OPERATIONS = (scored.OPERATION, paged.OPERATION, votes.OPERATION)
 # An answer's kernel is compiled apart for a question and for a token, for one page and for many, for pages that are turned.
 _ANSWERS = ('all', 'sparse(64)', 'sparse(256)', 'retrieve(2)')
 _MOST_STATE = 16384     # tokens; larger ones run the same code
+_CHOSEN = 64, 128, 256  # pages that an answer chooses: a kernel is compiled for each power of two
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class WarmUp:
     """What came of it.
 
     Attributes:
-        variants: of the frame step's kernel that were run, in words; empty where it has none.
+        variants: of the kernels of the frame step, and of votes on pages, that were run, in words; empty where there are none.
         steps, answers: of a stream of its own that was watched and asked.
         problems: why an operation has no kernel here.
     """
@@ -38,7 +46,7 @@ class WarmUp:
 
     def __str__(self) -> str:
         """One line for the log."""
-        kernels = '; '.join(self.problems) or f'{len(self.variants)} runs of the frame step\'s kernels'
+        kernels = '; '.join(self.problems) or f'{len(self.variants)} runs of the frame step\'s and the index\'s kernels'
         return f'warmed up in {self.seconds:.1f} s: {kernels}; {self.steps} frame steps, {self.answers} answers'
 
 
@@ -62,8 +70,11 @@ def warm_up(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, in
         return None
     begun = time.perf_counter()
     fitness.forget_failures()
-    unfit = fitness.problem(scored.OPERATION, backbone.device)
-    variants = [] if unfit else _run_kernels(backbone, policy, frame_size, cameras)
+    variants = []
+    for operation, run in ((scored.OPERATION, lambda: _run_steps_kernels(backbone, policy, frame_size, cameras)),
+                           (votes.OPERATION, lambda: _run_votes_kernels(backbone))):
+        if not fitness.problem(operation, backbone.device):
+            variants += _tried(operation, backbone.device, run)
     steps, answers = _watch_and_ask(backbone, policy, frame_size, positions, detailed_format)
     torch.cuda.synchronize(backbone.device)
     return WarmUp(time.perf_counter() - begun, tuple(variants), steps, answers, problems(backbone.device))
@@ -76,17 +87,29 @@ def problems(device: torch.device) -> tuple[str, ...]:
                  for operation, reason in found.items() if reason)
 
 
-def _run_kernels(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, int], cameras: int) -> list[str]:
+def _run_steps_kernels(backbone: Backbone, policy: PrefillPolicy, frame_size: tuple[int, int], cameras: int) -> list[str]:
     layout, step_tokens = backbone.layout, backbone.size(*frame_size).step_tokens
     state = min(policy.budget, _MOST_STATE) if policy.kind == 'statekv' and policy.budget < UNLIMITED else step_tokens
     queries = [tokens for tokens in (backbone.prefix().tokens, step_tokens) if tokens]
+    return run_variants(backbone.q_heads, layout.kv_heads, layout.head_dim, layout.dtype, layout.device, queries, state,
+                        cameras > 1)
+
+
+def _run_votes_kernels(backbone: Backbone) -> list[str]:
+    """Through leaves as well, which no memory has before hours have passed."""
+    layout, index = backbone.layout, INDEXES[DEFAULT_INDEX]
+    return run_vote_variants(layout.kv_heads, index.entry_width(layout.head_dim), LEAF, ENTRY_DTYPE, layout.device, OPEN_LEAVES,
+                             _CHOSEN)
+
+
+def _tried(operation: str, device: torch.device, run: Callable[[], list[str]]) -> list[str]:
+    """What was run; nothing where a kernel cannot be built, which is noted."""
     try:
-        return run_variants(backbone.q_heads, layout.kv_heads, layout.head_dim, layout.dtype, layout.device, queries, state,
-                            cameras > 1)
+        return run()
     except Exception as error:  # compilers, assemblers, drivers and loaders raise many kinds
         if fitness.is_the_callers(error):
             raise
-        fitness.note_failure(scored.OPERATION, layout.device, error)
+        fitness.note_failure(operation, device, error)
         return []
 
 

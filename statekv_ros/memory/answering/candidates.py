@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 
 from statekv_ros.backbones.upload import to_device
-from statekv_ros.memory.answering.scoring import Scoring
+from statekv_ros.kernels.page_votes import Leaves, Line, Lines, Scratch, page_votes
 from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES
-from statekv_ros.memory.detailed.table import PageTable
+from statekv_ros.memory.detailed.table import ENTRY_DTYPE, PageTable
 
 # Leaves that a pass opens, if it reads no more pages than that; docs/hours.md says what fewer lose.
 OPEN_LEAVES = 192
@@ -23,29 +23,16 @@ class Group:
     turn: int
 
 
-class Line(NamedTuple):
-    """Pages of a group that are scored one by one.
-
-    Attributes:
-        places: as `PageTable.entries` takes them.
-        sizes: logarithms of their lengths, [kv_heads or 1, 1, pages] fp32.
-    """
-    group: int
-    places: slice | torch.Tensor
-    sizes: torch.Tensor
-
-
 class Walk(NamedTuple):
     """What a pass goes through in a layer.
 
     Attributes:
         of: what was held and sorted when this was made.
-        numbers: of the lines' pages, [kv_heads or 1, pages] int32; None: all from the first on, as they are.
+        lines: without numbers where they are all pages from the first on, as they are.
         through: groups and chapters that are gone through by leaves.
     """
     of: tuple[int, ...]
-    lines: list[Line]
-    numbers: torch.Tensor | None
+    lines: Lines
     through: list[tuple[int, slice]]
 
 
@@ -74,7 +61,7 @@ class Candidates:
         if unwanted is not None:
             self._sizes.masked_fill_(unwanted, float('-inf'))
         self._walks: dict[int, Walk] = {}       # by layer
-        self._scoring: Scoring | None = None
+        self._scratch: Scratch | None = None
 
     @property
     def most(self) -> int:
@@ -97,32 +84,17 @@ class Candidates:
         table, walk = self._table, self._walk(layer, first)
         asked = rows[:, :, None] if self._turn is None else (rows @ self._turn).unflatten(2, (len(self._groups), -1))
         queries = table.index.queries(asked.permute(2, 0, 1, 3))
-        if self._scoring is None:
-            self._scoring = Scoring(len(rows), queries.shape[-1], table.device)
-        scores = []
-        for line in walk.lines:
-            scores += self._scoring.pages(queries[line.group], table.entries(layer, line.places), line.sizes)
-        linear = sum(line.sizes.shape[-1] for line in walk.lines)
-        for group, chapters in walk.through:
-            scores += self._scoring.pages(queries[group], table.leaves.entries(layer, chapters), self._of_leaf)
-        every = torch.cat(scores, dim=-1)
-        if not walk.through:
-            return walk.numbers, torch.softmax(every, dim=-1).sum(dim=1)
-        shares, begin = torch.softmax(every, dim=-1), linear
-        opened, numbers = [], []
-        for group, chapters in walk.through:
-            end = begin + (chapters.stop - chapters.start) * LEAVES
-            best = shares[..., begin:end].sum(dim=1).topk(self._leaves, dim=-1, sorted=False).indices
-            # What stays closed keeps its share: else a row that wants a bit of everything had more say in what is open.
-            every[..., begin:end].scatter_(2, best[:, None].expand(-1, rows.shape[1], -1), float('-inf'))
-            begin, (found, entries, leaves) = end, table.opened(layer, chapters, best)
-            sizes = self._sizes.index_select(0, (found - self._first).flatten()).view(len(rows), 1, -1)
-            opened += self._scoring.leaves(queries[group], entries, leaves, sizes)
-            numbers.append(found)
-        numbers.append(walk.numbers.expand(len(rows), -1))
-        votes = torch.softmax(torch.cat([*opened, every], dim=-1), dim=-1).sum(dim=1)
-        numbers = torch.cat(numbers, dim=-1)
-        return numbers, votes[:, :numbers.shape[-1]]
+        if self._scratch is None and rows.device.type == 'cpu':
+            self._scratch = Scratch(len(rows), queries.shape[-1], LEAF, ENTRY_DTYPE)
+        entries, offset = table.layer(layer)
+        leaves = None
+        if walk.through:
+            of_leaves, pages, chapter = table.leaves.layer(layer)
+            through = [(group, slice((chapters.start - chapter) * LEAVES, (chapters.stop - chapter) * LEAVES))
+                       for group, chapters in walk.through]
+            leaves = Leaves(of_leaves, pages, chapter * CHAPTER + offset, through, self._leaves, self._of_leaf, self._sizes,
+                            self._first)
+        return page_votes(queries, entries, offset, walk.lines, leaves, self._scratch)
 
     def _walk(self, layer: int, first: int) -> Walk:
         """Kept from pass to pass, for most go through the same."""
@@ -150,9 +122,10 @@ class Candidates:
                     numbers.append(pages)
         heads = max((len(pages) for pages in numbers), default=1)
         if heads == 1 and not through:
-            return Walk(state, lines, None, through)
+            return Walk(state, Lines(lines, None), through)
         none = torch.zeros(heads, 0, dtype=torch.int32, device=self._table.device)
-        return Walk(state, lines, torch.cat([none, *(pages.int().expand(heads, -1) for pages in numbers)], dim=1), through)
+        numbers = torch.cat([none, *(pages.int().expand(heads, -1) for pages in numbers)], dim=1)
+        return Walk(state, Lines(lines, numbers), through)
 
     def _whole(self, layer: int, span: slice) -> slice | None:
         """The chapters of a span that are worth going through by leaves."""

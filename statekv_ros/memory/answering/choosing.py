@@ -7,35 +7,16 @@ the question and each token of the answer chooses anew.
 """
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
 
 from statekv_ros.backbones.upload import to_device
+from statekv_ros.kernels.page_votes import PageColumns, Places, page_places
 from statekv_ros.memory.answering.candidates import OPEN_LEAVES, Candidates, Group
 from statekv_ros.memory.answering.snapshot import Snapshot
 from statekv_ros.memory.detailed.pages import HeldStep, by_stretch
 from statekv_ros.memory.detailed.table import PageTable
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Pages of one pool to read in one layer.
-
-    Attributes:
-        pages: their numbers in the page table, [kv_heads, pages] int64.
-        starts, lengths: where they lie in the pool, [kv_heads, pages] int32; length 0: not read.
-        moves: how many positions further right a page's keys are read, [kv_heads, pages] int32; None: all where they stand.
-        slots: where their scales are, [kv_heads, pages] int32, in the pool of pages in few bits; None: in that of exact ones.
-        far: they are not on the device; `starts` and `slots` mean nothing.
-    """
-    pages: torch.Tensor
-    starts: torch.Tensor
-    lengths: torch.Tensor
-    moves: torch.Tensor | None
-    slots: torch.Tensor | None = None
-    far: bool = False
 
 
 class PageChooser:
@@ -77,7 +58,7 @@ class PageChooser:
         self._candidates = Candidates(self._table, snapshot.seen.backbone.rotate, self._groups, leaves, self._unwanted)
         self.scored = self._candidates.most
 
-    def choose(self, layer: int, rows: torch.Tensor) -> list[Choice]:
+    def choose(self, layer: int, rows: torch.Tensor) -> list[Places]:
         """The pages that these rows read together, those that are in one pool in one choice.
 
         Args:
@@ -88,35 +69,9 @@ class PageChooser:
             return []
         candidates, votes = self._candidates.votes(layer, rows, first)
         best = votes.topk(min(votes.shape[-1], self._count), dim=-1).indices
-        pages = best + first if candidates is None else candidates.expand(len(best), -1).gather(1, best).long()
-        starts, lengths, slots = self._table.places(pages)
-        lengths = lengths.masked_fill(lengths.cumsum(dim=-1) > self.tokens, 0)
-        if self._unwanted is not None:
-            lengths = lengths.masked_fill(self._unwanted[pages - self._first], 0)
-        moves = None if self._moves is None else self._moves[pages - self._first]
-        near, boundary = self._table.near, self._table.boundary
-        far = []
-        if near > first:
-            below = lengths.masked_fill(pages >= near, 0)
-            far = [Choice(pages, starts, below, moves, far=True)]
-            if near >= self._stop:
-                return far
-            lengths = lengths - below
-        if boundary <= max(first, near):
-            return [*far, Choice(pages, starts, lengths, moves)]
-        if boundary >= self._stop:
-            return [*far, Choice(pages, starts, lengths, moves, slots)]
-        # Few pages are exact: each is read or not, rather than found among the best.
-        held = slice(boundary, self._stop)
-        exact = torch.arange(held.start, held.stop, device=pages.device)
-        chosen = torch.where(pages[..., None] == exact, lengths[..., None], 0).sum(dim=1, dtype=torch.int32)
-
-        def of_all_heads(numbers: torch.Tensor) -> torch.Tensor:
-            return numbers.expand(len(pages), -1)
-
-        return [*far, Choice(pages, starts, lengths.masked_fill(pages >= boundary, 0), moves, slots),
-                Choice(of_all_heads(exact), of_all_heads(self._table.starts(held)), chosen,
-                       None if self._moves is None else of_all_heads(self._moves[boundary - self._first:]))]
+        table = self._table
+        columns = PageColumns(*table.columns, table.near, table.boundary, self._stop, self._first, self._moves, self._unwanted)
+        return page_places(best, candidates, first, columns, self.tokens)
 
     def _grouped(self, turns: torch.Tensor) -> list[Group]:
         """Pages side by side that stand alike; what lies between is not wanted, and masked."""
@@ -145,21 +100,21 @@ class FixedPages:
         self._pages = to_device(torch.tensor(self._numbers, dtype=torch.int64), device)
         self._moves = to_device(torch.tensor(moves, dtype=torch.int32), device) if any(moves) else None
 
-    def choose(self, layer: int, rows: torch.Tensor) -> list[Choice]:
+    def choose(self, layer: int, rows: torch.Tensor) -> list[Places]:
         """As `PageChooser.choose`, whatever the rows are."""
         table = self._table
         held, near, exact = (bisect_left(self._numbers, number) for number in (table.first, table.near, table.boundary))
         return [self._choice(part, packed, part.stop == near) for part, packed in (
             (slice(held, near), False), (slice(near, exact), True), (slice(exact, None), False)) if self._numbers[part]]
 
-    def _choice(self, part: slice, packed: bool, far: bool) -> Choice:
+    def _choice(self, part: slice, packed: bool, far: bool) -> Places:
         pages = self._pages[part]
         starts, lengths, slots = self._table.places(pages)
 
         def of_all_heads(numbers: torch.Tensor) -> torch.Tensor:
             return numbers.expand(self._kv_heads, -1)
 
-        return Choice(of_all_heads(pages), of_all_heads(starts), of_all_heads(lengths),
+        return Places(of_all_heads(pages), of_all_heads(starts), of_all_heads(lengths),
                       None if self._moves is None else of_all_heads(self._moves[part]),
                       of_all_heads(slots) if packed else None, far)
 

@@ -9,11 +9,7 @@ from statekv_ros.memory.records import Evidence, StepRecord
 
 
 class Notes:
-    """Softmax mass, summed over layers and query heads: for each token of parts and tail, for each page of those chosen.
-
-    Attributes:
-        tail: mass of each token of the answer's own tail, [capacity] fp32.
-    """
+    """Softmax mass, summed over layers and query heads: for each token of parts and tail, for each page of those chosen."""
 
     def __init__(self, device: torch.device, ordinal: int, steps: Sequence[HeldStep]):
         """
@@ -21,68 +17,78 @@ class Notes:
             ordinal: stream index of the first token of the tail.
             steps: those whose pages may be chosen.
         """
-        self.tail = torch.zeros(0, device=device)
+        self._tail = torch.zeros(0, device=device)
         self._ordinal, self._steps = ordinal, steps
         self._first_page = self._steps[0].page if self._steps else 0
         stop = self._steps[-1].page + len(self._steps[-1].lengths) if self._steps else 0
         self._pages = torch.zeros(stop - self._first_page, device=device)
-        # What the newest pass added to which masses; of which tokens, None for the tail's.
-        self._newest: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
-        self._newest_pages: list[tuple[torch.Tensor, torch.Tensor]] = []
+        # What the newest pass noted, added up once it has ended: to which tokens of parts, with their stream indices; of pages by
+        # number; of the tail, layer by layer.
+        self._of_parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        self._of_pages: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._of_tail: list[torch.Tensor] = []
+        self._added = True
         self._step_pages: np.ndarray | None = None      # first page of each step
         self._spans: tuple[torch.Tensor, torch.Tensor] | None = None    # stream indices of visual tokens
 
     def begin(self) -> None:
         """A new forward pass."""
-        self._newest.clear()
-        self._newest_pages.clear()
+        self._add_up()
+        self._forget_newest()
 
     def make_room(self, tokens: int) -> None:
         """The tail may have so many tokens."""
-        if tokens > self.tail.shape[0]:
-            tail = self.tail.new_zeros(2 * tokens)
-            tail[:self.tail.shape[0]] = self.tail
-            self.tail = tail
+        if tokens > self._tail.shape[0]:
+            tail = self._tail.new_zeros(2 * tokens)
+            tail[:self._tail.shape[0]] = self._tail
+            self._tail = tail
 
     def add_part(self, part, layer: int, mass: torch.Tensor) -> None:
         """mass: [kv_heads, tokens] of a part in one layer."""
         ordinals = part.view.ordinal
-        self._add(*((part.mass, mass.sum(dim=0), ordinals) if part.mass.ndim == 1 else (part.mass[layer], mass, ordinals[layer])))
+        self._of_parts.append((part.mass, mass.sum(dim=0), ordinals) if part.mass.ndim == 1 else
+                              (part.mass[layer], mass, ordinals[layer]))
+        self._added = False
 
     def add_tail(self, mass: torch.Tensor) -> None:
-        """mass: [tokens]."""
-        self._add(self.tail[:mass.shape[0]], mass, None)
+        """mass: [kv_heads, tokens] in one layer."""
+        self._of_tail.append(mass)
+        self._added = False
 
     def add_pages(self, pages: torch.Tensor, mass: torch.Tensor) -> None:
         """pages: numbers in the page table, mass: of their visual tokens; [kv_heads, pages] each."""
-        pages, mass = (pages - self._first_page).reshape(-1), mass.reshape(-1)
-        self._pages.index_add_(0, pages, mass)
-        self._newest_pages.append((pages, mass))
+        self._of_pages.append((pages, mass))
+        self._added = False
+
+    def tail(self, tokens: int) -> torch.Tensor:
+        """Mass of each token of the tail, [tokens] fp32."""
+        self._add_up()
+        return self._tail[:tokens]
 
     def take_back(self) -> None:
         """Forget what the newest forward pass added."""
-        for noted, mass, _ in self._newest:
-            noted -= mass
-        for pages, mass in self._newest_pages:
-            self._pages.index_add_(0, pages, -mass)
-        self.begin()
+        if self._added:
+            self._add_newest(-1)
+        self._forget_newest()
 
     def evidence(self, records: Sequence[StepRecord], limit: int, parts: list, tail_tokens: int) -> tuple[Evidence, ...]:
         """The most attended steps among `records`, greatest share first.
 
         Only visual tokens count: the prefix, timestamps and delimiters draw attention whatever they stand beside.
         """
+        tail = self._tail_ordinals(tail_tokens), self.tail(tail_tokens)
         pages = self._pages.nonzero().squeeze(1)
-        tail = self._tail_ordinals(tail_tokens), self.tail[:tail_tokens]
         tokens = [*((part.view.ordinal, part.mass) for part in parts), tail]
         return self._most_attended(records, limit, pages, self._pages[pages], tokens)
 
     def newest_evidence(self, records: Sequence[StepRecord], limit: int) -> tuple[Evidence, ...]:
         """The same by what the newest forward pass added."""
-        pages, masses = (torch.cat(noted) for noted in zip(*self._newest_pages)) if self._newest_pages else (self._pages[:0],) * 2
-        tokens = [(self._tail_ordinals(len(mass)) if ordinals is None else ordinals, mass)
-                  for _, mass, ordinals in self._newest]
-        return self._most_attended(records, limit, pages.long(), masses, tokens)
+        pages, masses = self._newest_pages()
+        tokens = [(ordinals, mass) for _, mass, ordinals in self._of_parts]
+        if self._of_tail:
+            tail = self._newest_tail()
+            tokens.append((self._tail_ordinals(len(tail)), tail))
+        return self._most_attended(records, limit, pages, masses, tokens)
 
     def _most_attended(self, records: Sequence[StepRecord], limit: int, pages: torch.Tensor, page_masses: torch.Tensor,
                        tokens: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[Evidence, ...]:
@@ -106,7 +112,7 @@ class Notes:
                    tokens: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         """Mass of each record's visual tokens, [records] fp64."""
         if self._spans is None or len(self._spans[0]) != len(records):
-            device = self.tail.device
+            device = self._tail.device
             starts = torch.tensor([r.first_ordinal + r.visual_start for r in records], device=device)
             self._spans = starts, starts + torch.tensor([r.visual_tokens for r in records], device=device)
         starts, ends = self._spans
@@ -119,8 +125,35 @@ class Notes:
         return per_step
 
     def _tail_ordinals(self, tokens: int) -> torch.Tensor:
-        return torch.arange(self._ordinal, self._ordinal + tokens, device=self.tail.device)
+        return torch.arange(self._ordinal, self._ordinal + tokens, device=self._tail.device)
 
-    def _add(self, noted: torch.Tensor, mass: torch.Tensor, ordinals: torch.Tensor | None) -> None:
-        noted += mass
-        self._newest.append((noted, mass, ordinals))
+    def _add_up(self) -> None:
+        if not self._added:
+            self._add_newest(1)
+            self._added = True
+
+    @torch.inference_mode()     # as the passes that noted it
+    def _add_newest(self, sign: int) -> None:
+        for noted, mass, _ in self._of_parts:
+            noted.add_(mass, alpha=sign)
+        if self._of_pages:
+            pages, mass = self._newest_pages()
+            self._pages.index_add_(0, pages, mass, alpha=sign)
+        if self._of_tail:
+            tail = self._newest_tail()
+            self._tail[:len(tail)].add_(tail, alpha=sign)
+
+    def _newest_pages(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pages of the newest pass, counted from the first one that may be chosen, and their masses; some more than once."""
+        if not self._of_pages:
+            return self._pages[:0].long(), self._pages[:0]
+        pages, masses = (torch.cat([each.flatten() for each in noted]) for noted in zip(*self._of_pages))
+        return pages - self._first_page, masses
+
+    def _newest_tail(self) -> torch.Tensor:
+        return torch.cat(self._of_tail).sum(dim=0)
+
+    def _forget_newest(self) -> None:
+        for noted in (self._of_parts, self._of_pages, self._of_tail):
+            noted.clear()
+        self._added = True

@@ -1,14 +1,15 @@
 """Attention of an answer over the memory: parts of it as they lie, pages that are chosen, and the answer's own tokens."""
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.errors import Interrupted
-from statekv_ros.kernels.paged_attention import paged_attention
-from statekv_ros.memory.answering.choosing import Choice, FixedPages, PageChooser, turns_of
+from statekv_ros.kernels.page_votes import Places
+from statekv_ros.kernels.paged_attention import PoolPages, Read, Span, masses, read_span, span_and_pages, together
+from statekv_ros.memory.answering.choosing import FixedPages, PageChooser, turns_of
 from statekv_ros.memory.answering.notes import Notes
 from statekv_ros.memory.answering.snapshot import Snapshot
 from statekv_ros.memory.detailed.cache import DetailedCache
@@ -53,8 +54,8 @@ class Reading:
     """What an answer's tokens attend to: parts of the memory, pages found anew in each pass, and, behind them, a private tail of
     the answer's own tokens.
 
-    Each is read by itself and put together by the log-sum-exp of its scores, as in flash decoding. Where there are pages, parts
-    are short and lie before the tail, to be read with it. No tensor of scores has more than `MOST_SCORES` elements, unless a
+    What is read in parts is put together by the log-sum-exp of its scores, as in flash decoding. Where there are pages, parts are
+    short and lie before the tail, to be read with it. No tensor of scores has more than `MOST_SCORES` elements, unless a
     single row has.
 
     Attributes:
@@ -134,7 +135,7 @@ class Reading:
     @property
     def tail_mass(self) -> torch.Tensor:
         """Attention paid to each token of the tail while `scoring`, summed over layers and query heads, [tokens] fp32."""
-        return self._notes.tail[:self._tail_tokens]
+        return self._notes.tail(self._tail_tokens)
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                scale: float) -> torch.Tensor:
@@ -153,25 +154,20 @@ class Reading:
         # [kv_heads, group x tokens, head_dim]: the query heads of a group share their keys.
         rows = (query[0].float() * scale).reshape(kv_heads, -1, query.shape[-1])
         noting = self.scoring and tokens == 1
-        memory, turns = self._parts[layer], self._turns[layer]
-        turned = [rows] * len(memory) if turns is None else self._backbone.rotate(rows[None], turns[:, None, None])
-        read = [_read(part_rows, part.view.key[layer], part.view.value[layer], noting)
-                for part_rows, part in zip(turned, memory)]
-        read.append(_read(rows, self._tail_key[layer, :, :end], self._tail_value[layer, :, :end], noting, tokens))
-        pages = []
-        for choice in self._pages[layer].choose(layer, rows) if self._pages[layer] else ():
-            arguments = layer, query[0].reshape(rows.shape), choice, scale, noting
-            found = self._read_far(*arguments) if choice.far else [(choice.pages, *self._read_pages(*arguments))]
-            for numbers, output, lse, page_lse in found:
-                read.append(_Read(output, lse))
-                pages.append((numbers, page_lse))
-        whole = _together(read)
+        chosen = self._pages[layer].choose(layer, rows) if self._pages[layer] else ()
+        span = Span(self._tail_key[layer, :, :end], self._tail_value[layer, :, :end], tokens)
+        whole, numbers = self._read(layer, query[0].reshape(rows.shape), span, chosen, scale, noting)
+        noted, memory = whole.noted, self._parts[layer]
+        of_parts = self._read_parts(layer, rows, noting)
+        if of_parts:
+            whole = together([*of_parts, whole])
         if noting:
-            for part, of_part in zip(memory, read):
-                self._notes.add_part(part, layer, _share(of_part, whole))
-            for numbers, page_lse in pages:
-                self._notes.add_pages(numbers, torch.exp(page_lse - whole.lse[..., None]).sum(dim=1))
-            self._notes.add_tail(_share(read[len(memory)], whole)[:, self._before:].sum(dim=0))
+            for part, of_part in zip(memory, of_parts):
+                self._notes.add_part(part, layer, *masses(of_part.noted, whole.lse))
+            tail, *of_pages = masses(noted, whole.lse)
+            self._notes.add_tail(tail[:, self._before:])
+            for pages, mass in zip(numbers, of_pages, strict=True):
+                self._notes.add_pages(pages, mass)
         return whole.output.reshape(query.shape).to(query.dtype)
 
     def evidence(self, records: Sequence[StepRecord], limit: int) -> tuple[Evidence, ...]:
@@ -187,24 +183,40 @@ class Reading:
         """Leave out of the evidence what the newest forward pass noted."""
         self._notes.take_back()
 
-    def _read_pages(self, layer: int, query: torch.Tensor, choice: Choice, scale: float, noting: bool):
-        """What `paged_attention` makes of rows [kv_heads, rows, head_dim] and a choice of pages on the device."""
-        if choice.slots is None:
+    def _read_parts(self, layer: int, rows: torch.Tensor, noting: bool) -> list[Read]:
+        """What rows [kv_heads, rows, head_dim] read of the parts."""
+        memory, turns = self._parts[layer], self._turns[layer]
+        turned = [rows] * len(memory) if turns is None else self._backbone.rotate(rows[None], turns[:, None, None])
+        return [read_span(part_rows, Span(part.view.key[layer], part.view.value[layer]), noting, MOST_SCORES)
+                for part_rows, part in zip(turned, memory)]
+
+    def _read(self, layer: int, query: torch.Tensor, span: Span, chosen: Sequence[Places], scale: float,
+              noting: bool) -> tuple[Read, list[torch.Tensor]]:
+        """What rows read of the tail and of pages, and the numbers of these, in the order of what is noted of them."""
+        near = [each for each in chosen if not each.far]
+        numbers = [each.pages for each in near]
+
+        def brought_up() -> Iterator[PoolPages]:
+            del numbers[len(near):]
+            for each in chosen:
+                for staged in self._detailed.far.rounds(layer, each.pages, each.lengths) if each.far else ():
+                    numbers.append(each.pages.gather(1, staged.columns))
+                    moves = None if each.moves is None else each.moves.gather(1, staged.columns)
+                    key, value, visual, rope = self._detailed.staged(layer)
+                    yield PoolPages(key, value, staged.starts, staged.lengths, moves, visual if noting else None, rope,
+                                    staged.slots if value is None else None)
+
+        pools = [self._pool(layer, each, noting) for each in near]
+        return span_and_pages(query, span, pools, scale, noting, brought_up), numbers
+
+    def _pool(self, layer: int, each: Places, noting: bool) -> PoolPages:
+        """Pages on the device."""
+        if each.slots is None:
             (key, value, visual), rope = self._detailed.rows(), self._backbone.rope
             key, value = key[layer], value[layer]
         else:
             value, (key, rope, visual) = None, self._detailed.packed(layer)
-        return paged_attention(query, key, value, choice.starts, choice.lengths, scale, moves=choice.moves,
-                               noted=visual if noting else None, rope=rope, entries=choice.slots)
-
-    def _read_far(self, layer: int, query: torch.Tensor, choice: Choice, scale: float, noting: bool) -> Iterator[tuple]:
-        """As `_read_pages` for pages that have to be brought up: in each round, their numbers first."""
-        for each in self._detailed.far.rounds(layer, choice.pages, choice.lengths):
-            moves = None if choice.moves is None else choice.moves.gather(1, each.columns)
-            key, value, visual, rope = self._detailed.staged(layer)
-            yield choice.pages.gather(1, each.columns), *paged_attention(
-                query, key, value, each.starts, each.lengths, scale, moves=moves, noted=visual if noting else None, rope=rope,
-                entries=each.slots if value is None else None)
+        return PoolPages(key, value, each.starts, each.lengths, each.moves, visual if noting else None, rope, each.slots)
 
     def _read_in(self, layer: int, parts: Sequence[Part]) -> None:
         self._parts[layer] = parts = [part for part in parts if part.tokens]
@@ -237,53 +249,3 @@ def read_snapshot(snapshot: Snapshot) -> Reading:
         pages = FixedPages(seen.detailed.pages, steps, turns_of(snapshot, steps), layout.kv_heads, layout.device)
     return Reading(seen.backbone, seen.cancelled, parts, seen.ordinal, seen.detailed, pages,
                    steps if pages or seen.detailed.by_pages else ())
-
-
-class _Read(NamedTuple):
-    """What rows read of some tokens.
-
-    Attributes:
-        output: [kv_heads, rows, head_dim] fp32; lse: log-sum-exp of their scores, [kv_heads, rows] fp32.
-        weights: softmax over these tokens alone, [kv_heads, rows, tokens] fp32; None where that has not been kept.
-    """
-    output: torch.Tensor
-    lse: torch.Tensor
-    weights: torch.Tensor | None = None
-
-
-def _read(rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor, noting: bool, new: int = 1) -> _Read:
-    """Softmax attention of rows [kv_heads, group x new, head_dim] to keys and values [kv_heads, tokens, head_dim], of which the
-    last `new` tokens are those that ask: none of them sees what comes after it. `noting`: keep the weights."""
-    kv_heads, count, tokens = *rows.shape[:2], key.shape[1]
-    key, value = key.float().transpose(1, 2), value.float()
-    most = max(1, MOST_SCORES // (kv_heads * max(1, tokens)))
-    if count <= most:
-        return _read_at_once(rows, key, value, new, 0)
-    read = [_read_at_once(rows[:, begin:begin + most], key, value, new, begin) for begin in range(0, count, most)]
-    return _Read(*(torch.cat(parts, dim=1) for parts in zip(*(each if noting else each[:2] for each in read))))
-
-
-def _read_at_once(rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor, new: int, first: int) -> _Read:
-    """As `_read`; `first`: number of the first of these rows, keys [kv_heads, head_dim, tokens], all in fp32."""
-    scores = rows @ key
-    if new > 1:
-        row, column = torch.arange(first, first + rows.shape[1], device=rows.device), torch.arange(new, device=rows.device)
-        scores[..., -new:].masked_fill_(column > row[:, None] % new, float('-inf'))
-    weights = torch.log_softmax(scores, dim=-1)
-    lse = scores[..., 0] - weights[..., 0]     # every row sees the first token
-    weights.exp_()
-    return _Read(weights @ value, lse, weights)
-
-
-def _together(read: Sequence[_Read]) -> _Read:
-    """What was read in parts, as if at once."""
-    if len(read) == 1:
-        return read[0]
-    lse = torch.stack([part.lse for part in read])
-    outputs = torch.stack([part.output for part in read])
-    return _Read((outputs * torch.softmax(lse, dim=0)[..., None]).sum(dim=0), lse.logsumexp(dim=0))
-
-
-def _share(part: _Read, whole: _Read) -> torch.Tensor:
-    """Attention to each token of a part, added up over the rows: [kv_heads, tokens]."""
-    return (torch.exp(part.lse - whole.lse)[:, None] @ part.weights).squeeze(1)

@@ -40,7 +40,7 @@ class PageIndex(Protocol):
         """
 
     def queries(self, rows: torch.Tensor) -> torch.Tensor:
-        """What to multiply entries with to know how much each row wants each page; see `Scoring`.
+        """What to multiply entries with to know how much each row wants each page; see `page_votes`.
 
         Args:
             rows: rotated queries times the attention scale, [..., rows, head_dim].

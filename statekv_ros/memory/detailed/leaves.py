@@ -92,19 +92,17 @@ class Leaves:
         return slice(self.first, max(self.first, self._stops[layer]))
 
     def entries(self, layer: int, chapters: slice) -> torch.Tensor:
-        """Of the leaves of some chapters, as `Scoring` takes them, [kv_heads, leaves, entry_width]."""
+        """Of the leaves of some chapters, as `page_votes` takes them, [kv_heads, leaves, entry_width]."""
         return self._entries[layer, :, self._at(chapters)]
 
     def pages(self, layer: int, chapters: slice) -> torch.Tensor:
         """Pages by number, leaf by leaf, of some chapters, [kv_heads, pages] int64."""
         return self._pages[layer, :, self._at(chapters)].flatten(1).long()
 
-    def opened(self, layer: int, chapters: slice, leaves: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
-        """Pages by number, [kv_heads, n x LEAF] int32, of leaves [kv_heads, n], counted from the first of these chapters;
-        `heads`: the KV heads' own numbers, [kv_heads, 1]."""
-        pages = self._pages[layer]
-        at = leaves + (heads * pages.shape[1] + self._at(chapters).start)
-        return pages.flatten(0, 1).index_select(0, at.flatten()).view(len(leaves), -1)
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Entries [kv_heads, leaves, entry_width] and pages [kv_heads, leaves, LEAF] int32 of a layer's leaves, and the chapter
+        that they begin with."""
+        return self._entries[layer], self._pages[layer], self._base
 
     def of_heads(self, layout: KVLayout, heads: slice) -> 'Leaves':
         """The same of some KV heads, for reading."""

@@ -162,17 +162,15 @@ class PageTable:
         return self._entries[layer].gather(1, (places + (self._front - self.first))[..., None].expand(
             -1, -1, self._entries.shape[-1]))
 
-    def opened(self, layer: int, chapters: slice, leaves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """What is in leaves [kv_heads, n], counted from the first of these chapters.
+    def layer(self, layer: int) -> tuple[torch.Tensor, int]:
+        """Index entries of a layer [kv_heads, capacity, entry_width], and what to add to a place to find it there."""
+        return self._entries[layer], self._front - self.first
 
-        Returns:
-            Pages by number, [kv_heads, n x LEAF] int32; entries by leaf, [leaves of all KV heads, LEAF x entry_width]; which of
-            these the leaves are, [kv_heads, n] int64.
-        """
-        entries = self._entries[layer]
-        heads = torch.arange(len(leaves), device=leaves.device)[:, None]
-        at = heads * (entries.shape[1] // LEAF) + self._at(slice(chapters.start * CHAPTER, chapters.stop)).start // LEAF
-        return self.leaves.opened(layer, chapters, leaves, heads), entries.view(-1, LEAF * entries.shape[2]), leaves + at
+    @property
+    def columns(self) -> tuple[torch.Tensor, int]:
+        """First row, rows and slot of the scales of each page, [3 or more, capacity] int32, and what to add to its number to find
+        it there."""
+        return self._of_pages, self._front - self.first
 
     def of_heads(self, layout: KVLayout, heads: slice) -> 'PageTable':
         """The same pages of some KV heads, for reading."""

@@ -1,0 +1,90 @@
+"""What votes are spread over: pages that are scored one by one, and leaves of pages, of which the best are opened."""
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+
+class Line(NamedTuple):
+    """Pages that the queries of one group score one by one.
+
+    Attributes:
+        places: of their entries, a slice of those of all KV heads, or [kv_heads, pages] integers.
+        sizes: logarithms of their lengths, [kv_heads or 1, 1, pages] fp32; -inf: it gets no vote.
+    """
+    group: int
+    places: slice | torch.Tensor
+    sizes: torch.Tensor
+
+    @property
+    def count(self) -> int:
+        return self.sizes.shape[-1]
+
+
+class Flat(NamedTuple):
+    """Lines side by side: places and sizes [kv_heads or 1, pages] int32 and fp32, groups [pages] int32, ascending."""
+    places: torch.Tensor
+    groups: torch.Tensor
+    sizes: torch.Tensor
+
+
+class Lines:
+    """Pages that are scored one by one, in as many lines as there are, groups ascending.
+
+    Attributes:
+        numbers: of their pages, [kv_heads or 1, pages] int32; None: they are known.
+        count: of pages.
+    """
+
+    def __init__(self, lines: Sequence[Line], numbers: torch.Tensor | None):
+        self.lines, self.numbers = tuple(lines), numbers
+        self.count = sum(line.count for line in self.lines)
+        self._room: torch.Tensor | None = None
+
+    def __iter__(self):
+        return iter(self.lines)
+
+    @cached_property
+    def flat(self) -> Flat:
+        """For a kernel that takes all lines at once; made once, for a memory is asked the same pages many times."""
+        device = self.lines[0].sizes.device
+        places = [torch.arange(line.places.start, line.places.stop, dtype=torch.int32, device=device)[None]
+                  if isinstance(line.places, slice) else line.places.int() for line in self]
+        groups = torch.cat([torch.full((line.count,), line.group, dtype=torch.int32, device=device) for line in self])
+        return Flat(_side_by_side(places), groups, _side_by_side([line.sizes[:, 0] for line in self]))
+
+    def room(self, kv_heads: int, opened: int) -> torch.Tensor:
+        """Numbers of `opened` pages, which are to be written, and of these, [kv_heads, opened + count] int32; the same each
+        time."""
+        if self._room is None or self._room.shape != (kv_heads, opened + self.count):
+            self._room = torch.empty(kv_heads, opened + self.count, dtype=torch.int32, device=self.numbers.device)
+            self._room[:, opened:] = self.numbers
+        return self._room
+
+
+class Leaves(NamedTuple):
+    """Leaves of pages that lie side by side.
+
+    Attributes:
+        entries: of leaves, [kv_heads, leaves, width] in the dtype of those of pages.
+        pages: their pages by number, [kv_heads, leaves, pages of a leaf] int32.
+        first_place: where the entries of the first leaf's pages begin among those of pages; the others' follow.
+        through: group and leaves, of each stretch that is gone through.
+        opened: of each stretch, fewer than it has.
+        size: logarithm of the tokens of a leaf, [1, 1, 1] fp32.
+        sizes, first: of pages from number `first` on, [pages] fp32, as in `Line`.
+    """
+    entries: torch.Tensor
+    pages: torch.Tensor
+    first_place: int
+    through: Sequence[tuple[int, slice]]
+    opened: int
+    size: torch.Tensor
+    sizes: torch.Tensor
+    first: int
+
+
+def _side_by_side(parts: list[torch.Tensor]) -> torch.Tensor:
+    heads = max(len(part) for part in parts)
+    return torch.cat([part.expand(heads, -1) for part in parts], dim=1).contiguous()

@@ -1,0 +1,104 @@
+"""Scores of candidates: products of queries and entries, and, of each split, every row's greatest score and sum."""
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _products(Q, pointers, exists, row, rows, q_row, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, ROWS: tl.constexpr,
+              KEYS: tl.constexpr):
+    """[ROWS, KEYS] fp32 of queries at Q and entries that begin at pointers [KEYS]."""
+    product = tl.zeros((ROWS, KEYS), tl.float32)
+    for begin in range(0, WIDTH, WIDTH_BLOCK):
+        at = begin + tl.arange(0, WIDTH_BLOCK)
+        query = tl.load(Q + row[:, None] * q_row + at[None, :], mask=(row < rows)[:, None] & (at < WIDTH)[None, :], other=0.0)
+        entry = tl.load(pointers[:, None] + at[None, :], mask=exists[:, None] & (at < WIDTH)[None, :], other=0.0)
+        product = tl.dot(query, tl.trans(entry.to(tl.float32)), product, input_precision='ieee')
+    return product
+
+
+@triton.jit
+def _put(scores, SCORES, TOPS, SUMS, split, head, heads, row, rows, column, columns, exists):
+    """Write scores [ROWS, KEYS] of some columns, and what a softmax needs to know of them."""
+    scores = tl.where(exists[None, :], scores, float('-inf'))
+    tl.store(SCORES + (head * rows + row)[:, None] * columns + column[None, :], scores,
+             mask=(row < rows)[:, None] & exists[None, :])
+    # Finite, so that a row of nothing has a sum of 0 rather than NaN.
+    top = tl.maximum(tl.max(scores, 1), -1e30)
+    at = (split * heads + head) * rows + row
+    tl.store(TOPS + at, top, mask=row < rows)
+    tl.store(SUMS + at, tl.sum(tl.exp(scores - top[:, None]), 1), mask=row < rows)
+
+
+# Numbers that change from token to token are not specialised, nor are pointers into the middle of a tensor: an answer would
+# compile anew whenever one is a multiple of 16.
+@triton.jit(do_not_specialize=['SUMS', 'rows', 'count', 'offset', 'column', 'columns', 'split', 'group', 'p_head', 's_head',
+                               's_page'])
+def score_kernel(Q, ENTRIES, PLACES, GROUPS, SIZES, SCORES, TOPS, SUMS, rows, count, offset, column, columns, split, group,
+                 q_group, q_head, q_row, e_head, p_head, s_head, s_page, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
+                 ROWS: tl.constexpr, KEYS: tl.constexpr):
+    """A tile of candidates; grid (candidate tiles, KV heads, row tiles).
+
+    SCORES is [kv_heads, rows, columns], TOPS and SUMS [splits, kv_heads, rows], of which these are from `column` and `split` on.
+    PLACES and GROUPS None: candidates lie side by side, in one group.
+    """
+    head, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    at = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    exists = at < count
+    if PLACES is None:
+        place = at + offset
+    else:
+        place = tl.load(PLACES + head * p_head + at, mask=exists, other=0) + offset
+    pointers = ENTRIES + head * e_head + place.to(tl.int64) * WIDTH
+    if GROUPS is None:
+        scores = _products(Q + group * q_group + head * q_head, pointers, exists, row, rows, q_row, WIDTH, WIDTH_BLOCK, ROWS,
+                           KEYS)
+    else:
+        own = tl.load(GROUPS + at, mask=exists, other=-1)
+        scores = tl.zeros((ROWS, KEYS), tl.float32)
+        first = tl.load(GROUPS + tl.program_id(0) * KEYS)
+        for each in range(first, tl.max(own) + 1):      # one, as a rule
+            product = _products(Q + each * q_group + head * q_head, pointers, exists, row, rows, q_row, WIDTH,
+                                WIDTH_BLOCK, ROWS, KEYS)
+            scores = tl.where((own == each)[None, :], product, scores)
+    size = tl.load(SIZES + head * s_head + at * s_page, mask=exists, other=0.0)
+    _put(scores + size[None, :], SCORES, TOPS, SUMS, split + tl.program_id(0), head, heads, row, rows, column + at, columns,
+         exists)
+
+
+@triton.jit(do_not_specialize=['SUMS', 'rows', 'opened', 'tiles', 'first_leaf', 'first_place', 'first', 'leaves', 'column',
+                               'leaf_column', 'columns', 'split', 'leaf_split', 'n_head'])
+def open_kernel(Q, ENTRIES, BEST, PAGES, SIZES, NUMBERS, SCORES, TOPS, SUMS, rows, opened, tiles, first_leaf, first_place, first,
+                leaves, column, leaf_column, columns, split, leaf_split, q_head, q_row, e_head, l_head, n_head,
+                WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, LEAF: tl.constexpr, BEST_BLOCK: tl.constexpr, ROWS: tl.constexpr,
+                KEYS: tl.constexpr):
+    """Pages of the best leaves are scored in their place; grid (`tiles` tiles of pages and some of leaves, KV heads, row tiles).
+
+    BEST is [kv_heads, opened] int64, counted from `first_leaf`; PAGES [kv_heads, leaves, LEAF] int32; SIZES of pages from number
+    `first` on. Leaves that are opened get no score any more, and their splits new sums.
+    """
+    head, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
+    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
+    BEST += head * opened
+    if tl.program_id(0) < tiles:
+        at = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+        exists = at < opened * LEAF
+        leaf = tl.load(BEST + at // LEAF, mask=exists, other=0) + first_leaf
+        number = tl.load(PAGES + head * l_head + leaf * LEAF + at % LEAF, mask=exists, other=0)
+        tl.store(NUMBERS + head * n_head + column + at, number, mask=exists & (tl.program_id(2) == 0))
+        size = tl.load(SIZES + (number - first), mask=exists, other=0.0)
+        pointers = ENTRIES + head * e_head + (leaf * LEAF + at % LEAF + first_place) * WIDTH
+        scores = _products(Q + head * q_head, pointers, exists, row, rows, q_row, WIDTH, WIDTH_BLOCK, ROWS, KEYS)
+        _put(scores + size[None, :], SCORES, TOPS, SUMS, split + tl.program_id(0), head, heads, row, rows, column + at, columns,
+             exists)
+    else:
+        tile = tl.program_id(0) - tiles
+        at = tile * KEYS + tl.arange(0, KEYS)
+        exists = at < leaves
+        each = tl.arange(0, BEST_BLOCK)
+        best = tl.load(BEST + each, mask=each < opened, other=-1)
+        is_open = tl.sum((at[:, None] == best[None, :]).to(tl.int32), 1) > 0
+        scores = tl.load(SCORES + (head * rows + row)[:, None] * columns + (leaf_column + at)[None, :],
+                         mask=(row < rows)[:, None] & exists[None, :], other=float('-inf'))
+        _put(tl.where(is_open[None, :], float('-inf'), scores), SCORES, TOPS, SUMS, leaf_split + tile, head, heads, row, rows,
+             leaf_column + at, columns, exists)

@@ -1,0 +1,49 @@
+"""Every compiled variant of page votes that answers of a model can need, run once on noise."""
+from collections.abc import Iterable
+
+import torch
+
+from .candidates import Leaves, Line, Lines
+from .places import PageColumns
+
+_LEAVES = 20        # of noise; what is compiled knows no number of them
+
+
+def run_variants(kv_heads: int, width: int, leaf: int, dtype: torch.dtype, device: torch.device, opened: int,
+                 chosen: Iterable[int]) -> list[str]:
+    """Launch each kernel: with pages scored one by one and through leaves, which a memory has only after hours, and with places
+    of one pool and of two.
+
+    Args:
+        width: numbers in an entry; leaf: pages in one; dtype: of the entries.
+        opened: leaves that a pass opens.
+        chosen: pages that passes choose at most.
+
+    Returns:
+        what was run, in words.
+
+    Raises:
+        Exception: a kernel cannot be compiled or launched; see `fitness.explain`.
+    """
+    from .triton import triton_page_places, triton_page_votes
+    leaves = max(_LEAVES, opened)
+    pages = leaves * leaf
+    queries = torch.randn(1, kv_heads, 1, width, device=device)
+    entries = torch.zeros(kv_heads, pages, width, dtype=dtype, device=device)
+    sizes = torch.zeros(pages, device=device)
+    numbers = torch.arange(pages, dtype=torch.int32, device=device)
+    listed = Lines([Line(0, slice(0, leaf), sizes[None, None, :leaf])], numbers[None, :leaf])
+    through = Leaves(entries[:, ::leaf].contiguous(), numbers.view(1, leaves, leaf).repeat(kv_heads, 1, 1), 0,
+                     [(0, slice(0, leaves))], opened, sizes[:1].view(1, 1, 1), sizes, 0)
+    for each in (None, through):
+        triton_page_votes(queries, entries, 0, listed, each)
+    ran = ['pages one by one', 'pages through leaves']
+    columns, moves = (torch.ones(*shape, pages, dtype=torch.int32, device=device) for shape in ((3,), ()))
+    for count in sorted({min(each, pages) for each in chosen}):
+        best = torch.arange(count, device=device).repeat(kv_heads, 1)
+        for boundary in (0, pages - 1):
+            for of_pages in (None, numbers[None]):
+                for moved in (None, moves):
+                    triton_page_places(best, of_pages, 0, PageColumns(columns, 0, 0, boundary, pages, 0, moved, None), count)
+        ran.append(f'places of {count} pages')
+    return ran

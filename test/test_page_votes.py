@@ -1,0 +1,245 @@
+"""Page votes and places: the naive twin against the definition in float64, and the Triton kernels against the naive twin."""
+import itertools
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from statekv_ros.kernels.page_votes import Leaves, Line, Lines, PageColumns, page_places, page_votes
+
+LEAF = 16
+
+
+class Case(NamedTuple):
+    """A call: pages in lines, some of them where each KV head has them elsewhere; leaves in each of `stretches`."""
+
+    rows: int
+    width: int
+    heads: int = 2
+    lines: tuple[int, ...] = (37,)
+    stretches: tuple[int, ...] = ()
+    opened: int = 3
+    dtype: torch.dtype = torch.float16
+    unwanted: bool = False
+    seed: int = 0
+
+    def __str__(self):
+        return '-'.join(map(str, self)).replace('torch.', '')
+
+
+CASES = [Case(*each, seed=number) for number, each in enumerate([
+    (1, 16), (7, 64, 1, (1,)), (8, 200, 2, (5, 130)), (4, 32, 2, (64, 1, 3), (), 3, torch.float16, True), (1, 32, 1, (), (9,)),
+    (7, 64, 2, (33,), (20,)), (2, 256, 2, (5, 30), (20, 11), 7), (70, 32, 1, (2,), (40,), 12),
+    (3, 512, 1, (20,), (5, 12), 4, torch.float32), (5, 48, 2, (), (140, 4), 3)])]
+
+
+class Inputs(NamedTuple):
+    queries: torch.Tensor
+    entries: torch.Tensor
+    offset: int
+    lines: Lines
+    leaves: Leaves | None
+
+
+def inputs(case: Case) -> Inputs:
+    """Lines lie behind the leaves' pages; what nobody scores is NaN."""
+    random = torch.Generator().manual_seed(case.seed)
+    groups = max(1, len(case.lines), len(case.stretches))
+    queries = torch.randn(groups, case.heads, case.rows, case.width, generator=random) * case.width ** -.5
+    # An unused leaf before each stretch and behind them all.
+    leaves = sum(case.stretches) + len(case.stretches) + 1
+    in_leaves, offset = leaves * LEAF, 7
+    capacity = in_leaves + LEAF * -(-(sum(case.lines) + 12) // LEAF)
+    entries = torch.full((case.heads, capacity, case.width), torch.nan)
+    pages = torch.stack([torch.randperm(in_leaves, generator=random) for _ in range(case.heads)]).int() + 40
+    of_leaves = torch.full((case.heads, leaves, case.width), torch.nan)
+    through, begin = [], 1
+    for group, count in enumerate(case.stretches):
+        through.append((group, slice(begin, begin + count)))
+        of_leaves[:, begin:begin + count] = torch.randn(case.heads, count, case.width, generator=random)
+        at = slice(begin * LEAF, (begin + count) * LEAF)
+        entries[:, at] = torch.randn(case.heads, count * LEAF, case.width, generator=random)
+        begin += count + 1
+    lines, place = [], in_leaves
+    for group, count in enumerate(case.lines):
+        entries[:, place:place + count] = torch.randn(case.heads, count, case.width, generator=random)
+        sizes = torch.rand(1, 1, count, generator=random)
+        if case.unwanted and count > 1:
+            sizes[..., ::2] = -torch.inf
+        places = slice(place - offset, place - offset + count)
+        if group % 2:
+            places = torch.stack([torch.randperm(count, generator=random) for _ in range(case.heads)]) + place - offset
+            sizes = sizes.repeat(case.heads, 1, 1) + torch.rand(case.heads, 1, 1, generator=random)
+        lines.append(Line(group, places, sizes))
+        place += count
+    numbers = torch.randint(5000, 9000, (case.heads, sum(case.lines)), generator=random).int()
+    found = Leaves(of_leaves.to(case.dtype), pages.view(case.heads, leaves, LEAF), 0, through, case.opened,
+                   torch.tensor([[[3.0]]]), torch.rand(in_leaves, generator=random), 40) if through else None
+    return Inputs(queries, entries.to(case.dtype), offset, Lines(lines, numbers), found)
+
+
+def definition(given: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers of pages and votes in float64, one KV head after the other."""
+    all_numbers, all_votes = [], []
+    for head in range(given.queries.shape[1]):
+        queries, entries = given.queries[:, head].double(), given.entries[head].double()
+        scores = []
+        for line in given.lines:
+            places = torch.arange(line.places.start, line.places.stop) if isinstance(line.places, slice) else line.places[head]
+            sizes = line.sizes[head if len(line.sizes) > 1 else 0]
+            scores.append(queries[line.group] @ entries[places + given.offset].T + sizes)
+        through = given.leaves.through if given.leaves else ()
+        of_leaves = [queries[group] @ given.leaves.entries[head, part].double().T + given.leaves.size[0]
+                     for group, part in through]
+        shares = torch.cat([*scores, *of_leaves], -1).softmax(-1).sum(0)[sum(line.count for line in given.lines):]
+        opened, numbers = [], []
+        for (group, part), of_stretch, share in zip(through, of_leaves, shares.split([len(leaf.T) for leaf in of_leaves])):
+            for leaf in share.topk(given.leaves.opened).indices.tolist():
+                pages = given.leaves.pages[head, part.start + leaf]
+                begin = given.leaves.first_place + (part.start + leaf) * LEAF
+                opened.append(queries[group] @ entries[begin:begin + LEAF].T + given.leaves.sizes[pages - given.leaves.first])
+                of_stretch[:, leaf] = -torch.inf
+                numbers.append(pages)
+        numbers.append(given.lines.numbers[head])
+        votes = torch.cat([*opened, *scores, *of_leaves], -1).softmax(-1).sum(0)
+        all_numbers.append(torch.cat(numbers))
+        all_votes.append(votes[:len(all_numbers[-1])])
+    return torch.stack(all_numbers), torch.stack(all_votes)
+
+
+def off(case: Case, implementation: str, device: str = 'cpu') -> tuple[bool, float]:
+    """Whether the candidates are those of the definition, and the largest error of a vote."""
+    given = inputs(case)
+    numbers, votes = page_votes(*on(given, device), implementation=implementation)
+    right_numbers, right_votes = definition(given)
+    numbers, votes = numbers.cpu().expand(len(votes), -1).long(), votes.cpu().double()
+    order, right_order = numbers.argsort(dim=-1, stable=True), right_numbers.long().argsort(dim=-1, stable=True)
+    same = torch.equal(numbers.gather(1, order), right_numbers.long().gather(1, right_order))
+    if given.leaves is None:
+        order = right_order = torch.arange(votes.shape[1]).expand_as(votes)
+    return same, (votes.gather(1, order) - right_votes.gather(1, right_order)).abs().max().item() if same else float('nan')
+
+
+def on(given: Inputs, device: str) -> Inputs:
+    def move(part):
+        if isinstance(part, torch.Tensor):
+            return part.to(device)
+        if isinstance(part, (Line, Leaves)):
+            return type(part)(*map(move, part))
+        return Lines([move(line) for line in part], move(part.numbers)) if isinstance(part, Lines) else part
+    return Inputs(*map(move, given))
+
+
+class Chosen(NamedTuple):
+    """A call of `page_places`: `pages` there are, the first `below` of them not on the device, `packed` before all that are
+    exact; `chosen` of them."""
+
+    pages: int
+    chosen: int
+    tokens: int
+    below: int
+    packed: int
+    numbered: bool
+    moved: bool
+    unwanted: bool
+
+
+CHOSEN = [Chosen(*each) for each in [
+    (9, 1, 50, 0, 0, False, False, False), (40, 33, 120, 0, 0, True, True, False), (40, 7, 60, 0, 30, False, True, True),
+    (90, 20, 99, 30, 80, True, False, False), (90, 90, 9999, 30, 30, False, True, False), (50, 9, 30, 50, 50, True, True, False),
+    (50, 17, 80, 0, 50, False, False, True), (70, 11, 5, 9, 20, False, False, False)]]
+
+
+def places(case: Chosen, implementation: str, device: str = 'cpu') -> list:
+    random, heads, first = torch.Generator().manual_seed(case.pages), 2, 100
+    columns = torch.randint(1, 10, (5, case.pages + 6), generator=random).int()
+    best = torch.stack([torch.randperm(case.pages, generator=random)[:case.chosen] for _ in range(heads)])
+    numbers = None
+    if case.numbered:
+        numbers = torch.stack([torch.randperm(case.pages, generator=random) for _ in range(heads)]).int() + first
+    table = PageColumns(columns.to(device), 4 - first, first + case.below, first + case.packed, first + case.pages, first - 3,
+                        torch.randint(-99, 99, (case.pages + 3,), generator=random).int().to(device) if case.moved else None,
+                        (torch.rand(case.pages + 3, generator=random) < .3).to(device) if case.unwanted else None)
+    numbers = numbers if numbers is None else numbers.to(device)
+    return page_places(best.to(device), numbers, first, table, case.tokens, implementation)
+
+
+def equals_naive(case: Chosen, implementation: str, device: str) -> bool:
+    found, right = places(case, implementation, device), places(case, 'naive')
+    for one, other in itertools.zip_longest(found, right):
+        used = other.lengths > 0
+        for name, part, expected in zip(other._fields, one, other):
+            if not isinstance(expected, torch.Tensor):
+                assert part is expected if expected is None else part == expected, name
+            elif name == 'lengths' or not (other.far and name in ('starts', 'slots')):
+                where = torch.ones_like(used) if name in ('lengths', 'pages') else used
+                assert part.dtype == expected.dtype and torch.equal(part.cpu()[where], expected[where]), name
+    return True
+
+
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_votes_equal_the_definition(case):
+    same, error = off(case, 'naive')
+    assert same and error < 1e-2 * case.rows
+
+
+@pytest.mark.parametrize('case', CHOSEN, ids=str)
+def test_places_hold_no_more_than_the_tokens_and_each_page_once(case):
+    found = places(case, 'naive')
+    lengths = torch.stack([part.lengths.sum(-1) for part in found]).sum(0)
+    assert (lengths <= case.tokens).all()
+    for part in found:
+        assert len(part.pages) == 2 and (part.slots is not None) <= (case.packed > 0)
+        for pages, of_pages in zip(part.pages, part.lengths):
+            read = pages[of_pages > 0].tolist()
+            assert len(read) == len(set(read))
+            assert all(page < 100 + case.below if part.far else page >= 100 + case.below for page in read)
+
+
+def _interpret():
+    os.environ['TRITON_INTERPRET'] = '1'
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='module')
+def run_triton():
+    """`run_triton(function, case)` calls function(case, 'triton', device) on a GPU, or where Triton interprets its kernels."""
+    pytest.importorskip('triton')
+    if torch.cuda.is_available():
+        yield lambda function, case: function(case, 'triton', 'cuda')
+        return
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _interpret) as pool:
+        yield lambda function, case: pool.submit(function, case, 'triton', 'cpu').result()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_votes_of_triton_equal_the_definition(case, run_triton):
+    same, error = run_triton(off, case)
+    assert same and error < 1e-4 * case.rows
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize('case', CHOSEN, ids=str)
+def test_places_of_triton_equal_those_of_the_naive_twin(case, run_triton):
+    assert run_triton(equals_naive, case)
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda given: given._replace(queries=given.queries.half()), 'queries must be float32 .groups, kv_heads, rows, width.'),
+    (lambda given: given._replace(entries=given.entries[:1]), r'entries must be float16 or float32 \[2, capacity, 64\]'),
+    (lambda given: given._replace(leaves=given.leaves._replace(entries=given.entries[..., :8])), 'entries of leaves must be'),
+    (lambda given: given._replace(lines=Lines([], None), leaves=None), 'there is no candidate'),
+])
+def test_bad_arguments_are_errors_that_name_them(change, words):
+    with pytest.raises(ValueError, match=words):
+        page_votes(*change(inputs(CASES[5])))
+
+
+def test_best_pages_of_another_kind_are_named():
+    table = PageColumns(torch.zeros(3, 9).int(), 0, 0, 0, 9, 0, None, None)
+    with pytest.raises(ValueError, match='best must be int64'):
+        page_places(torch.zeros(2, 3).int(), None, 0, table, 9)
