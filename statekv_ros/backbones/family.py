@@ -266,6 +266,26 @@ class Family(Backbone):
         biases = torch.stack([attention.k_proj.bias.float() for attention in attentions])
         return biases.view(len(biases), self.layout.kv_heads, -1) * self._language.rotary_emb.attention_scaling
 
+    @property
+    def query_squares(self) -> torch.Tensor | None:
+        squares = []
+        for layer in self._language.layers:
+            attention = layer.self_attn
+            if not attention.q_proj.weight.is_floating_point():     # in few bits
+                return None
+            # Were the channels of what the norm gives independent, each as large as any other.
+            weight = attention.q_proj.weight.float() * layer.input_layernorm.weight.float()
+            square = weight.square().sum(dim=1)
+            if attention.q_proj.bias is not None:
+                square = square + attention.q_proj.bias.float().square()
+            square = square.view(self.layout.kv_heads, -1, self.layout.head_dim)
+            if hasattr(attention, 'q_norm'):
+                square = square / square.mean(dim=-1, keepdim=True) * attention.q_norm.weight.float().square()
+            # Channels that turn with each other are as large as each other, on the average of all positions.
+            both = square.mean(dim=1).unflatten(-1, (2, -1)).mean(dim=1)
+            squares.append(torch.cat([both, both], dim=-1) * attention.scaling ** 2)
+        return torch.stack(squares)
+
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         positions = inputs.positions.reshape(-1, inputs.tokens)
         return positions[:len(self.stream_axes)].amin(dim=0)

@@ -72,7 +72,7 @@ class DetailedCache:
         self.tokens = 0
         self.forgotten_frames = 0
         self.forgotten_first_ns: int | None = None
-        self.pages = PageTable(backbone.layout, INDEXES[index])
+        self.pages = PageTable(backbone.layout, INDEXES[index], backbone.query_squares)
         self._form = form = find_format(detailed_format)
         self._packed = None if form.rotated else PackedSteps(self.layout, self.pages, form, backbone.position_axes)
         self._bias = backbone.key_bias if self._packed else None

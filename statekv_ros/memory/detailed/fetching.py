@@ -62,8 +62,8 @@ class PageFetcher:
         for turn, found in alike.items():
             found.sort(key=itemgetter(0))
             lengths, numbers, tokens, data = zip(*found)
-            yield Fetched(numbers, turn, lengths, torch.frombuffer(bytearray().join(chain.from_iterable(data)), dtype=torch.uint8),
-                          torch.from_numpy(np.concatenate(tokens, axis=1)))
+            data = torch.frombuffer(bytearray().join(chain.from_iterable(data)), dtype=torch.uint8)
+            yield Fetched(numbers, turn, lengths, data, torch.from_numpy(np.concatenate(tokens, axis=1)))
 
     def positions_of(self, step: HeldStep) -> torch.Tensor | None:
         """Of a step's tokens, [axes, tokens] int32 on the host; None when they cannot be read."""

@@ -90,7 +90,8 @@ class Staging:
     def packed(self, layer: int) -> PackedPool:
         """One layer where the format is of few bits."""
         layout = self._layout
-        scales = self._rows[layer, self._numbers_stop:].view(torch.float16).view(SCALES, layout.kv_heads, self.slots, layout.head_dim)
+        scales = self._rows[layer, self._numbers_stop:].flatten().view(torch.float16)
+        scales = scales.view(SCALES, layout.kv_heads, self.slots, layout.head_dim)
         return PackedPool(*self._numbers(layer).unbind(0), *scales.unbind(0), self._form.bits)
 
     def _numbers(self, layer: int) -> torch.Tensor:
