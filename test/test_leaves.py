@@ -272,6 +272,17 @@ def long_stream(tmp_path_factory):
     return stream
 
 
+def test_weights_tell_how_large_the_channels_of_queries_are(long_stream):
+    """Of hidden states whose channels are independent, as the model would project and weigh them."""
+    backbone = long_stream.backbone
+    heads, dim = backbone.layout.kv_heads, backbone.layout.head_dim
+    for layer, told in zip(backbone._language.layers, backbone.query_squares):
+        hidden = torch.randn(4000, backbone._language.config.hidden_size, generator=torch.Generator().manual_seed(5))
+        query = layer.self_attn.q_proj(layer.input_layernorm(hidden)).view(4000, heads, -1, dim) * layer.self_attn.scaling
+        halves = query.square().mean(dim=(0, 2)).unflatten(-1, (2, -1)).mean(dim=1)
+        assert torch.allclose(told, halves.repeat(1, 2), rtol=.15)
+
+
 def chosen(stream: VideoStream, span: tuple = (None, None)) -> tuple[PageChooser, list]:
     chooser = PageChooser(take_snapshot(stream.seen(), parse_answer_policy('sparse(20)'), span))
     layout = stream.backbone.layout
