@@ -14,7 +14,7 @@ from statekv_ros.memory.answering.candidates import OPEN_LEAVES, Candidates, Gro
 from statekv_ros.memory.answering.choosing import PageChooser
 from statekv_ros.memory.answering.snapshot import take_snapshot
 from statekv_ros.memory.detailed.index import INDEXES
-from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES
+from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES, VOLUME
 from statekv_ros.memory.detailed.table import PageTable
 from statekv_ros.memory.policies import parse_answer_policy
 
@@ -178,7 +178,7 @@ def test_leaves_are_of_pages_that_are_held_however_many_came_and_went(count, hel
 
 def test_one_step_sorts_no_more_than_its_share_of_the_layers(monkeypatch):
     table, sorted_, of = PageTable(LAYOUT, INDEXES['mean']), [], type(PageTable(LAYOUT, INDEXES['mean']).leaves)._sorted
-    monkeypatch.setattr(type(table.leaves), '_sorted', lambda self, entries: sorted_.append(1) or of(self, entries))
+    monkeypatch.setattr(type(table.leaves), '_sorted', lambda *arguments: sorted_.append(1) or of(*arguments))
     for _ in range(3 * CHAPTER // 4):
         before = len(sorted_)
         table.append(torch.randn(LAYERS, HEADS, 4, DIM), 0, 36)
@@ -212,12 +212,44 @@ def test_each_turn_and_the_pages_at_both_ends_are_scored_as_without_leaves():
 
 
 def test_an_answer_finds_the_same_before_and_after_a_chapter_loses_pages():
-    table = filled(6 * CHAPTER + 300)
+    table, first = filled(6 * CHAPTER + 300), VOLUME * CHAPTER + 900
     candidates, rows = chooser_of(table, 32), torch.randn(HEADS, 4, DIM)
-    before = candidates.votes(1, rows, 900)
-    table.forget(900)
-    assert_same(before, candidates.votes(1, rows, 900))
-    assert_same(before, chooser_of(table, 32).votes(1, rows, 900))
+    before = candidates.votes(1, rows, first)
+    table.forget(first)
+    assert_same(before, candidates.votes(1, rows, first))
+    assert_same(before, chooser_of(table, 32).votes(1, rows, first))
+
+
+def test_a_volume_that_loses_pages_is_chapters_of_alike_pages_again():
+    table = filled(3 * VOLUME * CHAPTER + 300)
+    candidates, rows = chooser_of(table, OPEN_LEAVES), .1 * by_number(table, 1)[:, ::3000]
+    assert candidates.votes(1, rows, 0)[0].shape[1] == OPEN_LEAVES * LEAF + 300
+    assert table.leaves.together(1, VOLUME + 1) == slice(VOLUME, 2 * VOLUME)
+    table.forget(VOLUME * CHAPTER + 900)
+    assert table.leaves.together(1, VOLUME + 1) == slice(VOLUME + 1, VOLUME + 2)
+    found = candidates.votes(1, rows, table.first)
+    assert_same(found, chooser_of(table, OPEN_LEAVES).votes(1, rows, table.first))
+    pages, votes = found
+    assert pages.shape[1] == CHAPTER - 900 + OPEN_LEAVES * LEAF + 300, 'the other chapters are gone through by leaves'
+    of_all = votes_of_all(table, 1, rows, table.first)
+    kept = of_all.gather(1, pages.gather(1, votes.topk(20, dim=-1).indices).long() - table.first).sum(dim=-1)
+    assert (kept > .97 * of_all.topk(20, dim=-1).values.sum(dim=-1)).all()
+    in_leaves = table.entries(1, slice((VOLUME + 1) * CHAPTER, 2 * VOLUME * CHAPTER)).view(HEADS, -1, LEAF, DIM)
+    in_a_row = by_number(table, 1)[:, CHAPTER - 900:][:, :(VOLUME - 1) * CHAPTER].view(HEADS, -1, LEAF, DIM)
+    assert in_leaves.var(dim=2).mean() < .5 * in_a_row.var(dim=2).mean()
+
+
+def test_what_has_no_say_in_scores_has_none_in_what_is_alike():
+    """Half of the channels tell nothing to any query: leaves are as alike in the others as if these were not there."""
+    squares = torch.tensor([1., 0]).repeat(DIM // 2).expand(LAYERS, HEADS, -1)
+    entries = scattered(CHAPTER, 40) * torch.tensor([1., 9]).repeat(DIM // 2)
+    spreads = []
+    for given in (None, squares):
+        table = PageTable(LAYOUT, INDEXES['mean'], given)
+        for _ in range(2):      # what is complete is sorted with what comes next
+            table.append(entries, 0, 9 * CHAPTER)
+        spreads.append(table.entries(0, slice(0, CHAPTER)).view(HEADS, LEAVES, LEAF, DIM)[..., ::2].var(dim=2).mean())
+    assert spreads[1] < .7 * spreads[0]
 
 
 def test_some_heads_of_a_table_find_what_they_find_in_the_whole():
@@ -239,6 +271,17 @@ def long_stream(tmp_path_factory):
     while stream.detailed.pages.stop < 3300:
         stream.step(frames[stream.steps % 16], (stream.steps + 1) * SECOND)
     return stream
+
+
+def test_weights_tell_how_large_the_channels_of_queries_are(long_stream):
+    """Of hidden states whose channels are independent, as the model would project and weigh them."""
+    backbone = long_stream.backbone
+    heads, dim = backbone.layout.kv_heads, backbone.layout.head_dim
+    for layer, told in zip(backbone._language.layers, backbone.query_squares):
+        hidden = torch.randn(4000, backbone._language.config.hidden_size, generator=torch.Generator().manual_seed(5))
+        query = layer.self_attn.q_proj(layer.input_layernorm(hidden)).view(4000, heads, -1, dim) * layer.self_attn.scaling
+        halves = query.square().mean(dim=(0, 2)).unflatten(-1, (2, -1)).mean(dim=1)
+        assert torch.allclose(told, halves.repeat(1, 2), rtol=.15)
 
 
 def chosen(stream: VideoStream, span: tuple = (None, None)) -> tuple[PageChooser, list]:

@@ -217,6 +217,12 @@ class Backbone(ABC):
         """What the model adds to each token's keys before it rotates them, [layers, kv_heads, head_dim] fp32; None for
         nothing."""
 
+    @property
+    def query_squares(self) -> torch.Tensor | None:
+        """About how large the squares of a rotated query's channels are, times the squared attention scale, going by the
+        weights: [layers, kv_heads, head_dim] fp32; None where they do not tell."""
+        return None
+
     @abstractmethod
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         """Where each token stands along the stream, [tokens] int64, never falling: the tokens of a grid share one place."""

@@ -3,6 +3,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from statekv_ros.backbones.upload import to_device
 from statekv_ros.backbones.weights import layer_bytes, unpacked_bytes, weight_bytes
 from statekv_ros.errors import ModelError
 from statekv_ros.kernels.paged_attention import Rope
+
+_FLOATS = torch.float32, torch.float16, torch.bfloat16
 
 
 class Family(Backbone):
@@ -265,6 +268,27 @@ class Family(Backbone):
             return None
         biases = torch.stack([attention.k_proj.bias.float() for attention in attentions])
         return biases.view(len(biases), self.layout.kv_heads, -1) * self._language.rotary_emb.attention_scaling
+
+    @cached_property
+    def query_squares(self) -> torch.Tensor | None:
+        squares = []
+        for layer in self._language.layers:
+            attention = layer.self_attn
+            weight = getattr(attention.q_proj, 'weight', None)
+            if type(weight) is not torch.nn.Parameter or weight.dtype not in _FLOATS:       # in few bits, by whatever library
+                return None
+            # Were the channels of what the norm gives independent, each as large as any other.
+            weight = weight.float() * layer.input_layernorm.weight.float()
+            square = weight.square().sum(dim=1)
+            if attention.q_proj.bias is not None:
+                square = square + attention.q_proj.bias.float().square()
+            square = square.view(self.layout.kv_heads, -1, self.layout.head_dim)
+            if hasattr(attention, 'q_norm'):
+                square = square / square.mean(dim=-1, keepdim=True) * attention.q_norm.weight.float().square()
+            # Channels that turn with each other are as large as each other, on the average of all positions.
+            both = square.mean(dim=1).unflatten(-1, (2, -1)).mean(dim=1)
+            squares.append(torch.cat([both, both], dim=-1) * attention.scaling ** 2)
+        return torch.stack(squares)
 
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         positions = inputs.positions.reshape(-1, inputs.tokens)

@@ -94,6 +94,11 @@ class Lockstep(Backbone):
         bias = self.inner.key_bias
         return None if bias is None else bias.repeat(1, self.videos, 1)
 
+    @property
+    def query_squares(self) -> torch.Tensor | None:
+        squares = self.inner.query_squares
+        return None if squares is None else squares.repeat(1, self.videos, 1)
+
     def starts(self, inputs: TokenInputs) -> torch.Tensor:
         return self.inner.starts(inputs)
 

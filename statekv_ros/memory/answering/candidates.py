@@ -8,11 +8,11 @@ import torch
 
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.kernels.page_votes import Leaves, Line, Lines, Scratch, page_votes
-from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES
+from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES, VOLUME
 from statekv_ros.memory.detailed.table import ENTRY_DTYPE, PageTable
 
 # Leaves that a pass opens, if it reads no more pages than that; docs/hours.md says what fewer lose.
-OPEN_LEAVES = 192
+OPEN_LEAVES = 112
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Candidates:
         pages = self._groups[-1].stop - self._first
         if self._leaves is None:
             return pages
-        return min(pages, pages // LEAF + len(self._groups) * (self._leaves * LEAF + 3 * CHAPTER))
+        ends = (2 * VOLUME + 1) * CHAPTER       # some of a volume at both, and what is not sorted yet
+        return min(pages, pages // LEAF + len(self._groups) * (self._leaves * LEAF + ends))
 
     def votes(self, layer: int, rows: torch.Tensor, first: int) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Each row spreads one vote over all pages; those of pages that are not scored are lost.
@@ -99,7 +100,7 @@ class Candidates:
     def _walk(self, layer: int, first: int) -> Walk:
         """Kept from pass to pass, for most go through the same."""
         leaves = self._table.leaves
-        state = first, leaves.first, leaves.stops[layer]
+        state = first, *leaves.state(layer)
         walk = self._walks.get(layer)
         if walk is None or walk.of != state:
             walk = self._walks[layer] = self._walk_anew(layer, first, state)
@@ -131,5 +132,9 @@ class Candidates:
         """The chapters of a span that are worth going through by leaves."""
         leaves = self._table.leaves
         chapters = slice(max(leaves.first, -(-span.start // CHAPTER)), min(self._stops[layer], span.stop // CHAPTER))
+        if chapters.start < chapters.stop:      # not some of a volume
+            begin, end = leaves.together(layer, chapters.start), leaves.together(layer, chapters.stop - 1)
+            chapters = slice(begin.start if begin.start == chapters.start else begin.stop,
+                             end.stop if end.stop == chapters.stop else end.start)
         worth = self._leaves is not None and (chapters.stop - chapters.start) * LEAVES > self._leaves
         return chapters if worth else None

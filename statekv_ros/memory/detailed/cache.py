@@ -72,7 +72,7 @@ class DetailedCache:
         self.tokens = 0
         self.forgotten_frames = 0
         self.forgotten_first_ns: int | None = None
-        self.pages = PageTable(backbone.layout, INDEXES[index])
+        self.pages = PageTable(backbone.layout, INDEXES[index], backbone.query_squares)
         self._form = form = find_format(detailed_format)
         self._packed = None if form.rotated else PackedSteps(self.layout, self.pages, form, backbone.position_axes)
         self._bias = backbone.key_bias if self._packed else None
@@ -291,10 +291,10 @@ class DetailedCache:
         """All rows of one layer that are staged from tiers below: keys and values, or the pool in few bits and None; whether they
         are visual tokens; and how they turn."""
         staging, bias = self.far.staging, None if self._bias is None else self._bias[layer]
+        positions, visual = staging.tokens[layer, :-1], staging.tokens[layer, -1].bool()
         if self._packed is None:
-            return *staging.raw(layer), staging.visual[layer], self._backbone.rope
-        rope = replace(self._backbone.rope, positions=staging.positions[layer], bias=bias)
-        return staging.packed(layer), None, staging.visual[layer], rope
+            return *staging.raw(layer), visual, self._backbone.rope
+        return staging.packed(layer), None, visual, replace(self._backbone.rope, positions=positions, bias=bias)
 
     def mean_key(self, step: HeldStep) -> torch.Tensor:
         """A step's keys before rotation, averaged over its tokens: [layers, kv_heads, head_dim] fp32. Kept once computed."""

@@ -12,7 +12,7 @@ import torch
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.memory.detailed.blobs import from_blobs, page_cuts
-from statekv_ros.memory.detailed.fetching import PageFetcher
+from statekv_ros.memory.detailed.fetching import Fetched, PageFetcher
 from statekv_ros.memory.detailed.formats import Format
 from statekv_ros.memory.detailed.pages import HeldStep
 from statekv_ros.memory.detailed.staging import Staging
@@ -94,22 +94,21 @@ class FarSteps:
         Args:
             pages, lengths: numbers and tokens, [kv_heads, pages]; length 0: not wanted. The host waits for them.
         """
-        numbers, tokens = (part.cpu().numpy() for part in (pages, lengths))
-        wanted = np.unique(numbers[tokens > 0])
-        if not len(wanted):
+        # Lists: they are short, and a call of NumPy costs as much as some fifty of their elements.
+        numbers, tokens = pages.tolist(), lengths.tolist()
+        wanted = sorted({page for row, of_row in zip(numbers, tokens) for page, length in zip(row, of_row) if length})
+        if not wanted:
             return
-        staging = self._staging_for(int(tokens.max()))
+        staging = self._staging_for(max(map(max, tokens)))
         held = staging.slot_of(layer)
-        ordered = wanted.tolist()
-        if len(ordered) > staging.slots:
-            ordered.sort(key=lambda page: page not in held)     # first what is there: later rounds may take its place
-        for first in range(0, len(ordered), staging.slots):
-            part = ordered[first:first + staging.slots]
-            self._bring_up(layer, part)
-            part.sort()
-            at = np.searchsorted(part, numbers).clip(max=len(part) - 1)
-            slots = np.array([held.get(page, -1) for page in part])     # -1: it could not be read
-            yield self._round(np.where((np.array(part)[at] == numbers) & (tokens > 0), slots[at], -1), tokens)
+        if len(wanted) > staging.slots:
+            wanted.sort(key=lambda page: page not in held)      # first what is there: later rounds may take its place
+        for first in range(0, len(wanted), staging.slots):
+            part = wanted[first:first + staging.slots]
+            self._bring_up(layer, sorted(part))
+            slots = {page: held[page] for page in part if page in held}     # else it could not be read
+            yield self._round([[(column, slots[page], length) for column, (page, length) in enumerate(zip(row, of_row))
+                                if length and page in slots] for row, of_row in zip(numbers, tokens)])
 
     def mean_key(self, step: HeldStep, bias: torch.Tensor | None) -> torch.Tensor | None:
         """A step's keys before rotation, averaged over its tokens, [layers, kv_heads, head_dim] fp32; None when it cannot be
@@ -158,17 +157,13 @@ class FarSteps:
                     size //= 2
         return self.staging
 
-    def _round(self, slots: np.ndarray, tokens: np.ndarray) -> Round:
-        """slots: of each page asked for, [kv_heads, pages], -1 where it is not staged."""
-        staged = slots >= 0
-        width = max(1, int(staged.sum(axis=1).max()))
-        columns = np.argsort(~staged, axis=1, kind='stable')[:, :width]     # those that are, in their order
-        slots, staged = (np.take_along_axis(part, columns, axis=1) for part in (slots, staged))
-        lengths = np.where(staged, np.take_along_axis(tokens, columns, axis=1), 0).astype(np.int32)
-        slots = np.where(staged, slots, 0).astype(np.int32)
-        device = self._backbone.device
-        return Round(*(to_device(torch.from_numpy(part), device) for part in (
-            columns, slots * self.staging.page_tokens, lengths, slots)))
+    def _round(self, found: list[list[tuple[int, int, int]]]) -> Round:
+        """found: of each KV head's pages that are staged, which of those asked for it is, slot and tokens."""
+        width = max(1, *map(len, found))
+        filled = np.array([row + [(0, 0, 0)] * (width - len(row)) for row in found])
+        columns, slots, lengths = to_device(torch.from_numpy(filled), self._backbone.device).unbind(-1)
+        slots, lengths = slots.int(), lengths.int()
+        return Round(columns, slots * self.staging.page_tokens, lengths, slots)
 
     def _bring_up(self, layer: int, pages: Sequence[int]) -> None:
         missing = self.staging.missing(layer, pages)
@@ -177,11 +172,18 @@ class FarSteps:
         steps = [self.steps[at - 1] for at in np.searchsorted(
             np.frombuffer(self._first_pages, np.int64), missing, 'right').tolist()]
         for found in self._fetcher.fetch(layer, list(zip(missing, steps))):
-            given = found.given
-            if found.turn:
-                key, value = to_device(given[0], self._backbone.device).unbind(1)
-                given = [torch.stack([self._backbone.rotate(key, found.turn), value], dim=1)]
-            self.staging.fill(layer, self.staging.place(layer, found.pages), given, found.positions, found.visual)
+            data = self._turned(found) if found.turn else found.data
+            self.staging.fill(layer, self.staging.place(layer, found.pages), found.lengths, data, found.tokens)
+
+    def _turned(self, found: Fetched) -> torch.Tensor:
+        """Data of pages in the model's own dtype, with their keys turned; on the device."""
+        layout = self._backbone.layout
+        rows = to_device(found.data, layout.device).view(layout.dtype).view(-1, layout.head_dim)
+        turned = []
+        for page in rows.split([2 * layout.kv_heads * length for length in found.lengths]):
+            key, value = page.chunk(2)
+            turned += self._backbone.rotate(key, found.turn), value
+        return torch.cat(turned).flatten().view(torch.uint8)
 
 
 def _number(step: HeldStep) -> int:

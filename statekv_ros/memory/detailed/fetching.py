@@ -3,34 +3,42 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from itertools import accumulate, chain
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from statekv_ros.backbones.base import Backbone, KVLayout
-from statekv_ros.memory.detailed.blobs import SCALES, page_cuts
+from statekv_ros.backbones.base import Backbone
+from statekv_ros.memory.detailed.blobs import page_cuts
 from statekv_ros.memory.detailed.formats import Format
 from statekv_ros.memory.detailed.pages import HeldStep
+from statekv_ros.memory.detailed.staging import row_bytes
 from statekv_ros.memory.detailed.tiers import Run, Tier
 
-_POSITIONS_KEPT = 4096  # steps whose tokens' positions stay on the host
+_TOKENS_KEPT = 4096     # steps of which it stays on the host where their tokens stand
 
 
 class Fetched(NamedTuple):
-    """Pages on the host, each with room for as many tokens as the longest has.
+    """Pages on the host, the shortest first.
 
     Attributes:
         pages: their numbers.
         turn: by how many positions their keys have to be turned.
-        given, positions, visual: as `Staging.fill` takes them.
+        lengths, data, tokens: as `Staging.fill` takes them.
     """
-    pages: list[int]
+    pages: Sequence[int]
     turn: int
-    given: list[torch.Tensor]
-    positions: torch.Tensor
-    visual: torch.Tensor
+    lengths: Sequence[int]
+    data: torch.Tensor
+    tokens: torch.Tensor
+
+
+class _Cut(NamedTuple):
+    """How steps of some lengths of pages are cut: first token of each page, and, in few bits, its first byte in a layer."""
+    tokens: list[int]
+    data: list[int]
 
 
 class PageFetcher:
@@ -38,37 +46,34 @@ class PageFetcher:
 
     def __init__(self, backbone: Backbone, form: Format, tiers: Sequence[Tier]):
         self._backbone, self._form, self._tiers = backbone, form, tiers
-        self._positions: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._tokens: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._cuts: dict[tuple[int, ...], _Cut] = {}
 
     def fetch(self, layer: int, pages: Sequence[tuple[int, HeldStep]]) -> Iterator[Fetched]:
         """A layer of pages by number, each with its step; those that no tier can read are left out."""
-        self._read_positions([step for _, step in pages])
+        self._read_tokens([step for _, step in pages])
         alike = defaultdict(list)
-        for (page, step), (turn, numbers) in zip(pages, self._numbers(layer, pages)):
-            if numbers is not None and step.record.step in self._positions:
-                alike[turn].append((page, step, numbers))
+        for (page, step), (turn, data) in zip(pages, self._data(layer, pages)):
+            tokens = self._tokens.get(step.record.step)
+            if data is not None and tokens is not None:
+                number = page - step.page
+                begin, length = self._cut(step).tokens[number], step.lengths[number]
+                alike[turn].append((length, page, tokens[:, begin:begin + length], data))
         for turn, found in alike.items():
-            numbers, steps, given = zip(*found)
-            begins = [sum(step.lengths[:page - step.page]) for page, step in zip(numbers, steps)]
-            lengths = [step.lengths[page - step.page] for page, step in zip(numbers, steps)]
-            positions = np.zeros((len(found), self._backbone.position_axes, max(lengths)), np.int32)
-            for row, step, begin, length in zip(positions, steps, begins, lengths):
-                row[:, :length] = self._positions[step.record.step][:, begin:begin + length]
-            first = np.array([[begin - step.record.visual_start] for begin, step in zip(begins, steps)])
-            token = first + np.arange(max(lengths))
-            visual = (token >= 0) & (token < np.array([[step.record.visual_tokens] for step in steps]))
-            yield Fetched(list(numbers), turn, self._stacked(given, np.array(lengths)), torch.from_numpy(positions),
-                          torch.from_numpy(visual))
+            found.sort(key=itemgetter(0))
+            lengths, numbers, tokens, data = zip(*found)
+            data = torch.frombuffer(bytearray().join(chain.from_iterable(data)), dtype=torch.uint8)
+            yield Fetched(numbers, turn, lengths, data, torch.from_numpy(np.concatenate(tokens, axis=1)))
 
     def positions_of(self, step: HeldStep) -> torch.Tensor | None:
         """Of a step's tokens, [axes, tokens] int32 on the host; None when they cannot be read."""
-        self._read_positions([step])
-        positions = self._positions.get(step.record.step)
-        return None if positions is None else torch.from_numpy(positions)
+        self._read_tokens([step])
+        tokens = self._tokens.get(step.record.step)
+        return None if tokens is None else torch.from_numpy(tokens[:-1])
 
     def forget(self, step: int) -> None:
         """A step is not held any more."""
-        self._positions.pop(step, None)
+        self._tokens.pop(step, None)
 
     def read(self, step: HeldStep, part: str, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[torch.Tensor, bool] | None:
         """All of a part, and whether keys are as the model computed them; None when no tier can read it."""
@@ -78,20 +83,20 @@ class PageFetcher:
             return None
         return torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype).view(shape), as_computed
 
-    def _numbers(self, layer: int, pages: Sequence[tuple[int, HeldStep]]) -> list[tuple[int, list | None]]:
+    def _data(self, layer: int, pages: Sequence[tuple[int, HeldStep]]) -> list[tuple[int, list | None]]:
         """Of each page, by how much its keys have to be turned, and the runs of bytes that make it; None: it cannot be read."""
         layout = self._backbone.layout
         if not self._form.rotated:
             runs = []
             for page, step in pages:
-                cuts, number = _cuts(layout, self._form.bits, step.lengths), page - step.page
+                cuts, number = self._cut(step).data, page - step.page
                 begin = layer * cuts[-1]
                 runs.append(Run(step.record.step, layout.layers * cuts[-1], begin + cuts[number], begin + cuts[number + 1]))
-            return [(0, None if data is None else [data]) for data, _ in self._runs('packed', runs)]
-        heads, width = layout.kv_heads, layout.head_dim * layout.dtype.itemsize
+            return [(0, None if data is None else (data,)) for data, _ in self._runs('packed', runs)]
+        heads, width = layout.kv_heads, row_bytes(layout, self._form)
         runs = []
         for page, step in pages:
-            tokens, begin = step.record.tokens, sum(step.lengths[:page - step.page])
+            tokens, begin = step.record.tokens, self._cut(step).tokens[page - step.page]
             for head in range(layer * heads, (layer + 1) * heads):
                 first = (head * tokens + begin) * width
                 runs.append(Run(step.record.step, layout.layers * heads * tokens * width, first,
@@ -106,43 +111,33 @@ class PageFetcher:
             found.append((turn, None if any(data is None for data in parts) else parts))
         return found
 
-    def _stacked(self, given: Sequence[list], lengths: np.ndarray) -> list[torch.Tensor]:
-        """Numbers, and scales where there are any, as `Staging.fill` takes them, from the runs of bytes of pages so long."""
-        layout, raw = self._backbone.layout, self._form.rotated
-        width = layout.head_dim * layout.dtype.itemsize if raw else layout.head_dim * self._form.bits // 8
-        numbers = np.zeros((len(given), 2, layout.kv_heads, lengths.max(), width), np.uint8)
-        scales = np.zeros((len(given), 0 if raw else SCALES * layout.kv_heads * layout.head_dim * 2), np.uint8)
-        for length in set(lengths.tolist()):    # two as a rule
-            alike = np.flatnonzero(lengths == length)
-            data = b''.join(run for page in alike.tolist() for run in given[page])
-            data = np.frombuffer(data, np.uint8).reshape(len(alike), -1)
-            cut = numbers[0, :, :, :length].size
-            numbers[alike, :, :, :length] = data[:, :cut].reshape(-1, *numbers.shape[1:3], length, width)
-            scales[alike] = data[:, cut:]
-        numbers = torch.from_numpy(numbers)
-        if raw:
-            return [numbers.view(layout.dtype)]
-        return [numbers, torch.from_numpy(scales).view(torch.float16).view(len(given), SCALES, layout.kv_heads, layout.head_dim)]
+    def _cut(self, step: HeldStep) -> _Cut:
+        lengths = step.lengths      # steps alike share it
+        if lengths not in self._cuts:
+            self._cuts[lengths] = _Cut([0, *accumulate(lengths)], [] if self._form.rotated else page_cuts(
+                self._backbone.layout, self._form.bits, lengths))
+        return self._cuts[lengths]
 
-    def _read_positions(self, steps: Sequence[HeldStep]) -> None:
-        """Have those of these steps at hand, as far as they can be read."""
-        missing: dict[int, HeldStep] = {}
+    def _read_tokens(self, steps: Sequence[HeldStep]) -> None:
+        """Have what `Staging.tokens` has of these steps at hand, as far as it can be read."""
+        held, missing = self._tokens, {}
         for step in steps:
             number = step.record.step
-            if number in self._positions:
-                self._positions.move_to_end(number)
+            if number in held:
+                held.move_to_end(number)
             elif step.positions is not None:
-                self._positions[number] = step.positions.reshape(-1, step.record.tokens).cpu().numpy()
+                held[number] = _tokens(step, step.positions.reshape(-1, step.record.tokens).cpu().numpy())
             else:
                 missing[number] = step
-        axes = self._backbone.position_axes
-        size = axes * np.int32().itemsize
-        runs = [Run(number, size * step.record.tokens, 0, size * step.record.tokens) for number, step in missing.items()]
-        for run, (data, _) in zip(runs, self._runs('key_positions', runs)):
-            if data is not None:
-                self._positions[run.step] = np.frombuffer(data, np.int32).reshape(axes, -1).copy()
-        while len(self._positions) > max(_POSITIONS_KEPT, len(steps)):
-            self._positions.popitem(last=False)
+        if missing:
+            axes = self._backbone.position_axes
+            sizes = {number: axes * np.int32().itemsize * step.record.tokens for number, step in missing.items()}
+            runs = [Run(number, size, 0, size) for number, size in sizes.items()]
+            for step, (data, _) in zip(missing.values(), self._runs('key_positions', runs)):
+                if data is not None:
+                    held[step.record.step] = _tokens(step, np.frombuffer(data, np.int32).reshape(axes, -1))
+        while len(held) > max(_TOKENS_KEPT, len(steps)):
+            held.popitem(last=False)
 
     def _runs(self, part: str, runs: Sequence[Run]) -> list[tuple[bytes | memoryview | None, bool]]:
         """What the nearest tier has of each, and whether its keys are as the model computed them; None when none can read it."""
@@ -156,6 +151,7 @@ class PageFetcher:
         return found
 
 
-@lru_cache(maxsize=64)
-def _cuts(layout: KVLayout, bits: int, lengths: tuple[int, ...]) -> list[int]:
-    return page_cuts(layout, bits, lengths)
+def _tokens(step: HeldStep, positions: np.ndarray) -> np.ndarray:
+    """As `Staging.tokens` has those of a step at positions [axes, tokens] int32."""
+    token = np.arange(step.record.tokens) - step.record.visual_start
+    return np.concatenate([positions, ((token >= 0) & (token < step.record.visual_tokens))[None]], dtype=np.int32)

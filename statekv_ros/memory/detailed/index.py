@@ -49,6 +49,16 @@ class PageIndex(Protocol):
             [..., rows, entry_width].
         """
 
+    def says(self, squares: torch.Tensor) -> torch.Tensor:
+        """How much each number of an entry has to say in a score: the root of the mean square of what `queries` gives.
+
+        Args:
+            squares: mean squares of the channels of rows, [..., head_dim].
+
+        Returns:
+            [..., entry_width].
+        """
+
 
 class MeanIndex:
     """The mean of the page's keys: the score to first order."""
@@ -64,6 +74,9 @@ class MeanIndex:
 
     def queries(self, rows: torch.Tensor) -> torch.Tensor:
         return rows
+
+    def says(self, squares: torch.Tensor) -> torch.Tensor:
+        return squares.sqrt()
 
 
 class MeanVarianceIndex:
@@ -90,6 +103,10 @@ class MeanVarianceIndex:
     def queries(self, rows: torch.Tensor) -> torch.Tensor:
         return torch.cat([rows, rows.square() / 2], dim=-1)
 
+    def says(self, squares: torch.Tensor) -> torch.Tensor:
+        # The fourth moment of what is distributed normally is three times its squared second one.
+        return torch.cat([squares.sqrt(), squares * (3 ** .5 / 2)], dim=-1)
+
 
 class BoundsIndex:
     """Least and greatest value per channel (Quest, arXiv 2406.10774): no key of the page scores higher."""
@@ -107,6 +124,9 @@ class BoundsIndex:
 
     def queries(self, rows: torch.Tensor) -> torch.Tensor:
         return torch.cat([rows.clamp_min(0), rows.clamp_max(0)], dim=-1)
+
+    def says(self, squares: torch.Tensor) -> torch.Tensor:
+        return (squares / 2).sqrt().repeat(*[1] * (squares.ndim - 1), 2)
 
 
 INDEXES: dict[str, PageIndex] = {'mean_variance': MeanVarianceIndex(), 'mean': MeanIndex(), 'bounds': BoundsIndex()}

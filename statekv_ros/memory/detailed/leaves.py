@@ -2,8 +2,9 @@
 
 What is alike is seldom seen in one piece. So each layer and KV head sorts every `CHAPTER` pages, once they are complete, into
 leaves of `LEAF` pages whose entries are alike, by halving along the direction in which they differ most, and has their entries
-lie leaf by leaf from then on. A leaf has an entry as a page has: a query scores the leaves first, and then the pages of the best
-ones.
+lie leaf by leaf from then on. A leaf has an entry as a page has: a query scores the leaves first, and then the pages of the
+best ones. The more pages are sorted together, the more alike are those of a leaf: so every `VOLUME` chapters are sorted anew
+later, as one.
 """
 import torch
 
@@ -13,6 +14,7 @@ from statekv_ros.memory.detailed.index import PageIndex
 CHAPTER = 1024      # pages
 LEAF = 16           # pages; CHAPTER is a power of two times as many
 LEAVES = CHAPTER // LEAF
+VOLUME = 4          # chapters; a power of two
 _ROUNDS = 4         # of power iteration: the direction need not be exact
 
 
@@ -20,17 +22,22 @@ class Leaves:
     """Leaves of whole chapters. Chapter c has the pages from number c * CHAPTER on; one that lost a page is none any more, and
     its entries lie by number again.
 
-    Chapters are sorted layer by layer, a few layers for each step that is added, so that no step bears all of it. The arrays
-    slide as those of the page table.
+    Chapters are sorted layer by layer, a few layers for each step that is added, so that no step bears all of it; volumes, which
+    begin at multiples of `VOLUME`, KV head by KV head. One that lost a page is chapters again. The arrays slide as those of the
+    page table.
 
     Attributes:
         first: number of the oldest chapter held.
     """
 
-    def __init__(self, layout: KVLayout, index: PageIndex, dtype: torch.dtype):
+    def __init__(self, layout: KVLayout, index: PageIndex, dtype: torch.dtype, says: torch.Tensor | None = None):
+        """says: how much each number of an entry has to say in scores, [layers, kv_heads, entry_width]; None: all as much."""
         self.first = 0
-        self._layout, self._index, self._dtype = layout, index, dtype
+        self._layout, self._index, self._dtype, self._says = layout, index, dtype, says
         self._stops = [0] * layout.layers       # chapters before this one are sorted, in each layer
+        self._begun = [0] * layout.layers       # volumes before this one are sorted, in some KV head at least, in each layer,
+        self._whole = 0                         # but not those before this one, which lost pages
+        self._volume = self._heads_sorted = 0   # that which is sorted now; in so many KV heads, counted through all layers
         self._base = 0                          # chapter at the arrays' front
         self._pages, self._entries = self._empty(0)
 
@@ -68,16 +75,24 @@ class Leaves:
             at = slice((chapter - self._base) * LEAVES, (chapter + 1 - self._base) * LEAVES)
             begin = chapter * CHAPTER - first
             in_chapter = entries[layer, :, begin:begin + CHAPTER]
-            pages, grouped = self._sorted(in_chapter.float())
-            in_chapter.copy_(grouped.flatten(1, 2))
-            self._pages[layer, :, at] = pages + chapter * CHAPTER
-            self._entries[layer, :, at] = self._index.group(grouped).clamp(
-                torch.finfo(self._dtype).min, torch.finfo(self._dtype).max)
+            places, grouped = self._sorted(layer, slice(None), in_chapter.float())
+            self._put(layer, slice(None), at, in_chapter, places + chapter * CHAPTER, grouped)
             self._stops[layer] = chapter + 1
+        for _ in range(-(-count * layers * self._layout.kv_heads // (VOLUME * CHAPTER))):
+            if (self._volume + 1) * VOLUME > min(self.stops):
+                break
+            self._sort_more(entries, first)
 
     def forget(self, entries: torch.Tensor, first: int, left: int) -> None:
         """Pages before number `left` are not held any more; `entries` and `first` as of `grow`, those pages included."""
         chapter = left // CHAPTER
+        whole = -(-left // (VOLUME * CHAPTER))
+        for layer in range(len(self._stops)):
+            if left % (VOLUME * CHAPTER) and self._whole <= whole - 1 < self._begun[layer]:
+                self._part(entries, first, layer, whole - 1)
+        self._whole = whole
+        if self._volume < whole:
+            self._volume, self._heads_sorted = whole, 0
         if left % CHAPTER and chapter >= self.first:
             begin = chapter * CHAPTER - first
             for layer, stop in enumerate(self._stops):
@@ -86,6 +101,17 @@ class Leaves:
                     pages = self.pages(layer, slice(chapter, chapter + 1)) - chapter * CHAPTER
                     in_chapter.copy_(in_chapter.gather(1, pages.argsort(dim=-1)[..., None].expand_as(in_chapter)))
         self.first = -(-left // CHAPTER)
+
+    def together(self, layer: int, chapter: int) -> slice:
+        """The chapters that a sorted one is sorted with: their places hold their pages in any order."""
+        volume = chapter // VOLUME
+        if self._whole <= volume < self._begun[layer]:
+            return slice(volume * VOLUME, (volume + 1) * VOLUME)
+        return slice(chapter, chapter + 1)
+
+    def state(self, layer: int) -> tuple[int, ...]:
+        """Changes when pages of a layer lie otherwise than before."""
+        return self.first, self.stops[layer], self._whole, self._volume, self._heads_sorted
 
     def chapters(self, layer: int) -> slice:
         """Those that are sorted."""
@@ -108,8 +134,45 @@ class Leaves:
         """The same of some KV heads, for reading."""
         part = Leaves(layout, self._index, self._dtype)
         part.first, part._base, part._stops = self.first, self._base, list(self._stops)
+        part._begun, part._whole = list(self._begun), self._whole
         part._pages, part._entries = self._pages[:, heads], self._entries[:, heads]
         return part
+
+    def _sort_more(self, entries: torch.Tensor, first: int) -> None:
+        """Sort the next volume in one KV head more; arguments as of `grow`."""
+        layer, head = divmod(self._heads_sorted, self._layout.kv_heads)
+        chapters, heads = slice(self._volume * VOLUME, (self._volume + 1) * VOLUME), slice(head, head + 1)
+        begin = chapters.start * CHAPTER - first
+        in_volume = entries[layer, heads, begin:begin + VOLUME * CHAPTER]
+        places, grouped = self._sorted(layer, heads, in_volume.float())
+        pages = self.pages(layer, chapters)[heads].gather(1, places.flatten(1)).view(places.shape)
+        self._put(layer, heads, self._at(chapters), in_volume, pages, grouped)
+        self._begun[layer] = self._volume + 1
+        self._heads_sorted += 1
+        if self._heads_sorted == len(self._stops) * self._layout.kv_heads:
+            self._volume, self._heads_sorted = self._volume + 1, 0
+
+    def _part(self, entries: torch.Tensor, first: int, layer: int, volume: int) -> None:
+        """Make a volume chapters again, each with its pages in the order that they have: what is alike stays side by side."""
+        chapters, begin = slice(volume * VOLUME, (volume + 1) * VOLUME), volume * VOLUME * CHAPTER - first
+        in_volume, pages = entries[layer, :, begin:begin + VOLUME * CHAPTER], self.pages(layer, chapters)
+        order = (pages // CHAPTER).argsort(dim=-1, stable=True)
+        grouped = in_volume.gather(1, order[..., None].expand_as(in_volume)).float().unflatten(1, (-1, LEAF))
+        self._put(layer, slice(None), self._at(chapters), in_volume, pages.gather(1, order).view(grouped.shape[:-1]), grouped)
+
+    def _put(self, layer: int, heads: slice, at: slice, entries: torch.Tensor, pages: torch.Tensor,
+             grouped: torch.Tensor) -> None:
+        """Make leaves.
+
+        Args:
+            at: which, counted from the arrays' front.
+            entries: where those of their pages lie, [kv_heads, pages, entry_width].
+            pages: numbers of their pages, [kv_heads, leaves, LEAF]; grouped: their entries, [..., entry_width] fp32.
+        """
+        entries.copy_(grouped.flatten(1, 2))
+        self._pages[layer, heads, at] = pages.int()
+        limits = torch.finfo(self._dtype)
+        self._entries[layer, heads, at] = self._index.group(grouped).clamp(limits.min, limits.max).to(self._dtype)
 
     def _at(self, chapters: slice) -> slice:
         return slice((chapters.start - self._base) * LEAVES, (chapters.stop - self._base) * LEAVES)
@@ -127,12 +190,13 @@ class Leaves:
         self._pages[:, :, :old[0].shape[2]], self._entries[:, :, :old[1].shape[2]] = old
         self._base = self.first
 
-    def _sorted(self, entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Places in the chapter, [kv_heads, LEAVES, LEAF] int64, and entries of each leaf's pages, [kv_heads, LEAVES, LEAF,
-        entry_width], of a chapter's entries [kv_heads, CHAPTER, entry_width]."""
-        kv_heads, _, width = entries.shape
-        places = torch.arange(CHAPTER, device=entries.device).expand(kv_heads, 1, -1)
-        parts = entries[:, None]
+    def _sorted(self, layer: int, heads: slice, entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Places in a chapter or volume, [kv_heads, leaves, LEAF] int64, and entries of each leaf's pages, [kv_heads, leaves,
+        LEAF, entry_width], of its entries [kv_heads, pages, entry_width] in these heads of a layer."""
+        kv_heads, count, width = entries.shape
+        places = torch.arange(count, device=entries.device).expand(kv_heads, 1, -1)
+        told = entries if self._says is None else entries * self._says[layer, heads, None]
+        parts = told[:, None]
         while places.shape[2] > LEAF:
             parts = parts - parts.mean(dim=2, keepdim=True)
             direction = parts[:, :, :1]
@@ -141,5 +205,5 @@ class Leaves:
                 direction = (parts @ direction.transpose(2, 3)).transpose(2, 3) @ parts
             order = (parts @ direction.transpose(2, 3)).squeeze(-1).argsort(dim=-1)
             places = places.gather(2, order).view(kv_heads, -1, places.shape[2] // 2)
-            parts = entries.gather(1, places.flatten(1)[..., None].expand(-1, -1, width)).view(*places.shape, width)
-        return places, parts
+            parts = told.gather(1, places.flatten(1)[..., None].expand(-1, -1, width)).view(*places.shape, width)
+        return places, entries.gather(1, places.flatten(1)[..., None].expand(-1, -1, width)).view(*places.shape, width)

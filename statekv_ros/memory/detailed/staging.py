@@ -1,6 +1,7 @@
 """Where pages from below the device lie while they are read: slots of rows per layer, in which what was read last stays."""
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -15,11 +16,13 @@ from statekv_ros.memory.detailed.formats import Format
 class Staging:
     """A page of a layer, with all its KV heads, takes one slot. Which pages those are differs from layer to layer.
 
+    A layer is one tensor of rows as wide as a token's in the format: keys and values of all KV heads, and below them scale and
+    zero of each. So pages of any length, as tiers have them, are written at once.
+
     Attributes:
         slots: pages that each layer has room for.
         page_tokens: tokens of the longest page that fits.
-        positions: where the keys of each row stand, [layers, axes, rows] int32; visual: whether it is a visual token,
-            [layers, rows] bool.
+        tokens: of each row, where its key stands and, last, whether it is a visual token, [layers, axes + 1, rows] int32.
     """
 
     def __init__(self, layout: KVLayout, form: Format, axes: int, page_tokens: int, max_bytes: int):
@@ -29,14 +32,14 @@ class Staging:
         self.slots = max(1, max_bytes // size)
         self.bytes = self.slots * size
         rows = self.slots * page_tokens
-        # Keys and values, and below them scale and zero of each, in one tensor: a page is then written at once.
-        width, dtype = (layout.head_dim, layout.dtype) if form.rotated else (layout.head_dim * form.bits // 8, torch.uint8)
-        self._numbers = torch.zeros(layout.layers, 2, layout.kv_heads, rows, width, dtype=dtype, device=layout.device)
-        self._scales = None if form.rotated else torch.zeros(
-            layout.layers, SCALES, layout.kv_heads, self.slots, layout.head_dim, dtype=torch.float16, device=layout.device)
-        self.positions = torch.zeros(layout.layers, axes, rows, dtype=torch.int32, device=layout.device)
-        self.visual = torch.zeros(layout.layers, rows, dtype=torch.bool, device=layout.device)
+        self._width = row_bytes(layout, form)
+        self._in_scale = 0 if form.rotated else layout.head_dim * torch.float16.itemsize // self._width     # rows of a scale
+        self._numbers_stop = 2 * layout.kv_heads * rows     # of keys and values; scales are behind them
+        self._rows = torch.zeros(layout.layers, self._numbers_stop + SCALES * layout.kv_heads * self.slots * self._in_scale,
+                                 self._width, dtype=torch.uint8, device=layout.device)
+        self.tokens = torch.zeros(layout.layers, axes + 1, rows, dtype=torch.int32, device=layout.device)
         self._slot_of: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(layout.layers)]     # the last read is last
+        self._places: dict[int, tuple[np.ndarray, np.ndarray]] = {}     # by length
 
     def slot_of(self, layer: int) -> OrderedDict[int, int]:
         """Slots of the pages that a layer has, by their numbers."""
@@ -58,43 +61,66 @@ class Staging:
             held[page] = slots[-1]
         return slots
 
-    def fill(self, layer: int, slots: Sequence[int], given: Sequence[torch.Tensor], positions: torch.Tensor,
-             visual: torch.Tensor) -> None:
-        """Write pages; what a page has behind its own tokens may be anything.
+    def fill(self, layer: int, slots: Sequence[int], lengths: Sequence[int], data: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Write pages; what is behind a page's own tokens in its slot may be anything.
 
         Args:
-            given: keys, rotated, and values [pages, 2, kv_heads, tokens, head_dim]; of few bits, codes of keys and of values
-                [pages, 2, kv_heads, tokens, bytes], and scale and zero of each [pages, 4, kv_heads, head_dim] fp16.
-            positions: [pages, axes, tokens] int32, visual: [pages, tokens] bool; on the host.
+            lengths: of the pages, in rising order.
+            data: bytes of the pages, one behind the other: keys, rotated, and values [kv_heads, tokens, head_dim] each; of few
+                bits, as in `blobs`. On the host or the device.
+            tokens: as `tokens` has them, of the pages one behind the other, [axes + 1, tokens] int32; on the host.
         """
+        begin, into, tokens_into = 0, [], []
+        for length, alike in groupby(lengths):
+            end = begin + sum(1 for _ in alike)
+            first, apart = self._placed(length)
+            rows = first + np.array(slots[begin:end])[:, None] * apart
+            into.append(rows.ravel())
+            tokens_into.append(rows[:, :length].ravel())    # the first KV head's keys lie as the tokens do
+            begin = end
         device = self._layout.device
-        numbers, *scales = (to_device(_in_words(part), device) for part in given)
-        at = np.array(slots, np.int64)
-        rows = (at[:, None] * self.page_tokens + np.arange(visual.shape[1])).ravel()
-        at, rows = (to_device(torch.from_numpy(part), device) for part in (at, rows))
-        if scales:
-            _in_words(self._scales[layer]).index_copy_(2, at, scales[0].permute(1, 2, 0, 3))
-        _in_words(self._numbers[layer]).index_copy_(2, rows, numbers.permute(1, 2, 0, 3, 4).flatten(2, 3))
-        self.positions[layer].index_copy_(1, rows, to_device(positions.transpose(0, 1).flatten(1), device))
-        self.visual[layer].index_copy_(0, rows, to_device(visual.flatten(), device))
+        into, tokens_into = (to_device(torch.from_numpy(np.concatenate(part)), device) for part in (into, tokens_into))
+        _in_words(self._rows[layer]).index_copy_(0, into, _in_words(to_device(data.view(-1, self._width), device)))
+        self.tokens[layer].index_copy_(1, tokens_into, to_device(tokens, device))
 
     def raw(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer [kv_heads, rows, head_dim], where the format is not of few bits."""
-        return self._numbers[layer].unbind(0)
+        return self._numbers(layer).view(self._layout.dtype).unbind(0)
 
     def packed(self, layer: int) -> PackedPool:
         """One layer where the format is of few bits."""
-        return PackedPool(*self._numbers[layer].unbind(0), *self._scales[layer].unbind(0), self._form.bits)
+        layout = self._layout
+        scales = self._rows[layer, self._numbers_stop:].flatten().view(torch.float16)
+        scales = scales.view(SCALES, layout.kv_heads, self.slots, layout.head_dim)
+        return PackedPool(*self._numbers(layer).unbind(0), *scales.unbind(0), self._form.bits)
+
+    def _numbers(self, layer: int) -> torch.Tensor:
+        return self._rows[layer, :self._numbers_stop].view(2, self._layout.kv_heads, -1, self._width)
+
+    def _placed(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Where the rows of a page of so many tokens lie in the first slot, and how much further on they lie in the next."""
+        if length not in self._places:
+            heads, per_scale = self._layout.kv_heads, self.slots * self._in_scale
+            token = (np.arange(2 * heads)[:, None] * (self.slots * self.page_tokens) + np.arange(length)).ravel()
+            scale = (np.arange(SCALES * heads)[:, None] * per_scale + np.arange(self._in_scale)).ravel() + self._numbers_stop
+            self._places[length] = np.concatenate([token, scale]), np.repeat(
+                [self.page_tokens, self._in_scale], [len(token), len(scale)])
+        return self._places[length]
 
 
-def _in_words(numbers: torch.Tensor) -> torch.Tensor:
+def row_bytes(layout: KVLayout, form: Format) -> int:
+    """Bytes of a token's key, or of its value, in one layer and KV head."""
+    return layout.head_dim * layout.dtype.itemsize if form.rotated else layout.head_dim * form.bits // 8
+
+
+def _in_words(rows: torch.Tensor) -> torch.Tensor:
     """The same bytes as fewer numbers where these are wide enough: a CPU copies one after the other."""
-    return numbers.view(torch.int64) if numbers.shape[-1] * numbers.itemsize % 8 == 0 else numbers
+    return rows.view(torch.int64) if rows.shape[-1] % 8 == 0 else rows
 
 
 def _slot_bytes(layout: KVLayout, form: Format, axes: int, tokens: int) -> int:
     """Bytes of a slot in all layers."""
-    place = layout.layers * tokens * (axes * torch.int32.itemsize + torch.bool.itemsize)
+    place = layout.layers * tokens * (axes + 1) * torch.int32.itemsize
     if form.rotated:
         return tokens * layout.bytes_per_token + place
     numbers = layout.layers * layout.kv_heads * layout.head_dim

@@ -26,12 +26,13 @@ class PageTable:
         leaves: the second level of the index.
     """
 
-    def __init__(self, layout: KVLayout, index: PageIndex):
+    def __init__(self, layout: KVLayout, index: PageIndex, query_squares: torch.Tensor | None = None):
+        """query_squares: as `Backbone.query_squares`; what is alike is told by them."""
         self.index = index
         self.first = self.near = self.boundary = self.stop = 0
         self._layout = layout
         self._front = 0
-        self.leaves = Leaves(layout, index, ENTRY_DTYPE)
+        self.leaves = Leaves(layout, index, ENTRY_DTYPE, None if query_squares is None else index.says(query_squares))
         self._allocate(0)
 
     @property
@@ -139,8 +140,12 @@ class PageTable:
         """The places of pages by number, as `entries` takes them, and which page each is, [kv_heads or 1, pages] int64."""
         chapters, device = self.leaves.chapters(layer), self.device
         first, stop = chapters.start * CHAPTER, chapters.stop * CHAPTER
-        whole = slice(pages.start // CHAPTER * CHAPTER if first < pages.start < stop else pages.start,
-                      -(-pages.stop // CHAPTER) * CHAPTER if first < pages.stop < stop else pages.stop)
+        begin, end = pages.start, pages.stop
+        if first < begin < stop:
+            begin = self.leaves.together(layer, begin // CHAPTER).start * CHAPTER
+        if first < end < stop:
+            end = self.leaves.together(layer, (end - 1) // CHAPTER).stop * CHAPTER
+        whole = slice(begin, end)
         begin, end = max(first, whole.start), min(stop, whole.stop)
         if begin >= end:
             return pages, torch.arange(pages.start, pages.stop, device=device)[None]
@@ -149,7 +154,7 @@ class PageTable:
                              torch.arange(end, whole.stop, device=device).expand(len(of_leaves), -1)], dim=1)
         if whole == pages:
             return pages, numbers
-        # Some of a chapter: in each KV head they lie elsewhere, and are as many.
+        # Some of a chapter or volume: in each KV head they lie elsewhere, and are as many.
         wanted = (numbers >= pages.start) & (numbers < pages.stop)
         places = wanted.int().argsort(dim=-1, descending=True, stable=True)[:, :pages.stop - pages.start]
         return places + whole.start, numbers.gather(1, places)
