@@ -18,8 +18,9 @@ from statekv_ros.memory.detailed.index import DEFAULT_INDEX
 from statekv_ros.memory.detailed.tiers import Tier
 from statekv_ros.memory.graphs import make_graphs
 from statekv_ros.memory.intake import FrameIntake, PendingFrames
+from statekv_ros.memory.late_poses import LatePoses
 from statekv_ros.memory.policies import AnswerPolicy, PrefillPolicy, parse_answer_policy, parse_prefill_policy
-from statekv_ros.memory.pose import Locate, Place
+from statekv_ros.memory.pose import NOT_TOLD, Locate, Place
 from statekv_ros.memory.records import AnswerResult, StepRecord, StepReport
 from statekv_ros.memory.saved.saving import Saving
 
@@ -36,7 +37,8 @@ class VideoStream:
         steps: frame steps so far.
         graphs: frame steps as recorded graphs; None where all run eagerly.
         saving: what takes each step down for a later start; None where nobody keeps it.
-        locate: where the camera was, asked as late as a step can be told; must neither wait nor raise.
+        locate: where the camera was, asked once a step is computed and again until that is settled; must neither wait nor raise.
+        late: what waits for that.
     """
 
     def __init__(self, backbone: Backbone, prefill_policy: str | PrefillPolicy = 'statekv(4096)',
@@ -68,7 +70,7 @@ class VideoStream:
         self._below = tuple(below)
         self.generation = 0
         self.saving: Saving | None = None
-        self.locate: Locate = lambda stamps_ns: None
+        self.locate: Locate = lambda stamps_ns, again: NOT_TOLD
         self.graphs = make_graphs(cuda_graph, backbone, self.prefill_policy.kind)
         self._clear()
 
@@ -110,7 +112,8 @@ class VideoStream:
         finally:
             self._intake.add(prepared, stamp_ns, preprocess_ms + prepare_ms)
         if not self.is_ready:
-            self.pending.pose = self.locate([stamp_ns]) or self.pending.pose
+            pose, self.pending.settled = self.locate([stamp_ns], False)
+            self.pending.pose = pose or self.pending.pose
         return report
 
     @torch.inference_mode()
@@ -164,6 +167,7 @@ class VideoStream:
         if not 0 <= temperature < float('inf'):
             raise QuestionError(f'temperature must be 0 or a positive number, got {temperature}')
         policy = self.answer_policy if answer_policy is None else parse_answer_policy(str(answer_policy))
+        self.locate_again()
         seen = self.seen() if half_step else replace(self.seen(), pending=PendingFrames())
         return Answering(take_snapshot(seen, policy, span, place), question, max_tokens, temperature, seed, evidence)
 
@@ -182,6 +186,12 @@ class VideoStream:
         return answering.result()
 
     def reset(self) -> int:
+    def locate_again(self) -> None:
+        """Give steps, and frames that wait, the poses that were told since they came. Costs next to nothing where there are none."""
+        for step, pose in self.late.look(self.locate, self.pending):
+            if self.saving is not None:
+                self.saving.place(step, pose)
+
         """Forget everything that was seen. Returns the number of camera frames forgotten."""
         frames = self.frames
         self._clear()
@@ -297,9 +307,12 @@ class VideoStream:
     def commit(self, record: StepRecord, inputs: TokenInputs) -> StepReport:
         """Make the step that was begun part of the memory, once every layer has attended; the report has no times yet."""
         pending = self.pending
-        record = replace(record, pose=self.locate(pending.stamps_ns[::-1]) or pending.pose)
+        stamps_ns = tuple(reversed(pending.stamps_ns))
+        pose, settled = self.locate(stamps_ns, False)
+        record = replace(record, pose=pose or pending.pose)
         self._remember(record, inputs)
         return StepReport(record.step, record.segment, record.first_stamp_ns, record.last_stamp_ns, record.frames,
+        self.late.note(self.detailed.newest, stamps_ns, settled)
                           pending.preprocess_ms, 0.0, 0.0, 0.0, record.tokens,
                           self.prefill_policy.budget, self.state_tokens, self.detailed_tokens, self.detailed_bytes,
                           self.forgotten_frames, record.pose)
@@ -336,6 +349,7 @@ class VideoStream:
         self.detailed = DetailedCache(self.backbone, *self._detailed_options, self._below, self._packed)
         self._intake = FrameIntake(self.backbone)
         self._copied: tuple | None = None
+        self.late = LatePoses()
         self.steps = 0
         self._frames = 0
         self._next_position = self._next_ordinal = 0

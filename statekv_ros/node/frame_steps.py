@@ -61,6 +61,13 @@ class FrameSteps:
     def run(self, cameras: Sequence[Camera]) -> bool:
         """Take the images that wait now of these cameras, and no others: nobody waits for anybody. Whether there were any."""
         # A step is waited for before the next image is taken. To decode ahead while the GPU works would hide some milliseconds,
+    def locate_again(self) -> None:
+        """Take the poses that came after their steps."""
+        for camera in self._cameras:
+            camera.stream.locate_again()
+            if self._disk is not None:
+                self._disk.save_poses(camera.name)
+
         # but take an image a step older than it need be, and lay a failed step at the next one's door.
         taken = [self._take(camera) for camera in cameras if self.can_take(camera)]
         whole = [image for image in taken if image.frame is not None]
