@@ -229,7 +229,7 @@ class MemoryNode(LifecycleNode):
         if tiers:
             self._open_memory(backbone, {camera.name: camera.stream for camera in cameras}, tiers)
         disk = self._disk
-        checks, kept = begin_watches(get, cameras, disk, Path(get['memory_dir']).expanduser(), backbone.fingerprint,
+        checks, kept = begin_watches(get, cameras, disk, Path(get['memory_dir']).expanduser(), backbone,
                                      self._watches.tell, self.get_logger().warning)
         for camera in cameras:
             camera.album = open_album(self._darkroom, camera, disk, get['thumbnail.width'], get['thumbnail.quality'])
