@@ -37,7 +37,7 @@ def select_slots(importance: torch.Tensor, ordinal: torch.Tensor, budget: int) -
 
 
 def move_slots(key: torch.Tensor, value: torch.Tensor, ordinal: torch.Tensor, importance: torch.Tensor, live: int,
-               budget: int) -> int:
+               budget: int, beside: torch.Tensor | None = None) -> int:
     """Arguments and results as in `update_state`."""
     if live <= budget:
         return live
@@ -47,4 +47,7 @@ def move_slots(key: torch.Tensor, value: torch.Tensor, ordinal: torch.Tensor, im
     rows_to = target[..., None].expand_as(rows_from)
     for rows in (key, value):
         rows.scatter_(-2, rows_to, rows.gather(-2, rows_from))
+    if beside is not None:
+        there, here = (slots.expand(len(beside), *slots.shape) for slots in (target, source))
+        beside.scatter_(-1, there, beside.gather(-1, here))
     return budget

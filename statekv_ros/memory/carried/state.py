@@ -72,9 +72,8 @@ class CompressedState:
     def commit(self) -> None:
         """Keep the B most important of state and frame, for all layers and KV heads at once."""
         self.tokens = update_state(self._key, self._value, self._ordinal, self._importance,
-                                   self.tokens + self._frame_tokens, self.budget)
-        if self._places:
-            self._places.keep(self.kept())
+                                   self.tokens + self._frame_tokens, self.budget,
+                                   beside=self._places.slots if self._places else None)
 
     def stream(self, columns: slice) -> Stream | None:
         """For attention beside others in one launch, of the step that was begun, whose tokens are in these columns of its row;
