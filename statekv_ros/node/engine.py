@@ -125,6 +125,7 @@ class Engine:
         self.notify()
         if self._thread is not None:
             self._thread.join(timeout_s)
+        self._frame_steps.ahead.close()
         self._fail_all()
         return self._thread is None or not self._thread.is_alive()
 
@@ -132,6 +133,11 @@ class Engine:
         """Something waits: an image in a mailbox, a question. From any thread."""
         with self._wake:
             self._wake.notify()
+
+    def note_image(self, camera: str) -> None:
+        """An image of this camera waits in its mailbox. From any thread."""
+        self._frame_steps.ahead.look(self.cameras[camera])
+        self.notify()
 
     def note_poses(self) -> None:
         """Poses came, which steps that were made before may have waited for. From any thread."""

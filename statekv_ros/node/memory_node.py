@@ -241,7 +241,7 @@ class MemoryNode(LifecycleNode):
         engine.on_lost = lambda reason: self._recovery.lost(reason, self._keeps_on_disk, lambda: self._engine is engine)
         accelerator = Accelerator(backbone.device, {camera.name: camera.stream for camera in cameras}, engine.together, warm)
         inputs = [CameraInput(self, camera, get[f'{camera.name}.topic'], kinds[camera.name], get[f'{camera.name}.rate_hz'],
-                              get[f'{camera.name}.reliability'], engine.notify) for camera in cameras]
+                              get[f'{camera.name}.reliability'], partial(engine.note_image, camera.name)) for camera in cameras]
         diagnosis = diagnostics.Diagnosis(engine, {
             'model': backbone.name, 'device': backbone.device, 'dtype': backbone.dtype, 'weights': backbone.weights,
             'prefill_policy': policy, 'kv_bytes_per_token': backbone.kv_bytes_per_token,
