@@ -2,8 +2,9 @@
 import torch
 
 from .naive import naive_update_state
-from .slots import move_slots
+from .slots import move_rows, move_slots, select_slots
 
+__all__ = ['move_rows', 'select_slots', 'update_state']
 _IMPLEMENTATIONS = {'slots': move_slots, 'naive': naive_update_state}
 
 
