@@ -23,7 +23,8 @@ def update_state(key: torch.Tensor, value: torch.Tensor, ordinal: torch.Tensor, 
         live: slots in use, state and frame together.
         budget: tokens to keep per layer and KV head.
         implementation: 'slots', or 'naive', which gathers all that is kept.
-        beside: [n, layers, kv_heads, capacity], what else is known of each slot's token, changed in place with it; None: nothing.
+        beside: [n, layers, kv_heads, capacity], what else is known of each slot's token, changed in place as it moves; None:
+            nothing.
 
     Returns:
         Slots in use afterwards: min(live, budget).

@@ -187,7 +187,7 @@ class VideoStream:
         return answering.result()
 
     def locate_again(self) -> None:
-        """Give steps, and frames that wait, the poses that were told since they came. Costs next to nothing where there are none."""
+        """Give steps, and frames that wait, the poses that were told since they came; costs little where there are none."""
         for step, pose in self.late.look(self.locate, self.pending):
             if self.saving is not None:
                 self.saving.place(step, pose)

@@ -70,8 +70,8 @@ class FrameSteps:
 
     def run(self, cameras: Sequence[Camera]) -> bool:
         """Take the images that wait now of these cameras, and no others: nobody waits for anybody. Whether there were any."""
-        # A step is waited for before the next image is taken. To take it before, so that its step is queued while the GPU works, would
-        # hide some milliseconds, but take an image a step older than it need be, and lay a failed step at the next one's door.
+        # A step is waited for before the next image is taken. To queue the next one's while the GPU works would hide some
+        # milliseconds, but take an image a step older than it need be, and lay a failed step at the next one's door.
         taken = [self._take(camera) for camera in cameras if self.can_take(camera)]
         whole = [image for image in taken if image.frame is not None]
         with self.ahead.while_stepping():

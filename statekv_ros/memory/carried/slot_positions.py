@@ -62,8 +62,8 @@ class SlotPositions:
         return self.slots[2:, ..., :live].int()
 
     def follow(self, step: StepPlace, shift: int, ordinal: torch.Tensor, moved: torch.Tensor | None) -> None:
-        """Do again what a step did, from its shift and what `moved` gave then; ordinal [layers, kv_heads, kept] int64 of the slots
-        in use."""
+        """Do again what a step did, from its shift and what `moved` gave then; ordinal [layers, kv_heads, kept] int64 of the
+        slots in use."""
         self.shift, kept = shift, ordinal.shape[-1]
         index = ordinal - step.first_ordinal
         new = self._table(step)[:, index.clamp_min(0)]
