@@ -74,6 +74,8 @@ class FrameSteps:
         # milliseconds, but take an image a step older than it need be, and lay a failed step at the next one's door.
         taken = [self._take(camera) for camera in cameras if self.can_take(camera)]
         whole = [image for image in taken if image.frame is not None]
+        if not whole:
+            return bool(taken)
         with self.ahead.while_stepping():
             outcomes = self.together.step([Given(image.camera.stream, image.frame, image.stamp_ns, image.preprocess_ms)
                                            for image in whole])
