@@ -17,7 +17,8 @@ from statekv_ros.backbones import TokenInputs, load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.errors import Interrupted, ParameterError
 from statekv_ros.memory import VideoStream
-from statekv_ros.memory.graphs import PAUSES_S, StepGraphs, make_graphs
+from statekv_ros.memory.graphs import PAUSES_S, StepGraphs, make_commits, make_graphs
+from statekv_ros.memory.recorded_commit import CommitGraphs
 
 BUDGET = 30
 
@@ -26,7 +27,7 @@ def tensors_of(result) -> list[torch.Tensor]:
     """The tensors that a recorded function computed (positions come from its input)."""
     if isinstance(result, TokenInputs):
         return [result.embeds, *(level for levels in result.extra.values() for level in levels)]
-    return [result]
+    return list(result) if isinstance(result, tuple) else [] if result is None else [result]
 
 
 class Rerun:
@@ -44,11 +45,11 @@ class Rerun:
         result = function()
         self.recorded += 1
         for tensor in tensors_of(result):
-            tensor.fill_(torch.nan)
+            tensor.fill_(torch.nan if tensor.is_floating_point() else -10**9)
 
         def replay():
             for tensor, new in zip(tensors_of(result), tensors_of(function())):
-                tensor.copy_(new + self.error)
+                tensor.copy_(new + (self.error if new.is_floating_point() else int(self.error > 0)))
 
         return replay, result
 
@@ -63,6 +64,7 @@ def backbones(tmp_path_factory):
 def graphed(backbone, record=None, most: int = 4, now=time.monotonic, **options) -> VideoStream:
     stream = VideoStream(backbone, f'statekv({BUDGET})', **options)
     stream.graphs = StepGraphs(backbone, (lambda: record) if record else Rerun, most, now)
+    stream.commits = CommitGraphs(Rerun, most)
     return stream
 
 
@@ -96,13 +98,14 @@ def test_40_replayed_steps_equal_eager_ones_bit_for_bit(family, positions, backb
     assert tokens == watch(right, frames, range(40))
     assert_same(ours, right)
     if positions == 'contiguous':  # each step turns a copy of its keys: another place each time
-        assert ours.graphs.replays == record.recorded == 0
+        assert ours.graphs.replays == record.recorded == ours.commits.replays == 0
         return
     shapes = len(set(tokens))  # the text of a step counts frames or seconds
     assert (shapes > 1) == (family not in ('qwen2_5_vl', 'llava_onevision'))
     # Two recordings for a shape; steps fill the state, then a shape comes once eagerly and once to be recorded.
     assert ours.graphs.off == '' and 0 < record.recorded <= 2 * shapes
     assert 40 - 2 * shapes - 6 <= ours.graphs.replays < 40
+    assert 40 - 3 * shapes - 6 <= ours.commits.replays < 40 and ours.commits.problem == ''
 
 
 def test_keys_moved_between_steps_are_moved_under_a_recording_too(tmp_path, frames):
@@ -192,6 +195,25 @@ def test_after_a_failure_that_passes_steps_are_recorded_again(backbone, frames):
     assert_same(ours, right)
 
 
+def failing_to_move():
+    """A recorder whose second recording cannot be made."""
+    rerun = Rerun()
+    return lambda function: failing(function) if rerun.recorded else rerun(function)
+
+
+@pytest.mark.parametrize('make, reason', [
+    (lambda: failing, 'not permitted'), (failing_to_move, 'not permitted'), (lambda: Rerun(error=1.0), 'differs from the eager one')])
+def test_selection_that_cannot_be_recorded_says_so_once_and_leaves_the_steps_as_they_are(make, reason, backbone, frames):
+    ours, right = graphed(backbone), eager(backbone)
+    ours.commits = CommitGraphs(make)
+    with pytest.warns(RuntimeWarning, match=f'the selection .* runs eagerly: .*{reason}') as caught:
+        watch(ours, frames, range(25))
+    watch(right, frames, range(25))
+    assert len(caught) == 1 and reason in ours.commits.problem
+    assert ours.commits.replays == 0 and ours.graphs.replays > 10 and ours.graphs.problem == ''
+    assert_same(ours, right)
+
+
 def test_all_recordings_gone_a_new_recorder_is_taken_for_the_next(backbone, frames):
     """The pool of a recorder dies with its recordings: torch may record none in it any more."""
     made = []
@@ -254,7 +276,9 @@ def test_answers_between_replayed_steps_disturb_nothing(backbone, frames):
 
 
 def test_graphs_are_for_steps_on_a_gpu_that_repeat(backbone):
-    assert VideoStream(backbone, 'statekv(20)').graphs is None, 'a CPU has no graphs'
+    stream = VideoStream(backbone, 'statekv(20)')
+    assert stream.graphs is stream.commits is None, 'a CPU has no graphs'
+    assert make_commits(StepGraphs(backbone, Rerun), backbone.device).replays == 0
     with pytest.raises(ParameterError, match="cuda_graph must be auto or off, got 'yes'"):
         make_graphs('yes', backbone, 'statekv')
 
@@ -269,5 +293,6 @@ def test_replayed_steps_equal_eager_ones_on_a_gpu(family, tmp_path, frames):
     tokens = watch(ours, frames, range(40))
     assert watch(right, frames, range(40)) == tokens
     assert ours.graphs.off == '' and ours.graphs.replays >= 40 - 2 * len(set(tokens)) - 6
+    assert ours.commits.problem == '' and ours.commits.replays >= 40 - 3 * len(set(tokens)) - 6
     for replayed, expected in zip(memory_of(ours)[3:], memory_of(right)[3:], strict=True):
         assert (replayed - expected).norm() <= 1e-3 * expected.norm()

@@ -8,8 +8,10 @@ import pytest
 
 from statekv_ros.errors import Code, PoseError, QuestionError
 from statekv_ros.memory import VideoStream
-from statekv_ros.memory.pose import Place, Pose
+from statekv_ros.memory.late_poses import _MOST
+from statekv_ros.memory.pose import Found, Place, Pose
 from statekv_ros.node.poses.buffer import KEPT_NS, PoseBuffer, leap, make_pose
+from statekv_ros.node.poses.source import PoseSource
 
 MS, SECOND = 10**6, 10**9
 QUESTION = 'where is the door?'
@@ -122,10 +124,15 @@ def test_pose_comes_back_from_json_equal(covariance):
 
 # --- in the memory ----------------------------------------------------------------------------------------------------
 
+def on_line(stamp_ns: int, x: float | None = None) -> Pose:
+    """A metre a second."""
+    return Pose(stamp_ns, 'map', (stamp_ns / SECOND if x is None else x, 0.0, 0.0), NO_TURN)
+
+
 def walked(backbone, frames, known=lambda stamp_ns: True, **options) -> VideoStream:
     """A stream of frames, one a second, of which some have a pose: on a line, a metre a second."""
     stream = VideoStream(backbone, 'statekv(96)', **options)
-    stream.locate = lambda stamps: next((Pose(s, 'map', (s / SECOND, 0.0, 0.0), NO_TURN) for s in stamps if known(s)), None)
+    stream.locate = lambda stamps, again: Found(next((on_line(s) for s in stamps if known(s)), None), True)
     for index, frame in enumerate(frames):
         stream.step(frame, (index + 1) * SECOND)
     return stream
@@ -169,7 +176,7 @@ def test_cut_by_place_is_the_cut_by_time_where_the_path_is_a_line(backbone, fram
 def test_place_that_was_passed_twice_is_read_with_a_gap_and_nothing_between(backbone, frames, policy):
     there_and_back = {2: 1.0, 4: 2.0, 6: 3.0, 8: 9.0, 10: 9.0, 12: 9.0, 14: 9.0, 16: 3.0, 18: 2.0, 20: 1.0, 22: 0.0, 24: 0.0}
     stream = VideoStream(backbone, 'statekv(96)')
-    stream.locate = lambda stamps: Pose(stamps[0], 'map', (there_and_back.get(stamps[0] // SECOND, 50.0), 0.0, 0.0), NO_TURN)
+    stream.locate = lambda stamps, again: Found(on_line(stamps[0], there_and_back.get(stamps[0] // SECOND, 50.0)), True)
     for index, frame in enumerate(frames[:24]):
         stream.step(frame, (index + 1) * SECOND)
     answer = stream.answer(QUESTION, answer_policy=policy, place=at(2.0, 1.0), max_tokens=5, evidence=99)
@@ -208,3 +215,90 @@ def test_place_in_a_memory_without_poses_is_an_error_that_names_the_parameters(b
 def test_state_cannot_be_cut_by_place(backbone, frames):
     with pytest.raises(QuestionError, match='place'):
         walked(backbone, frames[:4]).answer(QUESTION, answer_policy='state', place=at(2.0, 1.0))
+
+
+# --- told after the step -----------------------------------------------------------------------------------------------
+
+class Robot(PoseSource):
+    """Tells its poses when a test wants it to; they are looked up as those of a topic are."""
+
+    def __init__(self, tolerance_s: float = 0.5):
+        super().__init__()
+        self.buffer, self.asked = PoseBuffer(tolerance_s), 0
+
+    def tell(self, *seconds: float) -> None:
+        for second in seconds:
+            self.buffer.add(on_line(round(second * SECOND)))
+
+    def at(self, stamp_ns, camera_frame, again):
+        self.asked += 1
+        settled = self.buffer.has_passed(stamp_ns)
+        return Found(self.buffer.at(stamp_ns), settled)
+
+    def open(self): ...
+
+    def close(self): ...
+
+    def obstacle(self):
+        return ''
+
+
+def watched(backbone, frames, robot: Robot, **options) -> VideoStream:
+    """A stream of frames, one a second."""
+    stream = VideoStream(backbone, 'statekv(96)', **options)
+    stream.locate = robot.locate(lambda: 'camera')
+    for index, frame in enumerate(frames):
+        stream.step(frame, (index + 1) * SECOND)
+    return stream
+
+
+def places(stream) -> list[float | None]:
+    return [record.pose and record.pose.position[0] for record in stream.detailed.records()]
+
+
+@pytest.mark.parametrize('options', [{}, {'detailed_format': 'int8'}, {'host_cache_bytes': 2**24, 'device_cache_bytes': 150_000}])
+def test_step_takes_a_pose_that_is_told_later_wherever_it_lies_by_then(backbone, frames, options):
+    robot = Robot()
+    stream = watched(backbone, frames[:15], robot, **options)
+    assert places(stream) == [None] * 7 and stream.late.unplaced == 7
+    assert options.get('host_cache_bytes') is None or stream.detailed.steps_below
+    robot.tell(*np.arange(1, 11.6, 0.5))
+    assert set(poses(stream.answer(QUESTION, place=at(6.0, 2.5), evidence=99))) == {4.0, 6.0, 8.0}, 'a question looks by itself'
+    assert places(stream) == [2.0, 4.0, 6.0, 8.0, 10.0, 11.5, None], 'the sixth has its last one but the nearest so far'
+    robot.tell(11.9, 12.3, 14.1, 15.2)
+    stream.locate_again()
+    assert places(stream) == [2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 14.0] and stream.late.unplaced == 0
+    assert stream.pending.pose.position == (15.0, 0.0, 0.0), 'and the frame that waits'
+    assert not stream.late.wants(stream.pending)
+
+
+def test_settled_pose_is_not_asked_about_again_and_one_that_cannot_come_is_given_up(backbone, frames):
+    robot = Robot()
+    robot.tell(*range(1, 4), 9)     # a gap around 6, and all is told before the first frame
+    stream = watched(backbone, frames[:8], robot)
+    assert places(stream) == [2.0, 3.0, None, None] and not stream.late.wants(stream.pending)
+    asked = robot.asked
+    stream.locate_again()
+    assert robot.asked == asked and stream.late.unplaced == 2
+
+
+def test_silent_source_costs_one_look_a_time_and_steps_wait_for_it_in_bounded_number(backbone, frames, monkeypatch):
+    monkeypatch.setattr('statekv_ros.memory.late_poses._MOST', 3)
+    robot = Robot()
+    stream = watched(backbone, frames[:10], robot)
+    asked = robot.asked
+    stream.locate_again()
+    assert robot.asked == asked + 2, 'the stamps of its oldest step'
+    robot.tell(*range(1, 12))
+    stream.locate_again()
+    assert places(stream) == [None, None, 6.0, 8.0, 10.0] and _MOST > 100
+
+
+def test_steps_of_a_bags_first_run_take_no_pose_of_its_second(backbone, frames):
+    robot = Robot()
+    stream = watched(backbone, frames[:4], robot)
+    for index, frame in enumerate(frames[4:8]):
+        stream.step(frame, (index + 1) * SECOND)        # the bag begins again
+    robot.tell(*range(1, 6))
+    stream.locate_again()
+    assert places(stream) == [None, None, 2.0, 4.0]

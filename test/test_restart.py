@@ -76,7 +76,7 @@ def assert_same(ours: VideoStream, theirs: VideoStream) -> None:
         assert torch.equal(one, other), name
     if getattr(ours.carried, '_places', None):
         live = ours.carried.tokens
-        assert torch.equal(ours.carried._places._slots[..., :live], theirs.carried._places._slots[..., :live])
+        assert torch.equal(ours.carried._places.slots[..., :live], theirs.carried._places.slots[..., :live])
     assert list(ours.detailed.records()) == list(theirs.detailed.records())
     mine, others = (stream.detailed.steps(lambda record: True) for stream in (ours, theirs))
     for one, other in zip(mine, others, strict=True):

@@ -19,6 +19,7 @@ class State:
         self.value = self.key.clone()
         self.ordinal = torch.full((layers, kv_heads, capacity), -1, device=device)
         self.importance = torch.full((layers, kv_heads, capacity), torch.nan, device=device)
+        self.beside = torch.full((2, layers, kv_heads, capacity), -1, device=device)
         self.live, self.seen = 0, 0
 
     def write_frame(self, tokens: int, importance: torch.Tensor) -> None:
@@ -28,10 +29,12 @@ class State:
         self.ordinal[..., slots] = frame
         self.key[..., slots, :], self.value[..., slots, :] = frame[:, None].float(), -frame[:, None].float()
         self.importance[..., :importance.shape[-1]] = importance
+        self.beside[..., slots] = torch.stack([frame, 2 * frame])[:, None, None]
         self.live, self.seen = self.live + tokens, self.seen + tokens
 
     def update(self, budget: int, implementation: str = 'slots') -> None:
-        self.live = update_state(self.key, self.value, self.ordinal, self.importance, self.live, budget, implementation)
+        self.live = update_state(self.key, self.value, self.ordinal, self.importance, self.live, budget, implementation,
+                                 self.beside)
 
     def kept(self) -> torch.Tensor:
         """Ordinals of the carried tokens, sorted: [layers, kv_heads, live]."""
@@ -78,6 +81,8 @@ def test_kept_sets_equal_an_ordered_gather_over_100_steps(implementation, layers
         assert state.kept().tolist() == expected
         kept = state.ordinal[..., :state.live, None].float().expand(-1, -1, -1, HEAD_DIM)
         assert torch.equal(state.key[..., :state.live, :], kept) and torch.equal(state.value[..., :state.live, :], -kept)
+        ordinal = state.ordinal[..., :state.live]
+        assert torch.equal(state.beside[..., :state.live], torch.stack([ordinal, 2 * ordinal]))
 
 
 @settings(max_examples=100, deadline=None)

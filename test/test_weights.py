@@ -25,6 +25,9 @@ from statekv_ros.errors import ModelError, ParameterError, StateKVError, StoreMi
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.trial import try_out
 from statekv_ros.node.memory_folder import identity_of
+from statekv_ros.node.watches.kept import KeptWatches, answers_of
+from statekv_ros.node.watches.table import WatchTable
+from statekv_ros.node.watches.watch import Definition, Watch
 from statekv_ros.patrol.heldout import ask_all
 from statekv_ros.patrol.questions import answer_at
 from statekv_ros.patrol.video import patrol_frames
@@ -146,6 +149,21 @@ def test_every_family_runs_in_few_bits(tmp_path, family):
         backbone = loaded(folder, weights)
         assert len(language_matrices(backbone.model)) == 7
         try_out(backbone)
+
+
+@needs_torchao
+@pytest.mark.parametrize('later, text', [('auto', 'yes'), ('int8', ''), ('int4', '')])
+def test_watches_compare_no_answer_with_one_of_other_weights(patrol, tmp_path, later, text):
+    watch = Watch('1', Definition(question='is the door open?', camera='front', condition='changes', every_steps=1, every_s=0.0,
+                                  debounce=1, expires_s=0.0, max_tokens=8, answer_policy='last(4)'), text='yes')
+    tables, said = [WatchTable(['front'], 1), WatchTable(['front'], 1)], []
+    before, after = (KeptWatches(tmp_path, answers_of(patrol[weights]), lambda work: work() or True, said.append)
+                     for weights in ('as_stored', later))
+    tables[0].put([watch])
+    before.save(tables[0])
+    after.restore(tables[1], [])
+    assert [watch.text for watch in tables[1].all()] == [text]
+    assert ['its weights in another format' in sentence for sentence in said] == ([] if text else [True])
 
 
 @needs_torchao

@@ -2,13 +2,14 @@
 import torch
 
 from .naive import naive_update_state
-from .slots import move_slots
+from .slots import move_rows, move_slots, select_slots
 
+__all__ = ['move_rows', 'select_slots', 'update_state']
 _IMPLEMENTATIONS = {'slots': move_slots, 'naive': naive_update_state}
 
 
 def update_state(key: torch.Tensor, value: torch.Tensor, ordinal: torch.Tensor, importance: torch.Tensor, live: int,
-                 budget: int, implementation: str = 'slots') -> int:
+                 budget: int, implementation: str = 'slots', beside: torch.Tensor | None = None) -> int:
     """Keep the `budget` most important of the first `live` slots, in place, for all layers and KV heads at once.
 
     The frame's tokens stand behind the state's slots; the survivors among them overwrite the slots of evicted tokens, so at
@@ -22,6 +23,8 @@ def update_state(key: torch.Tensor, value: torch.Tensor, ordinal: torch.Tensor, 
         live: slots in use, state and frame together.
         budget: tokens to keep per layer and KV head.
         implementation: 'slots', or 'naive', which gathers all that is kept.
+        beside: [n, layers, kv_heads, capacity], what else is known of each slot's token, changed in place as it moves; None:
+            nothing.
 
     Returns:
         Slots in use afterwards: min(live, budget).
@@ -47,10 +50,12 @@ def update_state(key: torch.Tensor, value: torch.Tensor, ordinal: torch.Tensor, 
     if importance.shape[:-1] != key.shape[:2] or importance.dtype != torch.float32:
         raise ValueError(f'importance must be float32 {tuple(key.shape[:2])} x slots like key, got {importance.dtype} '
                          f'{tuple(importance.shape)}')
+    if beside is not None and beside.shape[1:] != key.shape[:3]:
+        raise ValueError(f'beside must be [n, {", ".join(map(str, key.shape[:3]))}] like key, got {tuple(beside.shape)}')
     if budget <= 0:
         raise ValueError(f'budget must be a positive number of tokens, got {budget}')
     if not 0 <= live <= min(key.shape[2], importance.shape[2]):
         raise ValueError(f'live must be at most {min(key.shape[2], importance.shape[2])} slots, got {live}')
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(f'implementation must be one of {", ".join(_IMPLEMENTATIONS)}, got {implementation!r}')
-    return _IMPLEMENTATIONS[implementation](key, value, ordinal, importance, live, budget)
+    return _IMPLEMENTATIONS[implementation](key, value, ordinal, importance, live, budget, beside)

@@ -3,7 +3,7 @@ import torch
 
 
 def naive_update_state(key: torch.Tensor, value: torch.Tensor, ordinal: torch.Tensor, importance: torch.Tensor,
-                       live: int, budget: int) -> int:
+                       live: int, budget: int, beside: torch.Tensor | None = None) -> int:
     """Arguments and results as in `update_state`; the kept tokens end up in stream order."""
     if live <= budget:
         return live
@@ -14,4 +14,6 @@ def naive_update_state(key: torch.Tensor, value: torch.Tensor, ordinal: torch.Te
     ordinal[..., :budget] = ordinal.gather(-1, kept)
     for rows in (key, value):
         rows[..., :budget, :] = rows.gather(-2, kept[..., None].expand(*kept.shape, rows.shape[-1]))
+    if beside is not None:
+        beside[..., :budget] = beside.gather(-1, kept.expand(len(beside), *kept.shape))
     return budget

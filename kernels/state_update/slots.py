@@ -37,14 +37,23 @@ def select_slots(importance: torch.Tensor, ordinal: torch.Tensor, budget: int) -
 
 
 def move_slots(key: torch.Tensor, value: torch.Tensor, ordinal: torch.Tensor, importance: torch.Tensor, live: int,
-               budget: int) -> int:
+               budget: int, beside: torch.Tensor | None = None) -> int:
     """Arguments and results as in `update_state`."""
     if live <= budget:
         return live
-    source, target = select_slots(importance[..., :live], ordinal[..., :live], budget)
+    move_rows(key, value, ordinal, *select_slots(importance[..., :live], ordinal[..., :live], budget), beside)
+    return budget
+
+
+def move_rows(key: torch.Tensor, value: torch.Tensor, ordinal: torch.Tensor, source: torch.Tensor, target: torch.Tensor,
+              beside: torch.Tensor | None = None) -> None:
+    """Do what `select_slots` said, in place; what was moved stays in its old slot too, so that doing it again changes nothing.
+    Other arguments as in `update_state`."""
     ordinal.scatter_(-1, target, ordinal.gather(-1, source))
     rows_from = source[..., None].expand(*source.shape, key.shape[-1])
     rows_to = target[..., None].expand_as(rows_from)
     for rows in (key, value):
         rows.scatter_(-2, rows_to, rows.gather(-2, rows_from))
-    return budget
+    if beside is not None:
+        there, here = (slots.expand(len(beside), *slots.shape) for slots in (target, source))
+        beside.scatter_(-1, there, beside.gather(-1, here))

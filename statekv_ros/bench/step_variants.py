@@ -71,7 +71,7 @@ class Step:
             clock.mark()
             stream.detailed.commit(_record(inputs, carried), inputs)
             if full:  # else nothing is selected, and what was not committed leaves the state as it was
-                stream.carried.commit()
+                stream.commit_carried()
             clock.mark()
 
         return Variant(str(stream.prefill_policy), budget, frame, carried, run,

@@ -14,6 +14,7 @@ from statekv_ros.backbones.base import AttentionMemory, StagedStep, TokenInputs
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory.recorded import CudaRecorder, RecordedStep, Recorder
+from statekv_ros.memory.recorded_commit import CommitGraphs
 
 CUDA_GRAPH = ('auto', 'off')
 # After recording has failed once, twice, three times it is tried again after so many seconds; the fourth failure is for good.
@@ -175,6 +176,11 @@ def make_graphs(cuda_graph: str, backbone, prefill_kind: str, most: int = 4) -> 
     if cuda_graph == 'off' or backbone.device.type != 'cuda' or prefill_kind != 'statekv' or not isinstance(backbone, Family):
         return None
     return StepGraphs(backbone, partial(CudaRecorder, backbone.device), most)
+
+
+def make_commits(graphs: StepGraphs | None, device: torch.device) -> CommitGraphs | None:
+    """What commits the steps of a stream with these graphs; None where it has none."""
+    return None if graphs is None else CommitGraphs(partial(CudaRecorder, device))
 
 
 def _relative_error(ours: torch.Tensor, right: torch.Tensor) -> float:

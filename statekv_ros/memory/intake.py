@@ -16,7 +16,7 @@ from statekv_ros.memory.stamps import StreamTime, check_frame
 class PendingFrames:
     """Prepared frames that wait until there are enough of them for a step.
 
-    `failed`: one with them in it failed; `pose`: where the camera was, as far as was known when the newest of them came.
+    `failed`: one with them in it failed; `pose`: where the camera was, as far as is known, and `settled` whether it stays that.
     """
     frames: list[np.ndarray] = field(default_factory=list)
     stamps_ns: list[int] = field(default_factory=list)
@@ -25,6 +25,7 @@ class PendingFrames:
     segment: int = 0
     failed: bool = False
     pose: Pose | None = None
+    settled: bool = True
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -37,14 +38,14 @@ class PendingFrames:
 
     def copy(self) -> PendingFrames:
         return PendingFrames([*self.frames], [*self.stamps_ns], [*self.seconds], self.preprocess_ms, self.segment, self.failed,
-                             self.pose)
+                             self.pose, self.settled)
 
     def after_failure(self) -> PendingFrames:
         """What waits again when their step failed: all but the newest, once. Were they at fault, every later step would fail too."""
         if self.failed or len(self) < 2:
             return PendingFrames()
         return PendingFrames(self.frames[:-1], self.stamps_ns[:-1], self.seconds[:-1], self.preprocess_ms, self.segment, True,
-                             self.pose)
+                             self.pose, self.settled)
 
 
 class FrameIntake:

@@ -5,9 +5,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
-# From header stamps in ns, the newest first that matters, to where the camera was at the first of them that is known.
-Locate = Callable[[Sequence[int]], 'Pose | None']
+# From header stamps in ns, the newest first, to where the camera was at the first of them that is known. The flag: whether that
+# was asked before, so that what goes wrong counts once.
+Locate = Callable[[Sequence[int], bool], 'Found']
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,16 @@ class Pose:
         covariance = values['covariance']
         return Pose(values['stamp_ns'], values['frame_id'], tuple(values['position']), tuple(values['orientation']),
                     None if covariance is None else shared(tuple(covariance)))
+
+
+class Found(NamedTuple):
+    """Where a camera was at a moment, as far as is known now, None where it is not; `settled`: whatever is told later is of later
+    moments, and changes nothing."""
+    pose: Pose | None
+    settled: bool
+
+
+NOT_TOLD = Found(None, True)    # by nobody, ever
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,8 @@ class RecordedStep:
     """Vision tower and language model of steps of one shape.
 
     Two recordings, so that the time of each can be told, and so that what the host decides between them (where the step
-    stands) stays with the host. What is selected afterwards is not recorded: it is queued while the device is busy here.
+    stands) stays with the host. What is selected afterwards, once keys and values are in the detailed cache, is recorded by itself:
+    see `recorded_commit`.
     """
 
     def __init__(self, backbone: Family, record: Recorder, step: StagedStep, memory: AttentionMemory):

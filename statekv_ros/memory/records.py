@@ -37,7 +37,7 @@ class StepReport:
     """What one frame step cost, in ms of wall time, and what the memory holds after it (tokens, bytes, frames).
 
     Attributes:
-        preprocess_ms: decode and resize of its frames; vision_ms: normalise, patch, vision tower and embeddings;
+        preprocess_ms: decode, where that was waited for, and resize of its frames; vision_ms: normalise, patch, vision tower and embeddings;
         prefill_ms: language model with attention and importance; select_ms: top-B and slot update.
         pose: as of the step.
         cameras: so many steps, this one among them, went through the model as one; vision_ms and prefill_ms are those of all.

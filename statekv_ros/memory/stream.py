@@ -16,10 +16,11 @@ from statekv_ros.memory.detailed.cache import PAGE_TOKENS, DetailedCache
 from statekv_ros.memory.detailed.formats import RAW
 from statekv_ros.memory.detailed.index import DEFAULT_INDEX
 from statekv_ros.memory.detailed.tiers import Tier
-from statekv_ros.memory.graphs import make_graphs
+from statekv_ros.memory.graphs import make_commits, make_graphs
 from statekv_ros.memory.intake import FrameIntake, PendingFrames
+from statekv_ros.memory.late_poses import LatePoses
 from statekv_ros.memory.policies import AnswerPolicy, PrefillPolicy, parse_answer_policy, parse_prefill_policy
-from statekv_ros.memory.pose import Locate, Place
+from statekv_ros.memory.pose import NOT_TOLD, Locate, Place
 from statekv_ros.memory.records import AnswerResult, StepRecord, StepReport
 from statekv_ros.memory.saved.saving import Saving
 
@@ -34,9 +35,10 @@ class VideoStream:
         detailed_format: how the detailed cache is stored.
         frames: camera frames that the memory holds, a waiting half step included, forgotten ones not.
         steps: frame steps so far.
-        graphs: frame steps as recorded graphs; None where all run eagerly.
+        graphs, commits: frame steps, and what is kept of them, as recorded graphs; None where all run eagerly.
         saving: what takes each step down for a later start; None where nobody keeps it.
-        locate: where the camera was, asked as late as a step can be told; must neither wait nor raise.
+        locate: where the camera was, asked once a step is computed and again until that is settled; must neither wait nor raise.
+        late: what waits for that.
     """
 
     def __init__(self, backbone: Backbone, prefill_policy: str | PrefillPolicy = 'statekv(4096)',
@@ -68,8 +70,9 @@ class VideoStream:
         self._below = tuple(below)
         self.generation = 0
         self.saving: Saving | None = None
-        self.locate: Locate = lambda stamps_ns: None
+        self.locate: Locate = lambda stamps_ns, again: NOT_TOLD
         self.graphs = make_graphs(cuda_graph, backbone, self.prefill_policy.kind)
+        self.commits = make_commits(self.graphs, backbone.device)
         self._clear()
 
     def step(self, frame: np.ndarray, stamp_ns: int, preprocess_ms: float = 0.0) -> StepReport | None:
@@ -110,7 +113,8 @@ class VideoStream:
         finally:
             self._intake.add(prepared, stamp_ns, preprocess_ms + prepare_ms)
         if not self.is_ready:
-            self.pending.pose = self.locate([stamp_ns]) or self.pending.pose
+            pose, self.pending.settled = self.locate([stamp_ns], False)
+            self.pending.pose = pose or self.pending.pose
         return report
 
     @torch.inference_mode()
@@ -163,6 +167,7 @@ class VideoStream:
             raise QuestionError(f'max_tokens must be positive, got {max_tokens}')
         if not 0 <= temperature < float('inf'):
             raise QuestionError(f'temperature must be 0 or a positive number, got {temperature}')
+        self.locate_again()
         policy = self.answer_policy if answer_policy is None else parse_answer_policy(str(answer_policy))
         seen = self.seen() if half_step else replace(self.seen(), pending=PendingFrames())
         return Answering(take_snapshot(seen, policy, span, place), question, max_tokens, temperature, seed, evidence)
@@ -180,6 +185,12 @@ class VideoStream:
         while not answering.advance(UNHURRIED):
             pass
         return answering.result()
+
+    def locate_again(self) -> None:
+        """Give steps, and frames that wait, the poses that were told since they came; costs little where there are none."""
+        for step, pose in self.late.look(self.locate, self.pending):
+            if self.saving is not None:
+                self.saving.place(step, pose)
 
     def reset(self) -> int:
         """Forget everything that was seen. Returns the number of camera frames forgotten."""
@@ -297,12 +308,22 @@ class VideoStream:
     def commit(self, record: StepRecord, inputs: TokenInputs) -> StepReport:
         """Make the step that was begun part of the memory, once every layer has attended; the report has no times yet."""
         pending = self.pending
-        record = replace(record, pose=self.locate(pending.stamps_ns[::-1]) or pending.pose)
+        stamps_ns = tuple(reversed(pending.stamps_ns))
+        pose, settled = self.locate(stamps_ns, False)
+        record = replace(record, pose=pose or pending.pose)
         self._remember(record, inputs)
+        self.late.note(self.detailed.newest, stamps_ns, settled)
         return StepReport(record.step, record.segment, record.first_stamp_ns, record.last_stamp_ns, record.frames,
                           pending.preprocess_ms, 0.0, 0.0, 0.0, record.tokens,
                           self.prefill_policy.budget, self.state_tokens, self.detailed_tokens, self.detailed_bytes,
                           self.forgotten_frames, record.pose)
+
+    def commit_carried(self) -> None:
+        """The part of `commit` that selects what is carried on."""
+        if self.commits is None:
+            self.carried.commit()
+        else:
+            self.commits.commit(self.carried)
 
     def give_up(self) -> None:
         """The step of the waiting frames failed: see `flush`."""
@@ -328,13 +349,14 @@ class VideoStream:
     def _clear(self) -> None:
         if self.saving is not None:
             self.saving.clear()
-        if self.graphs is not None:
-            self.graphs.clear()
+        for recorded in filter(None, (self.graphs, self.commits)):
+            recorded.clear()
         self.carried = make_carried(self.backbone, self.prefill_policy, self.positions)
         for tier in self._below:
             tier.clear()
         self.detailed = DetailedCache(self.backbone, *self._detailed_options, self._below, self._packed)
         self._intake = FrameIntake(self.backbone)
+        self.late = LatePoses()
         self._copied: tuple | None = None
         self.steps = 0
         self._frames = 0
@@ -361,7 +383,7 @@ class VideoStream:
         caught = self.saving and self.saving.catch(record, inputs, self._next_position, self._frames, self.carried,
                                                    self.detailed.stretch if record.step >= 0 else None)
         self.detailed.commit(record, inputs)
-        self.carried.commit()
+        self.commit_carried()
         if record.step >= 0:
             self._intake.take()
         self._next_position = record.next_position

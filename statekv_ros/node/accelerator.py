@@ -33,8 +33,8 @@ class Accelerator:
         """What makes it slower than it could be; '' when nothing does."""
         told = list(problems(self._device))
         for name, stream in self._streams.items():
-            if stream.graphs is not None and (problem := stream.graphs.problem):
-                told.append(f'camera {name}: {problem}')
+            told += [f'camera {name}: {recorded.problem}' for recorded in filter(None, (stream.graphs, stream.commits))
+                     if recorded.problem]
         if problem := self._together.problem:
             told.append(problem)
         return '; '.join(told)

@@ -110,8 +110,9 @@ class Diagnosis:
 
     def poses(self, source: PoseSource, active: bool) -> DiagnosticStatus:
         """Whether it is known where the robot is."""
-        refused, missed, jumps, steps = self._new('pose', source.refused, source.missed, source.jumps, self._engine.steps)
-        obstacle = source.obstacle() if active and (missed or not source.received) else ''
+        unplaced = sum(camera.stream.late.unplaced for camera in self._engine.cameras.values())
+        refused, missed, jumps, steps = self._new('pose', source.refused, unplaced, source.jumps, self._engine.steps)
+        obstacle = source.obstacle() if active and (missed > 0 or not source.received) else ''
         because = f': {obstacle}' if obstacle else ''
         level, message = OK, f'poses from {source.name}'
         if not active:
@@ -121,13 +122,13 @@ class Diagnosis:
         elif jumps:
             level, message = WARN, (f'the pose jumped {source.newest_jump}: steps keep the pose that was told when they were '
                                     'seen, so what lies before and after may not fit together')
-        elif missed:
+        elif missed > 0:        # less where poses came after their steps
             level, message = WARN, f'{missed} of {steps} frame steps just now have no pose{because}'
         elif not source.received:
             level, message = WARN, f'no pose yet from {source.name}{because}'
         return status('pose', level, message, {
             'source': source.name, 'frame_id': source.frame_id, 'received': source.received, 'refused': source.refused,
-            'jumps': source.jumps, 'newest_jump': source.newest_jump, 'steps_without_pose': source.missed,
+            'jumps': source.jumps, 'newest_jump': source.newest_jump, 'steps_without_pose': unplaced,
             'last_error': source.last_error})
 
     def watches(self, checks: Checks, share: float, active: bool, problem: str) -> DiagnosticStatus:

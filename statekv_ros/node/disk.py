@@ -13,6 +13,7 @@ import torch
 
 from statekv_ros.errors import StoreError
 from statekv_ros.memory import VideoStream
+from statekv_ros.memory.pose import Pose
 from statekv_ros.memory.saved.saving import LONGEST_CYCLE, WAITING, SavedStep, waiting
 from statekv_ros.node.pictures import Album
 from statekv_ros.store import MemoryStore
@@ -86,6 +87,12 @@ class Disk:
             steps.append(waiting(stream.pending, stream.progress()))
         if steps or packed:
             self._submit([camera], lambda: self._put(camera, steps, packed, needed))
+
+    def save_poses(self, camera: str) -> None:
+        """Write the poses that came after their steps were saved, if any did; in the engine thread."""
+        poses = self._streams[camera].saving.take_poses()
+        if poses:
+            self._submit([camera], lambda: self._put_poses(camera, poses))
 
     def save_snapshots(self) -> None:
         """Write the whole context of cameras whose steps the quota is about to take; in the engine thread, between steps."""
@@ -167,6 +174,13 @@ class Disk:
             saving, size = self._streams[camera].saving, max(step.bytes for step in steps)
             saving.cycle = max(1, min(LONGEST_CYCLE, self._quota // (2 * len(self._streams) * size)))
         self._file_bytes = self._store.file_bytes()
+        self._look_after(gone)
+
+    def _put_poses(self, camera: str, poses: list[tuple[int, Pose]]) -> None:
+        gone = []
+        if camera not in self._uncleared:       # else what lies there is of steps that were forgotten
+            with self._telling(camera, well=False):
+                gone += self._kept[camera].place(poses)
         self._look_after(gone)
 
     def _with_picture(self, camera: str, step: SavedStep) -> SavedStep:

@@ -85,6 +85,7 @@ class Engine:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._working, self._progress = False, 0.0
+        self._poses_came = False
         self.is_lost: Callable[[Exception], bool] = lambda error: False
         self.on_lost: Callable[[str], None] = lambda reason: None
         self._ended = STOPPING, Code.SHUTTING_DOWN      # what is said to those that wait, or come, after the end
@@ -124,6 +125,7 @@ class Engine:
         self.notify()
         if self._thread is not None:
             self._thread.join(timeout_s)
+        self._frame_steps.ahead.close()
         self._fail_all()
         return self._thread is None or not self._thread.is_alive()
 
@@ -131,6 +133,18 @@ class Engine:
         """Something waits: an image in a mailbox, a question. From any thread."""
         with self._wake:
             self._wake.notify()
+
+    def note_image(self, camera: str) -> None:
+        """An image of this camera waits in its mailbox. From any thread."""
+        self._frame_steps.ahead.look(self.cameras[camera])
+        self.notify()
+
+    def note_poses(self) -> None:
+        """Poses came, which steps that were made before may have waited for. From any thread."""
+        if any(camera.stream.late.wants(camera.stream.pending) for camera in self.cameras.values()):
+            with self._wake:
+                self._poses_came = True
+                self._wake.notify()
 
     def ask(self, question: Question) -> None:
         """Queue a question; its `done` is called from the engine thread.
@@ -163,6 +177,8 @@ class Engine:
         """
         if self._disk is not None:
             self._disk.save_snapshots()
+        self._poses_came = False
+        self._frame_steps.locate_again()
         return any([self._watch(), self._admit(), self._close_ending(), self._decode_slice() or self._check()])
 
     def _put(self, entry: Question | _Reset) -> None:
@@ -178,7 +194,8 @@ class Engine:
                 self._working = True
                 if not self.run_round():
                     with self._wake:
-                        if not (self._inbox or self.stopping or any(map(self._frame_steps.can_take, self.cameras.values()))):
+                        if not (self._inbox or self.stopping or self._poses_came
+                                or any(map(self._frame_steps.can_take, self.cameras.values()))):
                             self._working = False
                             self._wake.wait(self.checks.wait_s() if self.checks is not None else None)
             except Interrupted:

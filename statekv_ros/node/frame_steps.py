@@ -11,6 +11,7 @@ from statekv_ros.errors import FrameError
 from statekv_ros.memory import StepReport
 from statekv_ros.memory.together import Given, Outcome, Together
 from statekv_ros.node.camera import Camera
+from statekv_ros.node.decoding import DecodingAhead
 from statekv_ros.node.disk import Disk
 from statekv_ros.node.watches.checks import Checks
 
@@ -33,6 +34,7 @@ class FrameSteps:
     Attributes:
         count: frame steps of all cameras so far.
         together: steps the streams.
+        ahead: decodes what comes meanwhile.
     """
 
     def __init__(self, cameras: Sequence[Camera], on_step: Callable[[Camera, StepReport, float], None],
@@ -44,6 +46,7 @@ class FrameSteps:
         """
         self.count = 0
         self.together = Together()
+        self.ahead = DecodingAhead(cameras)
         self._cameras, self._on_step, self._on_failure, self._log = tuple(cameras), on_step, on_failure, log
         self._disk, self._checks = disk, checks
 
@@ -58,24 +61,34 @@ class FrameSteps:
             by_size.setdefault(camera.size, []).append(camera)
         return list(by_size.values())
 
+    def locate_again(self) -> None:
+        """Take the poses that came after their steps."""
+        for camera in self._cameras:
+            camera.stream.locate_again()
+            if self._disk is not None:
+                self._disk.save_poses(camera.name)
+
     def run(self, cameras: Sequence[Camera]) -> bool:
         """Take the images that wait now of these cameras, and no others: nobody waits for anybody. Whether there were any."""
-        # A step is waited for before the next image is taken. To decode ahead while the GPU works would hide some milliseconds,
-        # but take an image a step older than it need be, and lay a failed step at the next one's door.
+        # A step is waited for before the next image is taken. To queue the next one's while the GPU works would hide some
+        # milliseconds, but take an image a step older than it need be, and lay a failed step at the next one's door.
         taken = [self._take(camera) for camera in cameras if self.can_take(camera)]
         whole = [image for image in taken if image.frame is not None]
-        outcomes = self.together.step([Given(image.camera.stream, image.frame, image.stamp_ns, image.preprocess_ms)
-                                       for image in whole])
+        if not whole:
+            return bool(taken)
+        with self.ahead.while_stepping():
+            outcomes = self.together.step([Given(image.camera.stream, image.frame, image.stamp_ns, image.preprocess_ms)
+                                           for image in whole])
         with ExitStack() as each:       # what one's callback raises keeps nobody from hearing of the others
             for image, outcome in reversed(list(zip(whole, outcomes))):
                 each.callback(self._settle, image, outcome)
         return bool(taken)
 
     def _take(self, camera: Camera) -> _Taken:
-        arrival = camera.mailbox.take()
+        arrival, decoding = self.ahead.take(camera)
         begun, image = time.perf_counter(), _Taken(camera, arrival.stamp_ns, arrival.waited_ms, len(camera.stream.pending))
         try:
-            frame, camera.frame_id = camera.decode(arrival.message)
+            frame, camera.frame_id = camera.decode(arrival.message) if decoding is None else decoding.result()
             if camera.album is not None:
                 image.picture = camera.album.take(frame)
         except Exception as error:

@@ -23,26 +23,27 @@ class Mailbox:
 
     Attributes:
         dropped: images that a newer one replaced before they were taken.
+        newest: the waiting image, which stays there; None where none waits.
     """
 
     def __init__(self):
         self.dropped = 0
-        self._newest: Arrival | None = None
+        self.newest: Arrival | None = None
         self._lock = threading.Lock()
 
     def put(self, message: Any, stamp_ns: int) -> None:
         """Leave an image, in place of one that still waits."""
         arrival = Arrival(message, stamp_ns, time.perf_counter())
         with self._lock:
-            self.dropped += self._newest is not None
-            self._newest = arrival
+            self.dropped += self.newest is not None
+            self.newest = arrival
 
     def take(self) -> Arrival | None:
         """The waiting image, or None."""
         with self._lock:
-            newest, self._newest = self._newest, None
+            newest, self.newest = self.newest, None
         return newest
 
     @property
     def waiting(self) -> bool:
-        return self._newest is not None
+        return self.newest is not None

@@ -229,17 +229,19 @@ class MemoryNode(LifecycleNode):
         if tiers:
             self._open_memory(backbone, {camera.name: camera.stream for camera in cameras}, tiers)
         disk = self._disk
-        checks, kept = begin_watches(get, cameras, disk, Path(get['memory_dir']).expanduser(), backbone.fingerprint,
+        checks, kept = begin_watches(get, cameras, disk, Path(get['memory_dir']).expanduser(), backbone,
                                      self._watches.tell, self.get_logger().warning)
         for camera in cameras:
             camera.album = open_album(self._darkroom, camera, disk, get['thumbnail.width'], get['thumbnail.quality'])
         engine = Engine(cameras, self._publish_step, lambda: get['slice_tokens'], get['max_queued_questions'],
                         self.get_logger().error, disk, checks)
+        if poses is not None:
+            poses.on_pose = engine.note_poses
         engine.is_lost = partial(is_lost, backbone.device)
         engine.on_lost = lambda reason: self._recovery.lost(reason, self._keeps_on_disk, lambda: self._engine is engine)
         accelerator = Accelerator(backbone.device, {camera.name: camera.stream for camera in cameras}, engine.together, warm)
         inputs = [CameraInput(self, camera, get[f'{camera.name}.topic'], kinds[camera.name], get[f'{camera.name}.rate_hz'],
-                              get[f'{camera.name}.reliability'], engine.notify) for camera in cameras]
+                              get[f'{camera.name}.reliability'], partial(engine.note_image, camera.name)) for camera in cameras]
         diagnosis = diagnostics.Diagnosis(engine, {
             'model': backbone.name, 'device': backbone.device, 'dtype': backbone.dtype, 'weights': backbone.weights,
             'prefill_policy': policy, 'kv_bytes_per_token': backbone.kv_bytes_per_token,
@@ -306,13 +308,11 @@ class MemoryNode(LifecycleNode):
         return self._state_machine.current_state[1]
 
     def _publish_step(self, camera: Camera, report: StepReport, wait_ms: float) -> None:
-        diagnosis, poses = self._diagnosis, self._poses
+        diagnosis = self._diagnosis
         source = next((source for source in self._inputs if source.camera is camera), None)
         if diagnosis is None or source is None:     # freed meanwhile
             return
         diagnosis.note_step(report.total_ms)
-        if poses is not None:
-            poses.missed += report.pose is None
         self._timing.publish(messages.frame_timing(camera.name, camera.frame_id, report, wait_ms, source.counts()))
 
     def _require_engine(self) -> Engine:

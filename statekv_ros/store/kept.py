@@ -11,6 +11,7 @@ from statekv_ros.store.tier import PACKED, PACKED_PARTS, PICTURE, DiskTier
 if TYPE_CHECKING:
     import torch
 
+    from statekv_ros.memory.pose import Pose
     from statekv_ros.memory.saved.saving import SavedStep
 
 _TRIMMED_AT_ONCE = 4        # more than come in, so that what waits gets less, and few, so that a step writes little
@@ -48,6 +49,11 @@ class KeptCamera:
         yield from self._put(steps)
         yield from self._put_packed(packed)
         yield from self._trim(needed)
+
+    def place(self, poses: Iterable[tuple[int, Pose]]) -> Iterator[tuple[str, int]]:
+        """Store where steps were seen that are there already; otherwise as `save`."""
+        for step, pose in poses:
+            yield from self._store.amend(self._camera, step, {'pose': pose.saved()}, {})
 
     def _put(self, steps: Iterable[SavedStep]) -> Iterator[tuple[str, int]]:
         for step in steps:

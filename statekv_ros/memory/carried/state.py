@@ -6,7 +6,7 @@ import torch
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.kernels.scored_attention import scored_attention
 from statekv_ros.kernels.scored_attention.streams import Stream
-from statekv_ros.kernels.state_update import update_state
+from statekv_ros.kernels.state_update import move_rows, select_slots, update_state
 from statekv_ros.memory.carried.positions import PositionPolicy, StepPlace
 from statekv_ros.memory.carried.slot_positions import SlotPositions
 
@@ -72,9 +72,17 @@ class CompressedState:
     def commit(self) -> None:
         """Keep the B most important of state and frame, for all layers and KV heads at once."""
         self.tokens = update_state(self._key, self._value, self._ordinal, self._importance,
-                                   self.tokens + self._frame_tokens, self.budget)
-        if self._places:
-            self._places.keep(self.kept())
+                                   self.tokens + self._frame_tokens, self.budget,
+                                   beside=self._places.slots if self._places else None)
+
+    def select(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first part of `commit` where `place` is known: which slots move where, see `select_slots`. Changes nothing."""
+        live = self.tokens + self._frame_tokens
+        return select_slots(self._importance[..., :live], self._ordinal[..., :live], self.budget)
+
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """The second part, of what `select` gave. Done twice, it changes nothing more."""
+        move_rows(self._key, self._value, self._ordinal, source, target, self._places.slots if self._places else None)
 
     def stream(self, columns: slice) -> Stream | None:
         """For attention beside others in one launch, of the step that was begun, whose tokens are in these columns of its row;
@@ -86,8 +94,8 @@ class CompressedState:
         step turns a copy of its keys."""
         if self.tokens < self.budget or self._turns:
             return None
-        return (self._key.data_ptr(), self._value.data_ptr(), self._importance.data_ptr(), self._key.shape[2],
-                self._frame_tokens)
+        parts = self._key, self._value, self._importance, self._ordinal, *([self._places.slots] if self._places else [])
+        return (*(part.data_ptr() for part in parts), self._key.shape[2], self._frame_tokens)
 
     def for_recording(self) -> 'CompressedState':
         """What a recording is made over: the state itself, which stays where it is."""

@@ -199,10 +199,15 @@ class DetailedCache:
         keys = self._backbone.rotate(self._exact.rows.key[:, :, rows].float(), stretch.shift - stretch.position)
         self.pages.append(self.pages.index.entries(keys, len(lengths)), step.row, record.tokens, stretch)
 
+    @property
+    def newest(self) -> HeldStep:
+        """The step that was committed last."""
+        return self._exact.steps[-1]
+
     def newest_parts(self) -> dict[str, torch.Tensor]:
         """What tiers have of the step that was committed last besides its keys and values: `key_positions`, and its pages' entries
         `index` [layers, kv_heads, pages, entry_width]."""
-        step = self._exact.steps[-1]
+        step = self.newest
         return {'key_positions': step.positions.reshape(-1, step.record.tokens),
                 'index': self.pages.newest_entries(slice(step.page, self.pages.stop))}
 

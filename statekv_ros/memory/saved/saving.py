@@ -12,6 +12,7 @@ from statekv_ros.memory.carried.recent import RecentFrames
 from statekv_ros.memory.carried.state import CompressedState
 from statekv_ros.memory.detailed.pages import Stretch
 from statekv_ros.memory.intake import PendingFrames
+from statekv_ros.memory.pose import Pose
 from statekv_ros.memory.records import StepRecord
 from statekv_ros.memory.saved.needs import Needs
 
@@ -56,6 +57,7 @@ class Saving:
         self._next_slot = 0
         self._steps: list[SavedStep] = []
         self._packed: list[tuple[int, torch.Tensor]] = []
+        self._poses: list[tuple[int, Pose]] = []
 
     def catch(self, record: StepRecord, inputs: TokenInputs, position: int, frames: int,
               carried: CompressedState | RecentFrames, stretch: Stretch | None) -> SavedStep:
@@ -109,6 +111,15 @@ class Saving:
         packed, self._packed = self._packed, []
         return packed
 
+    def place(self, step: int, pose: Pose) -> None:
+        """Where a step was seen is told after it was saved; `WAITING`: the frames that wait."""
+        self._poses.append((step, pose))
+
+    def take_poses(self) -> list[tuple[int, Pose]]:
+        """What `place` was told since the last call."""
+        poses, self._poses = self._poses, []
+        return poses
+
     def packed_already(self, steps: set[int]) -> None:
         """These are kept in few bits already."""
         self._packed = [(step, packed) for step, packed in self._packed if step not in steps]
@@ -137,7 +148,7 @@ class Saving:
 
 def waiting(pending: PendingFrames, progress: dict) -> SavedStep:
     """The frames that wait for a step."""
-    header = {name: value for name, value in vars(pending).items() if name not in ('frames', 'pose')}
+    header = {name: value for name, value in vars(pending).items() if name not in ('frames', 'pose', 'settled')}
     return SavedStep(WAITING, {'waiting': header, 'pose': pending.pose and pending.pose.saved(), 'after': progress},
                      {'frames': torch.from_numpy(np.stack(pending.frames))})
 

@@ -104,6 +104,11 @@ class PoseBuffer:
             while self._poses[0][0] < pose.stamp_ns - KEPT_NS:
                 self._poses.popleft()
 
+    def has_passed(self, stamp_ns: int) -> bool:
+        """Whether a pose at this stamp or behind it came: what follows does not change what `at` then says of it."""
+        newest = self.newest
+        return newest is not None and newest.stamp_ns >= stamp_ns
+
     def at(self, stamp_ns: int) -> Pose | None:
         """Where it was: between the two poses around the stamp, or, where there is none on one side or a jump between them, the
         nearer one. None where the nearer one is further away than `tolerance_s`."""

@@ -10,7 +10,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.serialization import deserialize_message
 
 from statekv_ros.errors import PoseError
-from statekv_ros.memory.pose import Pose
+from statekv_ros.memory.pose import Found, Pose
 from statekv_ros.node.messages import to_ns
 from statekv_ros.node.poses.buffer import PoseBuffer, make_pose
 from statekv_ros.node.poses.source import PoseSource
@@ -60,8 +60,9 @@ class TopicPoses(PoseSource):
                 self._subscription = None
             self._kind = '' if self._wanted == 'auto' else self._wanted
 
-    def at(self, stamp_ns: int, camera_frame: str) -> Pose | None:
-        return self._buffer.at(stamp_ns)
+    def at(self, stamp_ns: int, camera_frame: str, again: bool) -> Found:
+        settled = self._buffer.has_passed(stamp_ns)     # looked at first: a pose may come in between
+        return Found(self._buffer.at(stamp_ns), settled)
 
     def obstacle(self) -> str:
         sent = {p.topic_type for p in self._node.get_publishers_info_by_topic(self._topic)}
@@ -102,6 +103,7 @@ class TopicPoses(PoseSource):
             return
         self.received += 1
         self.jumps, self.newest_jump = self._buffer.jumps, self._buffer.newest_jump
+        self.on_pose()
 
     def _read(self, kind: type, raw: bytes) -> Pose:
         try:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from statekv_ros.backbones.base import Backbone
+from statekv_ros.backbones.weights import AS_STORED
 from statekv_ros.errors import StateKVError, StoreError
 from statekv_ros.node.watches.table import WatchTable
 from statekv_ros.node.watches.watch import Definition, Watch
@@ -29,7 +31,7 @@ class KeptWatches:
     def __init__(self, folder: Path, model: str, submit: Callable[[Callable[[], None]], bool], log: Callable[[str], None]):
         """
         Args:
-            model: its fingerprint: answers of another one are not compared with its own.
+            model: as of `answers_of`: answers of another one are not compared with its own.
             submit: has another thread do something; false when it takes no more.
             log: takes what was found, and what goes wrong.
         """
@@ -60,8 +62,8 @@ class KeptWatches:
         number, model, kept = self._read()
         mine = {watch.id: watch for watch in configured}
         if kept and model != self._model:
-            self._log(f'{len(kept)} watches of {self._file} were made with another model: they go on, without what that one '
-                      'answered')
+            self._log(f'{len(kept)} watches of {self._file} were made with another model, or its weights in another format: they go '
+                      'on, without what that one answered')
         for watch in kept:
             if model != self._model:
                 watch.forget_answers()
@@ -98,6 +100,12 @@ class KeptWatches:
             except (StateKVError, ValueError, KeyError, TypeError, AttributeError) as error:
                 self._log(f'a watch of {self._file} cannot be read and is forgotten: {str(error)[:300]}')
         return number, model, watches
+
+
+def answers_of(backbone: Backbone) -> str:
+    """Whose answers watches compare: the model's, with its weights as they are. The format is said only where they are quantised, as
+    files are that were written before there was a choice."""
+    return backbone.fingerprint + (f', weights {backbone.weights}' if backbone.weights != AS_STORED else '')
 
 
 def _as_dict(watch: Watch) -> dict:
