@@ -49,8 +49,8 @@ SUCCESS, FAILURE, ERROR = TransitionCallbackReturn.SUCCESS, TransitionCallbackRe
 
 
 class MemoryNode(LifecycleNode):
-    """A robot's visual memory: watches cameras, publishes ~/timing, ~/answer, ~/evidence_image and ~/evidence_markers, serves ~/ask, ~/query,
-    ~/frames and ~/reset, and standing questions (`WatchServices`).
+    """A robot's visual memory: watches cameras, publishes ~/timing, ~/answer, ~/evidence_image and ~/evidence_markers, serves
+    ~/ask, ~/query, ~/frames and ~/reset, and standing questions (`WatchServices`).
 
     The action and the services exist from the start and say why they cannot answer; so does /diagnostics. Transitions run in a thread of their
     own (see `Transitions`), all else in the executor's and the engine's.

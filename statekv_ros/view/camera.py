@@ -28,7 +28,7 @@ class CameraSeen:
     Attributes:
         begin_ns, newest_ns: header stamps of the oldest picture that the node has, and of the newest frame step; 0: none.
         segments: (first stamp, last stamp, number) of each run of stamps without a jump back.
-        drops: (stamp, images replaced before their turn), thinned out in pairs when they get many.
+        drops: (stamp, images replaced before their turn), put together over longer and longer times when they get many.
         seconds: of the charts.
     """
     name: str
@@ -40,6 +40,7 @@ class CameraSeen:
     drops: list[tuple[int, int]] = field(default_factory=list)
     seconds: deque = field(default_factory=lambda: deque(maxlen=SECONDS))
     _counted: int | None = None
+    _together_ns: int = 10**9       # drops
     _live_ns: int = 0
     _live_at: float = 0.0
 
@@ -49,9 +50,7 @@ class CameraSeen:
         new = max(0, timing.dropped - self._counted) if self._counted is not None else 0
         self._counted, self.dropped, self.budget = timing.dropped, timing.dropped, timing.budget
         if new:
-            self.drops.append((stamp_ns, new))
-            if len(self.drops) > _MOST_MARKS:
-                self.drops = [(a[0], a[1] + b[1]) for a, b in zip(self.drops[::2], self.drops[1::2])]
+            self._drop(stamp_ns, new)
         if self.segments and self.segments[-1][2] == timing.segment:
             self.segments[-1] = (self.segments[-1][0], stamp_ns, timing.segment)
         else:
@@ -78,3 +77,14 @@ class CameraSeen:
         if now - self._live_at >= LIVE_S:
             self._live_ns, self._live_at = self.newest_ns, now
         return self._live_ns
+
+    def _drop(self, stamp_ns: int, count: int) -> None:
+        if self.drops and self.drops[-1][0] // self._together_ns == stamp_ns // self._together_ns:
+            self.drops[-1] = self.drops[-1][0], self.drops[-1][1] + count
+            return
+        self.drops.append((stamp_ns, count))
+        if len(self.drops) > _MOST_MARKS:
+            self._together_ns *= 2
+            drops, self.drops = self.drops, []
+            for drop in drops:
+                self._drop(*drop)

@@ -10,6 +10,7 @@ from statekv_ros.view.heading import Heading
 from statekv_ros.view.state import State
 
 _COLOURS = ['#3b8eea', '#e0823d', '#3aa981', '#a678de', '#d45d79', '#8a94a6']
+_LEAST_MS = 30_000
 _EVERY = 8      # calls of `refresh` between two updates
 
 
@@ -35,7 +36,8 @@ class Charts:
         self._cards['ms'].show(f'{p50} ms' if p50 else '–', f'p95 {p95} ms' if p95 else '', {
             name: [(second.at, second.ms / second.steps) for second in of] for name, of in seconds.items()})
         newest = tiers[-1][1] if tiers else {}
-        self._cards['memory'].show(_size(sum(newest.values())), ' · '.join(f'{name} {_size(mb)}' for name, mb in newest.items() if mb), {
+        told = ' · '.join(f'{name} {_size(mb)}' for name, mb in newest.items() if mb)
+        self._cards['memory'].show(_size(sum(newest.values())), told, {
             name: [(at, sizes.get(name, 0.0)) for at, sizes in tiers] for name in newest})
         held = {name: of[-1].state_tokens for name, of in seconds.items() if of}
         self._cards['state'].show(f'{max(held.values(), default=0):,} tokens', f'of at most {budget:,}' if budget else '', {
@@ -52,23 +54,25 @@ class _Card:
                 Heading(title)
             self._number = ui.label().classes('sk-number')
             self._words = ui.label().classes('sk-dim sk-cut')
-            self._chart = ui.echart(_options([], stacked), renderer='svg').props(f'role=img aria-label="{title}, last five minutes"')
+            self._chart = ui.echart(_options([], stacked), renderer='svg').props(
+                f'role=img aria-label="{title}, last five minutes"')
 
     def show(self, number: str, words: str, series: dict[str, Sequence[tuple[int, float]]]) -> None:
         self._number.text, self._words.text = number, words
-        names = list(series)
-        options = _options([(name, [(at * 1000, round(value, 2)) for at, value in series[name]]) for name in names], self._stacked)
+        options = _options([(name, [(at * 1000, round(value, 2)) for at, value in points]) for name, points in series.items()],
+                           self._stacked)
         self._chart.run_chart_method('setOption', options, {'replaceMerge': ['series']})
 
 
 def _options(series: list[tuple[str, list]], stacked: bool) -> dict:
     now = int(time.time() * 1000)
+    begin = max(now - SECONDS * 1000, min([now - _LEAST_MS, *(data[0][0] for _, data in series if data)]))
     return {
         'animation': False, 'color': _COLOURS, 'grid': {'left': 0, 'right': 0, 'top': 6, 'bottom': 2},
-        'xAxis': {'type': 'time', 'show': False, 'min': now - SECONDS * 1000, 'max': now},
+        'xAxis': {'type': 'time', 'show': False, 'min': begin, 'max': now},
         'yAxis': {'type': 'value', 'show': False, 'min': 0},
-        'series': [{'type': 'line', 'name': name, 'data': data, 'showSymbol': False, 'silent': True, 'lineStyle': {'width': 1.5},
-                    'areaStyle': {'opacity': .35 if stacked else .12}, **({'stack': 'all'} if stacked else {})}
+        'series': [{'type': 'line', 'name': name, 'data': data, 'showSymbol': False, 'silent': True,
+                    'lineStyle': {'width': 1.5}, 'areaStyle': {'opacity': .35 if stacked else .12}, **({'stack': 'all'} if stacked else {})}
                    for name, data in series]}
 
 

@@ -12,8 +12,8 @@ def make_parser() -> argparse.ArgumentParser:
         prog='statekv-view', description='A web page of a live memory node: what it sees and remembers, questions and answers.')
     parser.add_argument('--memory', default='statekv', help='name of the memory node, with its namespace if it has one; '
                                                             'default: %(default)s')
-    parser.add_argument('--host', default='127.0.0.1', help='address to listen at; with any other than this machine\'s own, a token '
-                                                            'is made up and needed; default: %(default)s')
+    parser.add_argument('--host', default='127.0.0.1', help='address to listen at; with any other than this machine\'s own, a '
+                                                            'token is made up and needed; default: %(default)s')
     parser.add_argument('--port', type=int, default=PORT, help='default: %(default)s')
     return parser
 

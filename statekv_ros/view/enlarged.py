@@ -33,9 +33,10 @@ class Enlarged:
                 self._caption = ui.label().classes('sk-cut')
                 ui.element('span').classes('sk-grow')
                 self._before, self._after = (
-                    ui.button(icon=icon, on_click=lambda by=by: self._go(by)).props(f'flat round dense aria-label="{name}"')
+                    ui.button(icon=icon, color=None, on_click=lambda by=by: self._go(by)).props(
+                        f'flat round dense aria-label="{name}"')
                     for icon, by, name in (('chevron_left', -1, 'before'), ('chevron_right', 1, 'next')))
-                ui.button(icon='close', on_click=self._dialog.close).props('flat round dense aria-label="close"')
+                ui.button(icon='close', color=None, on_click=self._dialog.close).props('flat round dense aria-label="close"')
         self._keys = ui.keyboard(self._key, active=False)
         self._dialog.on_value_change(lambda event: setattr(self._keys, 'active', event.value))
 

@@ -93,8 +93,8 @@ def told(alert: Alert) -> Told:
 
 def watched(state: WatchState) -> Watched:
     """A standing question as ~/watches lists it. Its id stays as it is: ~/unwatch wants it."""
-    every = f'every {state.every_steps} steps' if state.every_steps > 1 else f'every {state.every_s:g} s' if state.every_s else \
-        'each step'
+    steps, seconds = state.every_steps, state.every_s
+    every = f'every {steps} steps' if steps > 1 else f'every {seconds:g} s' if seconds else 'each step'
     return Watched(state.id, printable(state.question), printable(state.condition), state.camera, every, printable(state.text),
                    state.checks, state.alerts, state.keeps_up, printable(state.error))
 

@@ -109,8 +109,8 @@ class History:
     def _fill(self, record: Record, answer: Answer) -> None:
         record.text, record.looked = printable(answer.text) or record.text, looked_at(answer.evidence)
         if answer.frames_covered:
-            record.note = (f'{answer.timing.total_ms:.0f} ms · {answer.frames_covered} frames · {printable(answer.answer_policy, 40)}'
-                           + (' · demonstration model' if answer.demonstration_model else ''))
+            words = [f'{answer.timing.total_ms:.0f} ms', f'{answer.frames_covered} frames', printable(answer.answer_policy, 40)]
+            record.note = ' · '.join(words + ['demonstration model'] * answer.demonstration_model)
 
     def _add(self, record: Record) -> Record:
         with self._lock:

@@ -116,8 +116,10 @@ class Listener:
 
     def _compare_versions(self) -> None:
         """ROS connects only ends whose types are equal; of the others it says nothing."""
+        own_name = self.node.get_name()
+
         def types(ends, own: bool) -> set[str]:
-            return {f'{end.topic_type} {end.topic_type_hash}' for end in ends if (end.node_name == self.node.get_name()) == own}
+            return {f'{end.topic_type} {end.topic_type_hash}' for end in ends if (end.node_name == own_name) == own}
 
         theirs = [(types(self.node.get_publishers_info_by_topic(topic), False),
                    types(self.node.get_subscriptions_info_by_topic(topic), True)) for topic in self._topics]

@@ -13,6 +13,7 @@ from statekv_ros.view.state import State
 _MOST = 300     # places that are kept on it
 _RECENT = 20    # records that are looked through
 _WIDE = 2.6     # see view.css
+_GREY = '#8a94a6'
 
 
 class Map:
@@ -58,11 +59,12 @@ def _options(others: list[Looked], here: list[Looked]) -> dict:
     places = [step.place for step in (*others, *here)]
     middle = [(min(values) + max(values)) / 2 if values else 0.0 for values in ([p.x for p in places], [p.y for p in places])]
     # The same scale both ways: the chart's area is so many times as wide as it is tall.
-    reach = 1.15 * max([.5, *(abs(place.x - middle[0]) / _WIDE for place in places), *(abs(place.y - middle[1]) for place in places)])
-    axis = {'type': 'value', 'splitLine': {'lineStyle': {'opacity': .15}}, 'axisLabel': {'fontSize': 10, 'color': '#8a94a6', 'showMinLabel': False,
-                                                                                         'showMaxLabel': False}}
+    away = [max(abs(place.x - middle[0]) / _WIDE, abs(place.y - middle[1])) for place in places]
+    reach = 1.15 * max([.5, *away])
+    axis = {'type': 'value', 'splitLine': {'lineStyle': {'opacity': .15}},
+            'axisLabel': {'fontSize': 10, 'color': _GREY, 'showMinLabel': False, 'showMaxLabel': False}}
     return {'animation': False, 'grid': {'left': 34, 'right': 8, 'top': 8, 'bottom': 22},
             'xAxis': axis | {'min': middle[0] - _WIDE * reach, 'max': middle[0] + _WIDE * reach},
             'yAxis': axis | {'min': middle[1] - reach, 'max': middle[1] + reach},
-            'series': [{'type': 'scatter', 'symbol': 'circle', 'data': points(others, 5), 'itemStyle': {'color': '#8a94a6', 'opacity': .6}},
-                       {'type': 'scatter', 'symbol': 'arrow', 'data': points(here, 12), 'itemStyle': {'color': '#e0823d'}}]}
+            'series': [{'type': 'scatter', 'symbol': symbol, 'data': data, 'itemStyle': style} for symbol, data, style in (
+                ('circle', points(others, 5), {'color': _GREY, 'opacity': .6}), ('arrow', points(here, 12), {'color': '#e0823d'}))]}

@@ -53,7 +53,7 @@ class Pictures:
             keys = [key for key in self._wanted if (key[0], key[2]) == (camera, within_s)][:_AT_ONCE]
             try:
                 found = await asyncio.to_thread(self._fetch, camera, [stamp for _, stamp, _ in keys], within_s)
-            except (RuntimeError, ValueError) as error:
+            except Exception as error:      # whatever it is: no browser waits for ever
                 found = [str(error)] * len(keys)
             self.asked += 1
             for key, picture in zip(keys, found):

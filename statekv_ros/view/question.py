@@ -41,9 +41,9 @@ class Questions:
             with ui.element('div').classes('sk-bar sk-past'):
                 self._count = Heading()
                 ui.element('span').classes('sk-grow')
-                self._newer = ui.button(icon='chevron_left', on_click=lambda: self._turn(-1)).props(
+                self._newer = ui.button(icon='chevron_left', color=None, on_click=lambda: self._turn(-1)).props(
                     'flat round dense aria-label="newer questions"')
-                self._older = ui.button(icon='chevron_right', on_click=lambda: self._turn(1)).props(
+                self._older = ui.button(icon='chevron_right', color=None, on_click=lambda: self._turn(1)).props(
                     'flat round dense aria-label="older questions"')
             self._list = ui.element('div').classes('sk-list')
 

@@ -34,6 +34,6 @@ def serve(listener: Listener, host: str, port: int) -> int:
     shown = f'[{host}]' if ':' in host else host
     address = f'http://{shown}:{port}/' + (f'?token={token}' if token else '')
     app.on_startup(lambda: print(f'the page of {listener.state.memory}: {address}', flush=True))
-    ui.run(host=host, port=port, title='statekv', reload=False, show=False, show_welcome_message=False, tailwind=False, dark=None,
-           reconnect_timeout=10.0, message_history_length=200)
+    ui.run(host=host, port=port, title='statekv', reload=False, show=False, show_welcome_message=False, tailwind=False,
+           dark=None, reconnect_timeout=10.0, message_history_length=200)
     return 0

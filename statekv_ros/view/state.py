@@ -75,13 +75,14 @@ class State:
         with self.lock:
             now = time.monotonic()
             if self._heard_at is not None:
-                self._period_s = min(60.0, max(1.0, now - self._heard_at if now - self._heard_at < 3 * self._period_s else 1.0))
+                since_s = now - self._heard_at
+                self._period_s = min(60.0, max(1.0, since_s)) if since_s < 3 * self._period_s else 1.0
             self._heard_at, self.health = now, statuses
             self.version += 1
             cameras = [status for status in statuses.values() if 'frames_held' in status.values]
             self._note_tiers(cameras)
             steps = _number(statuses.get('engine'), 'steps')
-            held = sum(_number(status, 'frames_held') for status in cameras)
+            held = sum(_number(status, key) for status in cameras for key in ('frames_held', 'frames_forgotten'))
             began, self._steps, self._held = steps < self._steps or held < self._held, steps, held
             if began:
                 self.lives += 1

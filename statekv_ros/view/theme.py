@@ -12,7 +12,7 @@ class Theme:
         chosen = ui.context.client.request.cookies.get(_COOKIE, 'auto')
         self._name = chosen if chosen in _CHOICES else 'auto'
         self._dark = ui.dark_mode(_CHOICES[self._name][0])
-        self._button = ui.button(on_click=self._next).props('flat round dense')
+        self._button = ui.button(color=None, on_click=self._next).props('flat round dense')
         self._show()
 
     def _next(self) -> None:

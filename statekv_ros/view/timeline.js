@@ -32,7 +32,8 @@ export default {
       </div>
       <button v-for="([ns, at, share], n) in evidence" :key="'e' + ns" class="sk-evidence" :style="place(at)"
               @click="$emit('open', { at: ns })" :aria-label="'looked at ' + label(at) + ', ' + percent(share)"
-              :title="label(at) + ' · ' + percent(share)"><b :style="{ height: 8 + 22 * share + 'px' }"></b><u v-if="n < 3">{{ percent(share) }}</u></button>
+              :title="label(at) + ' · ' + percent(share)"><b :style="{ height: 8 + 22 * share + 'px' }"></b>
+        <u v-if="n < 3">{{ percent(share) }}</u></button>
       <button v-for="([ns, at, text], n) in alerts" :key="'a' + ns + n" class="sk-alert" :style="place(at)"
               @click="$emit('open', { at: ns })" :aria-label="'alert at ' + label(at) + ': ' + text" :title="text"></button>
       <div class="sk-axis"><span v-for="at in ticks" :key="at" :style="place(at)">{{ label(at) }}</span></div>
@@ -70,7 +71,7 @@ export default {
     },
     ticks() {
       const every = this.step * (this.width < 600 ? 2 : 1), ticks = [];
-      for (let at = Math.ceil(this.from / every) * every; this.data.newest && at < this.to; at += every) ticks.push(at);
+      for (let at = Math.max(0, Math.ceil(this.from / every) * every); this.data.newest && at < this.to; at += every) ticks.push(at);
       return ticks;
     },
     shownDrops() { return this.data.drops.filter(([at]) => this.inside(at)); },
@@ -93,12 +94,18 @@ export default {
         return (s >= 3600 ? Math.floor(s / 3600) + ":" : "") + two(Math.floor(s / 60) % 60) + ":" + two(s % 60);
       }
       const seconds = exact || this.step < MINUTE;
-      return new Date(at).toLocaleTimeString([], { hourCycle: "h23", hour: "2-digit", minute: "2-digit", ...(seconds && { second: "2-digit" }) });
+      const shown = { timeZone: "UTC", hourCycle: "h23", hour: "2-digit", minute: "2-digit", ...(seconds && { second: "2-digit" }) };
+      return new Date(at + this.data.zone).toLocaleTimeString([], shown);
     },
     hold() { if (this.live || this.whole) { this.end = this.to; this.span = this.length; this.live = this.whole = false; } },
     follow() { this.whole = false; this.live = true; },
     showAll() { this.whole = this.live = true; },
-    zoom(ms) { const middle = this.to - this.length / 2; this.whole = false; this.span = ms; if (!this.live) this.end = middle + ms / 2; },
+    zoom(ms) {
+      const middle = this.to - this.length / 2;
+      this.whole = false;
+      this.span = ms;
+      if (!this.live) this.end = middle + ms / 2;
+    },
     scale(factor, share) {      // about the place at this share of the width
       const at = this.from + share * this.length, length = Math.min(MOST, Math.max(LEAST, this.length * factor));
       if (this.live && share > 0.9) { this.whole = false; this.span = length; return; }

@@ -1,4 +1,5 @@
 """The memory over time."""
+import time
 from collections.abc import Callable, Sequence
 
 from nicegui import ui
@@ -42,13 +43,14 @@ class Timeline:
         self._shown = shown
         with self._state.lock:
             seen = self._state.cameras.get(self.camera) or CameraSeen(self.camera)
-            data = {'begin': _ms(seen.begin_ns), 'newest': _ms(seen.newest_ns),
+            data = {'zone': time.localtime().tm_gmtoff * 1000, 'begin': _ms(seen.begin_ns), 'newest': _ms(seen.newest_ns),
                     'segments': [(_ms(first), _ms(last), number) for first, last, number in seen.segments],
                     'drops': [(_ms(stamp), count) for stamp, count in seen.drops],
                     'alerts': [(str(alert.stamp_ns), _ms(alert.stamp_ns), f'{alert.question} {alert.before} → {alert.text}')
                                for alert in self._state.alerts if alert.camera == self.camera]}
         # Nanoseconds do not fit the browser's numbers: as text.
-        data['evidence'] = [(str(step.stamp_ns), _ms(step.stamp_ns), step.share) for step in shown[3] if step.camera == self.camera]
+        data['evidence'] = [(str(step.stamp_ns), _ms(step.stamp_ns), step.share)
+                            for step in shown[3] if step.camera == self.camera]
         self._element.props['data'], self._element.props['url'] = data, pictures_url(self.camera, self._state.lives)
         self._element.update()
 

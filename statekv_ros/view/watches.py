@@ -10,8 +10,8 @@ from statekv_ros.view.heading import Heading
 from statekv_ros.view.listener import Listener
 from statekv_ros.view.pictures import pictures_url
 
-_KINDS = {'changes': 'its answer changes', 'equals': 'its answer is', 'matches': 'its answer matches', 'rises above': 'it rises above',
-          'falls below': 'it falls below'}
+_KINDS = {'changes': 'its answer changes', 'equals': 'its answer is', 'matches': 'its answer matches',
+          'rises above': 'it rises above', 'falls below': 'it falls below'}
 _SHOWN = 12     # alerts
 
 
@@ -21,7 +21,6 @@ class Watches:
     def __init__(self, listener: Listener, enlarged: Enlarged):
         self._listener, self._state, self._enlarged = listener, listener.state, enlarged
         self._listed: tuple | None = None
-        self._alerted = len(self._state.alerts)
         self._last = self._state.alerts[-1] if self._state.alerts else None
         with ui.element('section').classes('sk-card sk-watches'):
             with ui.element('div').classes('sk-bar'):
@@ -29,16 +28,19 @@ class Watches:
             with ui.element('form').classes('sk-form').on('submit.prevent', self._add):
                 self._question = ui.input(placeholder='Tell me when …').props(
                     'dense outlined maxlength=4000 aria-label="standing question" autocomplete=off').classes('sk-whole')
-                self._kind = ui.select(_KINDS, value='changes').props('dense outlined aria-label="condition"').classes('sk-grow')
-                self._value = ui.input(placeholder='text or number').props(
-                    'dense outlined maxlength=200 aria-label="of the condition" autocomplete=off').classes('sk-grow')
-                self._value.bind_visibility_from(self._kind, 'value', backward=lambda kind: kind != 'changes')
-                self._every = ui.number(value=0, min=0, max=86400, prefix='every', suffix='s').props(
-                    'dense outlined aria-label="seconds between checks; 0: each step" title="seconds between checks; 0: each step"'
-                ).classes('sk-short')
-                self._row = ui.number(value=1, min=1, max=1000, suffix='in a row').props(
-                    'dense outlined aria-label="checks in a row" title="checks in a row in which it must hold"').classes('sk-short')
-                ui.button('Watch').props('type=submit unelevated no-caps')
+                self._camera = ui.select({}).props('dense outlined aria-label="camera of the standing question"').classes('sk-whole')
+                with ui.element('div').classes('sk-bar sk-whole'):
+                    self._kind = ui.select(_KINDS, value='changes').props('dense outlined aria-label="condition"').classes('sk-grow')
+                    self._value = ui.input(placeholder='text or number').props(
+                        'dense outlined maxlength=200 aria-label="of the condition" autocomplete=off').classes('sk-grow')
+                    self._value.bind_visibility_from(self._kind, 'value', backward=lambda kind: kind != 'changes')
+                with ui.element('div').classes('sk-bar sk-whole'):
+                    ui.label('every').classes('sk-dim')
+                    self._every = _number(0, 86400, 'seconds between checks; 0: each step')
+                    ui.label('s, if').classes('sk-dim')
+                    self._row = _number(1, 1000, 'checks in a row in which it must hold')
+                    ui.label('× in a row').classes('sk-dim sk-cut')
+                    ui.button('Watch').props('type=submit unelevated no-caps')
             self._error = ui.label().classes('sk-dim bad').props('role=alert')
             self._list = ui.element('div').classes('sk-list')
             self._alerts_title = Heading().classes('sk-alerts-title')
@@ -46,10 +48,15 @@ class Watches:
 
     def refresh(self) -> None:
         """Bring the browser what has changed; a new alert is told once."""
+        names = self._state.camera_names()
+        if names != list(self._camera.options):
+            self._camera.set_options({name: printable(name, 40) for name in names},
+                                     value=self._camera.value if self._camera.value in names else next(iter(names), None))
+        self._camera.set_visibility(len(names) > 1)
         watches, alerts = self._state.watches, list(self._state.alerts)[-_SHOWN:]
         if alerts and alerts[-1] is not self._last:
             self._last = alert = alerts[-1]
-            ui.notify(f'{alert.question} {alert.before} → {alert.text}', position='top-right', color='warning', text_color='dark')
+            ui.notify(f'{alert.question} {alert.before} → {alert.text}', position='top-right', color='warning', textColor='black')
         if self._listed == (watches, tuple(alerts)):
             return
         self._listed = watches, tuple(alerts)
@@ -58,7 +65,8 @@ class Watches:
             for watch in watches[:100]:
                 self._show_watch(watch)
             if not watches:
-                ui.label('none yet: the node asks it again and again, and tells here when the answer meets the condition').classes('sk-dim')
+                ui.label('none yet: the node asks it again and again, and tells here when the answer meets the condition').classes(
+                    'sk-dim')
         self._alerts_title.text = 'Alerts' if alerts else ''
         self._alerts.clear()
         with self._alerts:
@@ -73,8 +81,8 @@ class Watches:
                 if watch.error or not watch.keeps_up:
                     ui.label(watch.error or 'does not keep up').classes('sk-dim bad sk-cut')
             ui.label(watch.text or '–').classes('sk-said sk-cut')
-            ui.button(icon='close', on_click=lambda: self._remove(watch.id)).props('flat round dense size=sm').props(
-                f'aria-label="remove: {_attribute(watch.question)}"')
+            remove = ui.button(icon='close', color=None, on_click=lambda: self._remove(watch.id)).props('flat round dense size=sm')
+            remove.props['aria-label'] = f'remove: {watch.question}'
 
     def _show_alert(self, alert: Told) -> None:
         step = alert.looked[0] if alert.looked else Looked(alert.camera, alert.stamp_ns, 0.0, None)
@@ -87,10 +95,9 @@ class Watches:
 
     async def _add(self) -> None:
         kind, value = self._kind.value, (self._value.value or '').strip()
-        cameras = self._state.camera_names()
         try:
             await asyncio.to_thread(
-                self._listener.watch, (self._question.value or '').strip(), cameras[0] if len(cameras) == 1 else '',
+                self._listener.watch, (self._question.value or '').strip(), self._camera.value or '',
                 kind if kind == 'changes' else f'{kind} {value}', float(self._every.value or 0), int(self._row.value or 1))
         except (ValueError, WatchRefused) as error:
             self._error.text = printable(str(error))
@@ -104,5 +111,6 @@ class Watches:
             self._error.text = printable(str(error))
 
 
-def _attribute(text: str) -> str:
-    return text.replace('\\', ' ').replace('"', "'").replace('\n', ' ')
+def _number(value: int, most: int, what: str) -> ui.number:
+    return ui.number(value=value, min=0, max=most).props(
+        f'dense outlined aria-label="{what}" title="{what}"').classes('sk-short')

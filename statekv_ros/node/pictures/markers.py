@@ -2,7 +2,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from builtin_interfaces.msg import Time
-from geometry_msgs.msg import Pose, Vector3
+from geometry_msgs.msg import Point, Pose, Vector3
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import ColorRGBA
@@ -27,10 +27,10 @@ def markers(evidence: Iterable[tuple[str, Evidence]]) -> MarkerArray:
             continue
         told, share = pose_stamped(step.pose), min(1.0, max(0.0, step.share))
         length = _ARROW_M * (.4 + .6 * share)
-        arrow = Marker(ns='evidence', id=number, type=Marker.ARROW, pose=told.pose, scale=Vector3(x=length, y=length / 5, z=length / 5),
-                       color=ColorRGBA(r=.9, g=.7 * (1 - share), b=.1, a=.9))
-        above = Pose()
-        above.position.x, above.position.y, above.position.z = told.pose.position.x, told.pose.position.y, told.pose.position.z + _TEXT_M * 1.5
+        arrow = Marker(ns='evidence', id=number, type=Marker.ARROW, pose=told.pose,
+                       scale=Vector3(x=length, y=length / 5, z=length / 5), color=ColorRGBA(r=.9, g=.7 * (1 - share), b=.1, a=.9))
+        place = told.pose.position
+        above = Pose(position=Point(x=place.x, y=place.y, z=place.z + 1.5 * _TEXT_M))
         label = Marker(ns='evidence_text', id=number, type=Marker.TEXT_VIEW_FACING, pose=above, scale=Vector3(z=_TEXT_M),
                        color=ColorRGBA(r=1., g=1., b=1., a=1.), text=f'{camera} {step.last_stamp_ns / 1e9:.1f} s {share:.0%}')
         for marker in (arrow, label):
