@@ -118,10 +118,10 @@ $(VENV)/.installed-demo: $(install_inputs) | $(VENV)/.build-requirements
 	@$(pip_install) --no-build-isolation --editable '.[demo]'
 	@touch $@
 
-$(VENV)/.installed-view: $(VENV)/.installed-demo
-	@echo '== what the page needs'
+$(VENV)/.installed-view: $(install_inputs) | $(VENV)/.build-requirements
+	@echo '== statekv_ros, editable, its dependencies and those of its page (torch is the big one: minutes the first time)'
 	@$(pip_install) --no-build-isolation --editable '.[demo,view]'
-	@touch $@
+	@touch $(VENV)/.installed-demo $@
 
 $(VENV)/.installed-test: $(install_inputs) | $(VENV)/.build-requirements
 	@echo '== statekv_ros, editable, its dependencies and the test tools (torch is the big one: minutes the first time)'

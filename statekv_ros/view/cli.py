@@ -35,15 +35,17 @@ def main(argv: list[str] | None = None) -> int:
     import rclpy
     from rclpy.exceptions import InvalidTopicNameException
     from rclpy.signals import SignalHandlerOptions
+    from rclpy.validate_topic_name import validate_topic_name
 
     from statekv_ros.view.listener import Listener
     from statekv_ros.view.server import serve
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     try:
-        listener = Listener(args.memory)
+        validate_topic_name(args.memory)
     except InvalidTopicNameException as error:
         print(f'statekv-view: error: --memory {args.memory!r} is no name of a node: {error}', file=sys.stderr)
         return 1
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    listener = Listener(args.memory)
     try:
         return serve(listener, args.host, args.port)
     finally:

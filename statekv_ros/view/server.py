@@ -35,5 +35,5 @@ def serve(listener: Listener, host: str, port: int) -> int:
     address = f'http://{shown}:{port}/' + (f'?token={token}' if token else '')
     app.on_startup(lambda: print(f'the page of {listener.state.memory}: {address}', flush=True))
     ui.run(host=host, port=port, title='statekv', reload=False, show=False, show_welcome_message=False, tailwind=False,
-           dark=None, reconnect_timeout=10.0, message_history_length=200)
+           dark=None, reconnect_timeout=10.0, message_history_length=200, timeout_graceful_shutdown=1)
     return 0

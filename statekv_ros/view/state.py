@@ -54,7 +54,6 @@ class State:
         self.tiers: deque[tuple[int, dict[str, float]]] = deque(maxlen=SECONDS)     # (the machine's time, MB by tier)
         self.lock = threading.RLock()
         self._begun, self._heard_at, self._period_s, self._steps, self._held = time.monotonic(), None, 1.0, 0, 0
-        self._unseen = 0        # cameras beyond the bound
 
     def note_timing(self, timing: FrameTiming) -> None:
         with self.lock:
@@ -75,8 +74,7 @@ class State:
         with self.lock:
             now = time.monotonic()
             if self._heard_at is not None:
-                since_s = now - self._heard_at
-                self._period_s = min(60.0, max(1.0, since_s)) if since_s < 3 * self._period_s else 1.0
+                self._period_s = min(60.0, max(1.0, now - self._heard_at))
             self._heard_at, self.health = now, statuses
             self.version += 1
             cameras = [status for status in statuses.values() if 'frames_held' in status.values]
