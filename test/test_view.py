@@ -313,15 +313,15 @@ def test_evidence_markers_stand_where_the_evidence_was_seen(live):
     live.graph.node.create_subscription(MarkerArray, '/statekv/evidence_markers', came.append, QoSProfile(depth=5))
     live.graph.wait_for_state('active')
     live.graph.wait(lambda: live.graph.node.count_publishers('/statekv/evidence_markers') == 1, 'the topic')
-    live.graph.wait(lambda: live.graph.ask(question='what is in view?').answer.evidence, 'evidence')
-    answer = live.graph.ask(question='what is in view?').answer
-    placed = [step for step in answer.evidence if step.has_pose]
-    live.graph.wait(lambda: came and sum(marker.type == Marker.ARROW and marker.action == Marker.ADD
-                                         for marker in came[-1].markers) == len(placed), 'the markers')
-    clear, *rest = came[-1].markers
-    arrows = [marker for marker in rest if marker.type == Marker.ARROW]
+    live.graph.wait(lambda: live.graph.ask(question='what is in view?').answer.has_pose, 'evidence with a pose')
+    placed = [step for step in live.graph.ask(question='what is in view?').answer.evidence if step.has_pose]
+
+    def arrows_of(array: MarkerArray) -> list[Marker]:
+        return [marker for marker in array.markers[1:] if marker.type == Marker.ARROW]
+    live.graph.wait(lambda: came and [arrow.pose for arrow in arrows_of(came[-1])] == [step.pose.pose for step in placed],
+                    'the markers')
+    (clear, *rest), arrows = came[-1].markers, arrows_of(came[-1])
     assert clear.action == Marker.DELETEALL and len(rest) == 2 * len(placed) > 0
-    assert [arrow.pose for arrow in arrows] == [step.pose.pose for step in placed]
     assert {marker.header.frame_id for marker in rest} == {'odom'} and {to_ns(marker.header.stamp) for marker in rest} == {0}
     sizes = [arrow.scale.x for arrow in arrows]
     assert sizes == sorted(sizes, reverse=True)     # as the shares are

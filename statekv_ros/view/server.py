@@ -1,6 +1,11 @@
 """The web server: the page, pictures by camera and stamp, and nothing else of ours."""
+import asyncio
+import contextlib
+import signal
+
 from fastapi import Response
-from nicegui import app, ui
+from nicegui import app, background_tasks, ui
+from nicegui.server import Server
 
 from statekv_ros.view.gate import Gate, is_this_machine, make_token
 from statekv_ros.view.listener import Listener
@@ -33,7 +38,16 @@ def serve(listener: Listener, host: str, port: int) -> int:
     app.add_middleware(Gate, token=token)
     shown = f'[{host}]' if ':' in host else host
     address = f'http://{shown}:{port}/' + (f'?token={token}' if token else '')
-    app.on_startup(lambda: print(f'the page of {listener.state.memory}: {address}', flush=True))
-    ui.run(host=host, port=port, title='statekv', reload=False, show=False, show_welcome_message=False, tailwind=False,
-           dark=None, reconnect_timeout=10.0, message_history_length=200, timeout_graceful_shutdown=1)
+
+    async def tell() -> None:
+        while not Server.instance.started:      # who reads the address may open it at once
+            await asyncio.sleep(0.05)
+        print(f'the page of {listener.state.memory}: {address}', flush=True)
+
+    app.on_startup(lambda: background_tasks.create(tell()))
+    # The server ends well at either signal, and then lets it act as it would without one.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        ui.run(host=host, port=port, title='statekv', reload=False, show=False, show_welcome_message=False, tailwind=False,
+               dark=None, reconnect_timeout=10.0, message_history_length=200, timeout_graceful_shutdown=1)
     return 0
