@@ -48,8 +48,8 @@ help: ## this list
 	@echo 'of torch), DEMO_ARGS, PYTEST_ARGS, TEST_WORKERS (tests at once), BENCH_ARGS.'
 	@echo 'As in: make test PYTEST_ARGS="-k launch"'
 
-demo: $(VENV)/.installed-demo ## install what is needed, then show the memory at work
-	@$(bin)/python -m statekv_ros.demo $(DEMO_ARGS)
+demo: $(VENV)/.installed-$(if $(VIEW),view,demo) ## install what is needed, then show the memory at work (VIEW=1: in a browser too)
+	@$(bin)/python -m statekv_ros.demo $(if $(VIEW),--view) $(DEMO_ARGS)
 
 test: $(VENV)/.installed-test ## install what is needed, then run all tests
 	@echo '== tests'
@@ -118,10 +118,15 @@ $(VENV)/.installed-demo: $(install_inputs) | $(VENV)/.build-requirements
 	@$(pip_install) --no-build-isolation --editable '.[demo]'
 	@touch $@
 
+$(VENV)/.installed-view: $(install_inputs) | $(VENV)/.build-requirements
+	@echo '== statekv_ros, editable, its dependencies and those of its page (torch is the big one: minutes the first time)'
+	@$(pip_install) --no-build-isolation --editable '.[demo,view]'
+	@touch $(VENV)/.installed-demo $@
+
 $(VENV)/.installed-test: $(install_inputs) | $(VENV)/.build-requirements
 	@echo '== statekv_ros, editable, its dependencies and the test tools (torch is the big one: minutes the first time)'
 	@$(pip_install) --no-build-isolation --editable '.[demo,test]'
-	@touch $@ $(VENV)/.installed-demo
+	@touch $@ $(VENV)/.installed-demo $(VENV)/.installed-view
 
 # The oldest Transformers that pyproject.toml allows and the hub client that it asks for; all else is that of .venv.
 oldest = $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)

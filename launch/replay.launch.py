@@ -2,7 +2,7 @@
 
     ros2 launch statekv_ros replay.launch.py bag:=patrol model:=/models/Qwen3-VL-2B-Instruct
 
-Further arguments are those of statekv.launch.py.
+Further arguments are those of statekv.launch.py; `view:=true` shows a web page of it.
 """
 from pathlib import Path
 

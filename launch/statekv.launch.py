@@ -32,8 +32,14 @@ def generate_launch_description() -> LaunchDescription:
                               'wait for lifecycle transitions; empty: as in params_file'),
         DeclareLaunchArgument('respawn', default_value='true', description='true: start the node again when its process '
                               'ends, whatever the exit code (it is ended when it hangs; its memory is then empty)'),
+        DeclareLaunchArgument('view', default_value='false', description='true: serve a web page of the node too '
+                              '(statekv-view; its address is printed)'),
+        DeclareLaunchArgument('view_host', default_value='127.0.0.1', description='address that the page is served at; any other '
+                              'than this machine\'s own needs the token that is printed'),
+        DeclareLaunchArgument('view_port', default_value='8600', description='port of the page'),
         OpaqueFunction(function=set_transport_profile),
         OpaqueFunction(function=start_node),
+        OpaqueFunction(function=start_view),
     ])
 
 
@@ -56,3 +62,14 @@ def start_node(context) -> list:
         ros_arguments=['--log-level', f'{logger}:={value("log_level")}'],
         respawn=parse_switch('respawn', value('respawn')), respawn_delay=RESPAWN_DELAY_S,
         output='screen', emulate_tty=True)]
+
+
+def start_view(context) -> list:
+    """The page, in the node's namespace, if it is wanted. It waits for the node, and ends by itself only when it cannot be served."""
+    def value(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    if not parse_switch('view', value('view')):
+        return []
+    return [Node(package='statekv_ros', executable='statekv_view', name='statekv_view', namespace=value('namespace'),
+                 arguments=['--memory', NODE_NAME, '--host', value('view_host'), '--port', value('view_port')], output='screen')]

@@ -9,7 +9,7 @@ from test_packaging import PYPROJECT
 
 SCRIPTS = dict(PYPROJECT['project']['scripts'])
 # What takes long, or starts threads: torch and all that brings it along, ROS, drawing, bags.
-HEAVY = ('torch', 'transformers', 'triton', 'rclpy', 'matplotlib', 'rosbags', 'jinja2')
+HEAVY = ('torch', 'transformers', 'triton', 'rclpy', 'matplotlib', 'rosbags', 'jinja2', 'nicegui')
 # A console script as pip writes it, and what it has imported when it ends.
 RUN = '''
 import importlib, sys

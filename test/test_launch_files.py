@@ -13,7 +13,8 @@ from statekv_ros.launch_arguments import (absolute_topic, cameras_of_topics, for
                                           parse_cameras, parse_switch)
 
 LAUNCH = Path(__file__).resolve().parents[1] / 'launch'
-NODE_ARGUMENTS = {'model', 'cameras', 'params_file', 'namespace', 'use_sim_time', 'log_level', 'autostart', 'respawn'}
+NODE_ARGUMENTS = {'model', 'cameras', 'params_file', 'namespace', 'use_sim_time', 'log_level', 'autostart', 'respawn',
+                  'view', 'view_host', 'view_port'}
 names = st.from_regex(r'[A-Za-z][A-Za-z0-9_]{0,8}', fullmatch=True)
 topics = st.from_regex(r'/?[a-z][a-z0-9_]{0,5}(/[a-z][a-z0-9_]{0,5}){0,3}', fullmatch=True)
 

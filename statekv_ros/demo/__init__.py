@@ -5,6 +5,7 @@ kills the node and starts it again on the memory that it left on disk. It asks o
 With --video or --model it does the same with yours, where nobody knows what is right.
 """
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -18,7 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from statekv_ros.demo.parts import CAMERA, Watcher, process
+from statekv_ros.demo.parts import CAMERA, Watcher, linger, page, process
 from statekv_ros.demo.shows import TOPIC, ClipShow, PatrolShow, Show
 from statekv_ros.errors import StateKVError
 from statekv_ros.transport import use_shipped_profile
@@ -67,8 +68,10 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> dict:
     parameters = {'model': model, 'cameras': f'[{CAMERA}]', f'{CAMERA}.topic': TOPIC, f'{CAMERA}.rate_hz': args.rate_hz,
                   'budget': args.budget, 'use_sim_time': 'true', 'memory_dir': folder / 'memory'}
     node_arguments = [part for name, value in parameters.items() for part in ('-p', f'{name}:={value}')]
-    with StateKVClient() as client:
+    with contextlib.ExitStack() as around, StateKVClient() as client:
         watchers, answers = [], []
+        if args.view:
+            console.print(around.enter_context(page(folder / 'page.log')), highlight=False)
         for life, bag in enumerate(bags):
             if life:
                 console.print('[bold]The node is killed and begins again with the memory that it left on disk.[/]')
@@ -81,6 +84,9 @@ def run(args: argparse.Namespace, folder: Path, console: Console) -> dict:
                     node.wait()
                     continue
                 answers += [ask(client, show, question, console) for question in show.end]
+                if args.view:
+                    console.print('The page and the node stay until Ctrl-C: ask what you like.')
+                    linger(client, node)
     if node.returncode:
         raise StateKVError(f'the node ended with code {node.returncode}; its log:\n{node.log.read_text()}')
     if show.picture(answers, args.picture):
@@ -160,6 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument('--json', action='store_true', help='end with one JSON object instead of the table')
     parser.add_argument('--picture', type=Path, default=Path('demo_output/answers.png'),
                         help='where to draw what each answer looked at; default: %(default)s')
+    parser.add_argument('--view', action='store_true', help='a web page of the node, too; then all stays until Ctrl-C')
     args = parser.parse_args(argv)
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     os.environ.setdefault('AMENT_PREFIX_PATH', sys.prefix)

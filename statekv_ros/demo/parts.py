@@ -11,8 +11,11 @@ from pathlib import Path
 
 from rich.text import Text
 
+from statekv_ros.errors import StateKVError
+
 CAMERA = 'front'
 STOP_S = 10.0
+PAGE_S = 60.0
 
 
 class Watcher:
@@ -91,3 +94,23 @@ def process(*arguments: str, log: Path):
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+
+
+@contextlib.contextmanager
+def page(log: Path):
+    """The node's web page (`statekv-view`), in a process of its own; the line that says its address. Raises StateKVError."""
+    with process('-m', 'statekv_ros.view', log=log) as view:
+        end = time.monotonic() + PAGE_S
+        while 'http' not in log.read_text():
+            if view.poll() is not None or time.monotonic() > end:
+                raise StateKVError(f'the page cannot be served: {log.read_text().strip()}')
+            time.sleep(0.1)
+        yield log.read_text().splitlines()[-1]
+
+
+def linger(client, node: subprocess.Popen) -> None:
+    """Until Ctrl-C, or the node ends."""
+    from rclpy.executors import ExternalShutdownException
+    with contextlib.suppress(KeyboardInterrupt, ExternalShutdownException):
+        while node.poll() is None:
+            client.spin_for(0.5)

@@ -34,6 +34,7 @@ from statekv_ros.node.pictures import Darkroom
 from statekv_ros.node.pictures.begin import open_album
 from statekv_ros.node.pictures.evidence import EvidenceImage
 from statekv_ros.node.pictures.frames import FramesService
+from statekv_ros.node.pictures.markers import EvidenceMarkers
 from statekv_ros.node.planning import ASSUMED_FRAME, require_memory
 from statekv_ros.node.poses import PoseSource, make_source
 from statekv_ros.node.services import Services
@@ -48,8 +49,8 @@ SUCCESS, FAILURE, ERROR = TransitionCallbackReturn.SUCCESS, TransitionCallbackRe
 
 
 class MemoryNode(LifecycleNode):
-    """A robot's visual memory: watches cameras, publishes ~/timing, ~/answer and ~/evidence_image, serves ~/ask, ~/query,
-    ~/frames and ~/reset, and standing questions (`WatchServices`).
+    """A robot's visual memory: watches cameras, publishes ~/timing, ~/answer, ~/evidence_image and ~/evidence_markers, serves
+    ~/ask, ~/query, ~/frames and ~/reset, and standing questions (`WatchServices`).
 
     The action and the services exist from the start and say why they cannot answer; so does /diagnostics. Transitions run in a thread of their
     own (see `Transitions`), all else in the executor's and the engine's.
@@ -82,7 +83,7 @@ class MemoryNode(LifecycleNode):
         group = ReentrantCallbackGroup()
         self._darkroom = Darkroom(self.get_logger().error)
         services = Services(self, group, self._settings, self._require_engine, self._answers.publish, self._darkroom,
-                            EvidenceImage(self, self._darkroom))
+                            (EvidenceImage(self, self._darkroom), EvidenceMarkers(self, self._darkroom)))
         self._goals = Goals(self, group, services)
         self._watches = WatchServices(self, group, self._settings, self._require_engine, services.wake, self._darkroom)
         FramesService(self, group, services)

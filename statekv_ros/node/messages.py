@@ -131,13 +131,14 @@ def jpeg(stamp_ns: int, data: bytes, frame_id: str) -> CompressedImage:
 
 def _evidence(camera: str, step: Looked, pictures: Pictures = _NONE, frame_id: str = '') -> Evidence:
     message = Evidence(camera=camera, first_stamp=to_stamp(step.first_stamp_ns), last_stamp=to_stamp(step.last_stamp_ns),
-                       share=step.share, has_pose=step.pose is not None, pose=_pose(step.pose))
+                       share=step.share, has_pose=step.pose is not None, pose=pose_stamped(step.pose))
     if picture := pictures.get((camera, step.step)):
         message.image = jpeg(*picture, frame_id)
     return message
 
 
-def _pose(pose: Pose | None) -> PoseStamped:
+def pose_stamped(pose: Pose | None) -> PoseStamped:
+    """As a message; an empty one where it is not known."""
     message = PoseStamped()
     if pose is not None:
         message.header.stamp, message.header.frame_id = to_stamp(pose.stamp_ns), pose.frame_id

@@ -1,7 +1,7 @@
 """~/query and ~/reset: requests become work for the engine, and what comes of it the response. Goals of ~/ask go the same way."""
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from builtin_interfaces.msg import Time
@@ -19,6 +19,7 @@ from statekv_ros.node.engine import STOPPING, Engine
 from statekv_ros.node.parameters import MAX_TOKENS, Parameters
 from statekv_ros.node.pictures import Darkroom
 from statekv_ros.node.pictures.evidence import EvidenceImage, evidence_pictures
+from statekv_ros.node.pictures.markers import EvidenceMarkers
 from statekv_ros.node.questions import Outcome, Progress, Question
 from statekv_ros.srv import Query, Reset
 
@@ -30,16 +31,16 @@ class Services:
     """Serves both, and hands questions to the engine. No callback computes or waits."""
 
     def __init__(self, node: Node, group: CallbackGroup, settings: Parameters, engine: Callable[[], Engine],
-                 publish: Callable[[Answer], None], darkroom: Darkroom, evidence_image: EvidenceImage):
+                 publish: Callable[[Answer], None], darkroom: Darkroom, shown: Sequence[EvidenceImage | EvidenceMarkers]):
         """
         Args:
             group: a reentrant one: while one waits for its answer, the others go on.
             engine: raises QuestionError while there is none.
-            publish: takes every answer; evidence_image: shows it.
+            publish: takes every answer; shown: what shows its evidence.
             darkroom: where pictures are looked up.
         """
         self._node, self._settings, self.engine, self._publish = node, settings, engine, publish
-        self._darkroom, self._evidence_image = darkroom, evidence_image
+        self._darkroom, self._shown = darkroom, shown
         node.create_service(Query, '~/query', self._query, qos_profile=DEEP, callback_group=group)
         node.create_service(Reset, '~/reset', self._reset, qos_profile=DEEP, callback_group=group)
 
@@ -67,7 +68,8 @@ class Services:
             response.answer = messages.joined(response.answers)
         for answer in response.answers:
             self._publish(answer)
-        self._evidence_image.show(engine.cameras, outcome.answers, asked)
+        for evidence in self._shown:
+            evidence.show(engine.cameras, outcome.answers, asked)
 
     def look_up(self, work: Callable[[], Any], found: Future) -> None:
         """Have pictures looked up by a thread that may wait for a disk; `found` gets the result, or the StateKVError.
