@@ -11,7 +11,8 @@ from live import SECOND, Graph, NodeProcess, environment, image, new_domain
 
 pytestmark = pytest.mark.timeout(240)
 
-README = (Path(__file__).resolve().parents[1] / 'README.md').read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README, INTERFACES = (ROOT / 'README.md').read_text(), (ROOT / 'docs/interfaces.md').read_text()
 WARN = 1
 
 
@@ -82,8 +83,7 @@ def test_the_log_has_no_line_of_a_progress_bar(running):
 
 def test_the_table_of_interfaces_tells_what_is_there_and_its_qos(running):
     node, graph = running
-    table = README.split('## Interfaces')[1].split('## Parameters')[0]
-    topics = re.findall(r'^\| `~/(\w+)` \| topic `(\w+/(?:msg/)?\w+)` \| ([^|]+) \|', table, re.M)
+    topics = re.findall(r'^\| `~/(\w+)` \| topic `(\w+/(?:msg/)?\w+)` \| ([^|]+) \|', INTERFACES, re.M)
     assert len(topics) >= 5
     for name, kind, told in topics:
         [info] = graph.node.get_publishers_info_by_topic(f'/statekv/{name}')
@@ -95,4 +95,4 @@ def test_the_table_of_interfaces_tells_what_is_there_and_its_qos(running):
     assert there == {f'/statekv/{name}' for name, *_ in topics}
     services = {name.removeprefix('/statekv/') for name, kinds in graph.node.get_service_names_and_types()
                 if kinds[0].startswith('statekv_ros/srv/') and '/_action/' not in name}
-    assert services == set(re.findall(r'`~/(\w+)`(?=[^|]*\| services? )', table))
+    assert services == set(re.findall(r'`~/(\w+)`(?=[^|]*\| services? )', INTERFACES))
