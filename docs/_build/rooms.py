@@ -30,7 +30,7 @@ def imports() -> networkx.DiGraph:
 def _modules(tree: ast.AST) -> Iterator[str]:
     """Of all imports but those for type checkers."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.unparse(node.test):
+        if isinstance(node, ast.expr) or isinstance(node, ast.If) and 'TYPE_CHECKING' in ast.unparse(node.test):
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
