@@ -22,8 +22,9 @@ import home_page  # noqa: E402
 pytestmark = pytest.mark.timeout(240)
 
 SPECS = {spec.name: spec for spec in (*NODE, *camera_specs('camera', 2.0, 'best_effort'), *watch_specs('watch'))}
-# That of the patrol model's evaluation is no command.
-SOURCES = [path for folder in ('statekv_ros', 'kernels') for path in (ROOT / folder).rglob('*.py') if path.name != 'heldout.py']
+# heldout.py is a module to run, and no command.
+SOURCES = [path for folder in ('statekv_ros', 'kernels') for path in (ROOT / folder).rglob('*.py')
+           if path.name != 'heldout.py']
 
 
 class Page(HTMLParser):
@@ -63,7 +64,8 @@ def written() -> tuple[str, set[str]]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             texts.append(node.value)
         elif isinstance(node, ast.Call) and getattr(node.func, 'attr', '') == 'add_argument':
-            options |= {argument.value for argument in node.args if isinstance(argument, ast.Constant) and argument.value.startswith('--')}
+            options |= {argument.value for argument in node.args
+                        if isinstance(argument, ast.Constant) and argument.value.startswith('--')}
     return '\n'.join(texts), options
 
 
@@ -80,7 +82,8 @@ def site(tmp_path_factory) -> Path:
 # --- the site ---------------------------------------------------------------------------------------------------------
 
 def test_every_page_is_on_the_site_and_in_its_navigation(site):
-    pages = {str(path.relative_to(ROOT / 'docs').with_suffix('.html')).replace('README', 'index') for path in PAGES if path.parent != ROOT}
+    pages = {str(path.relative_to(ROOT / 'docs').with_suffix('.html')).replace('README', 'index')
+             for path in PAGES if path.parent != ROOT}
     assert all((site / page).is_file() for page in pages)
     home = (site / 'index.html').read_text()
     assert 'Does it fit my robot?' in home
@@ -90,7 +93,8 @@ def test_every_page_is_on_the_site_and_in_its_navigation(site):
 def test_nothing_is_fetched_from_anywhere_else(site):
     for page in site.rglob('*.html'):
         if 'reports' not in page.parts:
-            assert [address for address in Page(page).fetched if address.startswith(('http:', 'https:', '//'))] == [], page.name
+            fetched = Page(page).fetched
+            assert [address for address in fetched if address.startswith(('http:', 'https:', '//'))] == [], page.name
             assert 'class="mermaid"' not in page.read_text(), 'its program would come from another server'
     for sheet in site.rglob('*.css'):
         assert not re.search(r'(url\(|@import )["\']?(https?:)?//', sheet.read_text()), sheet.name
@@ -104,15 +108,17 @@ def test_every_parameter_is_documented_once_with_its_default_and_what_it_may_be(
         about, text = spec.description.replace('camera camera', 'camera <camera>'), ' '.join(page.texts[name].split())
         assert about[1:] in text, name
         if not name.startswith('camera.'):
-            assert f'default {str(spec.default).lower() if isinstance(spec.default, bool) else spec.default}'.split('[')[0].strip() in text, name
+            default = str(spec.default).lower() if isinstance(spec.default, bool) else str(spec.default).replace("'", '')
+            assert f'default {default}'.strip() in text, name
         assert ('at start' if spec.fixed else 'at any time' if spec.runtime else 'while unconfigured') in text, name
         assert all(choice in text for choice in spec.choices), name
 
 
 def test_no_page_has_a_table_of_parameters_of_its_own():
     """A row with a parameter's name and its default would be one."""
-    rows = [f'{page.name}: {name}' for page in PAGES for name, default in re.findall(r'^\| `([\w.<>]+)`[^|]* \| `([^`|]*)`', page.read_text(), re.M)
-            if name in SPECS and default == str(SPECS[name].default)]
+    row = re.compile(r'^\| `([\w.<>]+)`[^|]* \| `([^`|]*)`', re.MULTILINE)
+    rows = [f'{page.name}: {name}' for page in PAGES if page.name != 'lmms.md'     # its table is of the harness's --model_args
+            for name, default in row.findall(page.read_text()) if name in SPECS and default == str(SPECS[name].default)]
     assert rows == []
 
 
@@ -121,8 +127,8 @@ def test_every_command_and_option_is_documented_once(site, written):
     assert len(set(page.ids)) == len(page.ids)
     scripts = PYPROJECT['project']['scripts']
     assert set(scripts) == {name for name in page.ids if name in scripts}
-    subcommands = {f'statekv-bench-{name}' for name in BENCHMARKS} | {f'statekv-bag-{name}' for name in ('make', 'info', 'play')} | {
-        f'statekv-memory-{name}' for name in ('info', 'export', 'check')} | {'statekv-patrol-make'}
+    parts = {'bench': BENCHMARKS, 'bag': ('make', 'info', 'play'), 'memory': ('info', 'export', 'check'), 'patrol': ('make',)}
+    subcommands = {f'statekv-{name}-{part}' for name, each in parts.items() for part in each}
     assert {name for name in page.ids if name.startswith('statekv-')} == set(scripts) | subcommands
     text = '\n'.join(page.texts.values())
     declared = written[1]
@@ -131,7 +137,8 @@ def test_every_command_and_option_is_documented_once(site, written):
 
 def test_every_type_and_field_is_documented_once(site):
     page = Page(site / 'reference/types.html')
-    files = {f'{folder}-{file.stem}'.lower(): file for folder in ('msg', 'srv', 'action') for file in (ROOT / folder).iterdir()}
+    folders = 'msg', 'srv', 'action'
+    files = {f'{folder}-{file.stem}'.lower(): file for folder in folders for file in (ROOT / folder).iterdir()}
     assert sorted(name for name in page.ids if name.startswith(('msg-', 'srv-', 'action-'))) == sorted(files)
     for name, file in files.items():
         declared = re.findall(r'^[\w/\[\]]+ +(\w+)', file.read_text(), re.MULTILINE)
@@ -169,7 +176,7 @@ def test_rooms_know_only_what_lies_below_them_and_the_picture_has_all_of_them(si
     level = {room: number for number, row in enumerate(rooms.layers(graph)) for room in row}
     assert {'node', 'memory', 'backbones', 'kernels', 'store', 'client'} <= set(level)
     assert all(level[user] < level[used] for user, used in graph.edges)
-    assert not {'memory', 'backbones', 'kernels'} & set(graph.reverse()['node']) and 'replay' not in graph['node'], 'the two front doors'
+    assert 'replay' not in graph['node'] and 'node' not in graph['replay'], 'two front doors'
     page = (site / 'design.html').read_text()
     assert all(f'>{room}</text>' in page for room in level)
 

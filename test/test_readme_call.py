@@ -89,8 +89,8 @@ def test_the_tutorial_of_the_first_camera_ends_in_an_answer(running, tmp_path, m
     make, play = (next(shown.words for shown in shown_commands() if shown.page == page and shown.words[:2] == command)
                   for command in (['statekv-patrol', 'make'], ['statekv-bag', 'play']))
     assert patrol_command(make[1:]) == 0
-    played = subprocess.run([sys.executable, '-m', 'statekv_ros.replay.cli', *play[1:]], capture_output=True, text=True, timeout=120,
-                            env=environment(graph.context.get_domain_id()))
+    played = subprocess.run([sys.executable, '-m', 'statekv_ros.replay.cli', *play[1:]], text=True, capture_output=True,
+                            timeout=120, env=environment(graph.context.get_domain_id()))
     assert played.returncode == 0, played.stderr
     printed = call(graph.context.get_domain_id(), (ROOT / page).read_text(), 'where `ask.py` is\n')
     assert re.fullmatch(r'succeeded \w+ \[0\.\d+(, 0\.\d+)*\]\n', printed), printed

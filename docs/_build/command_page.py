@@ -92,11 +92,12 @@ def _options(parser: argparse.ArgumentParser) -> Iterable[str]:
 
 
 def _value(default) -> str:
-    return ' '.join(f'"{value}"' if ' ' in str(value) else str(value) for value in default) if isinstance(default, (list, tuple)) \
-        else str(default)
+    if not isinstance(default, (list, tuple)):
+        return str(default)
+    return ' '.join(f'"{value}"' if ' ' in str(value) else str(value) for value in default)
 
 
 def _plain(text: str) -> str:
     """One line of Markdown; what looks like HTML or ends a table cell is text here."""
-    parts = re.split(r'(`[^`]*`)', ' '.join(text.split()))
-    return ''.join(part if part.startswith('`') else part.replace('<', '&lt;').replace('*', r'\*') for part in parts).replace('|', r'\|')
+    parts = re.split(r'(`[^`]*`)', ' '.join(text.split()).replace('|', r'\|'))
+    return ''.join(part if part.startswith('`') else part.replace('<', '&lt;').replace('*', r'\*') for part in parts)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # Their places on the site.
-OUTSIDE = {'index.md': 'README.md', 'changelog.md': 'CHANGELOG.md', 'contributing.md': 'CONTRIBUTING.md', 'reporting.md': 'SECURITY.md',
-           'patrol_card.md': 'models/patrol/README.md'}
+OUTSIDE = {'index.md': 'README.md', 'changelog.md': 'CHANGELOG.md', 'contributing.md': 'CONTRIBUTING.md',
+           'reporting.md': 'SECURITY.md', 'patrol_card.md': 'models/patrol/README.md'}
 PLACES = {source: path for path, source in OUTSIDE.items()}
 LINK = re.compile(r'\[([^][]*)\]\(([^)\s:#]+)(#[^)\s]*)?\)')
 

@@ -1,5 +1,5 @@
-"""MkDocs' hooks of the site. What is generated takes the place of `<!-- generated: NAME -->` in its page, at build time, and lies in no
-file of the repository."""
+"""MkDocs' hooks of the site. What is generated takes the place of `<!-- generated: NAME -->` in its page when the site is
+built, and lies in no file of the repository."""
 import re
 from pathlib import Path
 

@@ -7,7 +7,8 @@ PARTS = (
     ('Of the node', '', NODE),
     ('Of each camera', 'A block for each name in `cameras`. Rate and QoS follow the node\'s unless they are given.',
      camera_specs('<camera>', "the node's rate_hz", "the node's reliability")),
-    ('Of each standing question', 'A block for each name in `watches`: [Be told instead of asking](../watching.md).', watch_specs('<watch>')),
+    ('Of each standing question', 'A block for each name in `watches`: [Be told instead of asking](../watching.md).',
+     watch_specs('<watch>')),
 )
 
 
@@ -22,7 +23,8 @@ def _each(specs: Iterable[Spec]) -> Iterable[str]:
         name = spec.name.replace('<', '&lt;').replace('>', '&gt;')
         about = spec.description.replace('<', '&lt;')
         facts = [f'default {_code(spec.default)}', *_allowed(spec), when]
-        yield f'### {name} {{ #{anchor(spec.name)} }}\n\n{about[0].upper()}{about[1:]}.\n\n{" · ".join(facts)}\n{{ .facts }}\n'
+        yield f'### {name} {{ #{anchor(spec.name)} }}\n\n{about[0].upper()}{about[1:]}.\n'
+        yield f'{" · ".join(facts)}\n{{ .facts }}\n'
 
 
 def anchor(name: str) -> str:

@@ -14,7 +14,8 @@ WIDE, TALL, GAP_X, GAP_Y, MARGIN = 124, 46, 26, 44, 12
 
 def imports() -> networkx.DiGraph:
     """An edge from each room to each other one that it imports when it runs; a room is a folder with its own modules."""
-    folders = {path.parent.name: path.parent for path in (ROOT / PACKAGE).glob('*/__init__.py') if path.parent.name not in GENERATED}
+    folders = {path.parent.name: path.parent for path in (ROOT / PACKAGE).glob('*/__init__.py')
+               if path.parent.name not in GENERATED}
     folders['kernels'] = ROOT / 'kernels'
     graph = networkx.DiGraph()
     graph.add_nodes_from(sorted(folders))
@@ -70,7 +71,7 @@ def picture() -> str:
 
 
 def _with_passages(rows: list[list], arrows: networkx.DiGraph) -> tuple[list[list], list[list]]:
-    """Rows with a place kept free wherever an arrow passes one, (user, used, row), and the cells that each arrow goes through."""
+    """Rows with a place kept free where an arrow passes one, (user, used, row), and the cells that each arrow goes through."""
     level = {room: number for number, row in enumerate(rows) for room in row}
     lines = []
     for user, used in sorted(arrows.edges):

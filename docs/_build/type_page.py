@@ -24,7 +24,8 @@ def sections() -> str:
     return '\n'.join(text)
 
 
-def _type(name: str, spec: ActionSpecification | ServiceSpecification | MessageSpecification, parts: Iterable[str]) -> Iterable[str]:
+def _type(name: str, spec: ActionSpecification | ServiceSpecification | MessageSpecification,
+          parts: Iterable[str]) -> Iterable[str]:
     yield f'### {PACKAGE}/{name} {{ #{name.replace("/", "-").lower()} }}\n'
     if not parts:
         yield from _message(spec)
