@@ -20,18 +20,18 @@ import command_page  # noqa: E402
 COMMANDS = shown_commands()
 SCRIPTS = PYPROJECT['project']['scripts']
 # Commands of others, which this package cannot check.
-OTHERS = {'git', 'rosdep', 'pip', 'colcon', 'source', 'export'}
+OTHERS = {'git', 'rosdep', 'pip', 'colcon', 'source', 'export', 'docker', 'apt', 'sudo'}
 # Why a command is not run here; each is parsed all the same.
 NOT_RUN = {
-    'make demo|make test|make install|make campaign|make docs': 'what CI is, or runs for minutes; tests of their own',
-    'make bench|statekv-bench (step|answers|hours|aot)': 'a GPU or minutes; test_bench_*.py',
+    'make ': 'what CI is, or what runs for minutes; tests of their own',
+    'statekv-bench (step|answers|hours|aot)': 'a GPU or minutes; test_bench_*.py',
     'statekv-bench floor --device-name orin$': 'half a minute for ten models; test_bench_floor.py',
     'statekv-patrol make (p64|p128|f64|shifts)': 'hundreds of videos',
     'statekv-eval (p64|f64|shifts)/': 'hours',
     'statekv-eval questions_real.json|python -m lmms_eval': 'data sets and checkpoints that are not here',
     'python -m statekv_ros.patrol.heldout': 'minutes',
     'python test/campaign': 'minutes; test_campaign.py',
-    'statekv-node|statekv-bag play|python ask.py': 'a node: test_readme_call.py',
+    'statekv-(node|view)|statekv-bag play|python ask.py': 'runs until it is stopped, or wants a node: test_readme_call.py',
     'ros2 ': 'the tools of a ROS distribution',
 }
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
@@ -16,7 +17,6 @@ from statekv_ros.node.parameters import NODE, camera_specs, watch_specs
 from test_packaging import PYPROJECT
 
 sys.path.append(str(ROOT / 'docs/_build'))
-import rooms  # noqa: E402
 import home_page  # noqa: E402
 
 pytestmark = pytest.mark.timeout(240)
@@ -171,14 +171,16 @@ def test_links_between_files_lead_somewhere(page):
         assert (page.parent / path).exists(), path
 
 
-def test_rooms_know_only_what_lies_below_them_and_the_picture_has_all_of_them(site):
-    graph = rooms.imports()
-    level = {room: number for number, row in enumerate(rooms.layers(graph)) for room in row}
-    assert {'node', 'memory', 'backbones', 'kernels', 'store', 'client'} <= set(level)
-    assert all(level[user] < level[used] for user, used in graph.edges)
-    assert 'replay' not in graph['node'] and 'node' not in graph['replay'], 'two front doors'
+def test_the_picture_of_the_rooms_has_all_of_them_and_an_arrow_down_for_each_import(site):
+    """That there is no circle is seen when it is drawn."""
     page = (site / 'design.html').read_text()
-    assert all(f'>{room}</text>' in page for room in level)
+    boxes = {name: float(y) for y, name in re.findall(r'<rect x="[\d.]+" y="([\d.]+)"[^>]*/><text[^>]*>(\w+)</text>', page)}
+    folders = {path.parent.name for path in (ROOT / 'statekv_ros').glob('*/__init__.py')} - {'msg', 'srv', 'action'}
+    assert set(boxes) == folders | {'kernels'}
+    for user in folders:
+        for file in (ROOT / 'statekv_ros' / user).rglob('*.py'):
+            used = re.findall(r'^from statekv_ros\.(\w+)[. ].*import', file.read_text(), re.MULTILINE)
+            assert all(boxes[room] > boxes[user] for room in used if room in boxes and room != user), file
 
 
 def test_errors_of_the_page_on_trouble_are_those_that_the_sources_print(written):
@@ -186,3 +188,15 @@ def test_errors_of_the_page_on_trouble_are_those_that_the_sources_print(written)
     missing = [sentence for sentence in told
                if not re.search('.*?'.join(re.escape(part) for part in sentence.split('...')), written[0])]
     assert len(told) > 30 and missing == []
+
+
+def test_programs_on_pages_are_python_and_parameter_files_name_parameters():
+    for page in PAGES:
+        for program in re.findall(r'```python\n(.*?)```', page.read_text(), re.DOTALL):
+            ast.parse(program)
+        for block in re.findall(r'```yaml\n(.*?)```', page.read_text(), re.DOTALL):
+            given = yaml.safe_load(block).get('statekv', {}).get('ros__parameters', {})
+            for name, value in given.items():
+                for watch in value.values() if name == 'watch' else ():
+                    assert {f'watch.watch.{field}' for field in watch} <= set(SPECS), page.name
+                assert name == 'watch' or name in SPECS, f'{page.name}: {name}'
