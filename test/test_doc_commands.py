@@ -1,6 +1,6 @@
 """Every command that README and docs/ show: what can run here is run as it stands, all else is held to its parser."""
 import contextlib
-import importlib
+import importlib.util
 import io
 import re
 import sys

@@ -8,13 +8,17 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mkdocs.commands.build import build
-from mkdocs.config import load_config
 
-from doc_commands import PAGES, ROOT
-from statekv_ros.bench.cli import BENCHMARKS
-from statekv_ros.node.parameters import NODE, camera_specs, watch_specs
-from test_packaging import PYPROJECT
+for package in ('mkdocs', 'material', 'mkdocstrings'):
+    pytest.importorskip(package, reason=f'{package} is not installed (the extra docs)')
+
+from mkdocs.commands.build import build  # noqa: E402
+from mkdocs.config import load_config  # noqa: E402
+
+from doc_commands import PAGES, ROOT  # noqa: E402
+from statekv_ros.bench.cli import BENCHMARKS  # noqa: E402
+from statekv_ros.node.parameters import NODE, camera_specs, watch_specs  # noqa: E402
+from test_packaging import PYPROJECT  # noqa: E402
 
 sys.path.append(str(ROOT / 'docs/_build'))
 import home_page  # noqa: E402
