@@ -36,7 +36,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(( $$$$ % 100 + 1 )))
 export PATH := $(abspath $(bin)):$(PATH)
 
-.PHONY: help demo test test-versions test-lmms campaign bench install clean distclean check-machine
+.PHONY: help demo test test-versions test-lmms campaign bench docs docs-serve install clean distclean check-machine
 
 help: ## this list
 	@echo "statekv_ros: a robot's visual memory as a ROS 2 node"
@@ -74,6 +74,16 @@ campaign: $(VENV)/.installed-test ## bad inputs, killed peers and broken files a
 # The tests that need a GPU are part of it.
 bench: $(VENV)/.installed-test ## measure (BENCH_ARGS="--help" says what)
 	@$(bin)/statekv-bench $(BENCH_ARGS)
+
+# Material's notice about the future of MkDocs is for its maintainers.
+mkdocs := NO_MKDOCS_2_WARNING=1 $(bin)/python -m mkdocs
+
+docs: $(VENV)/.installed-docs ## build the documentation site into build/site, without a warning
+	@$(mkdocs) build --quiet
+	@echo "open build/site/index.html"
+
+docs-serve: $(VENV)/.installed-docs ## show the documentation site at 127.0.0.1:8000 while you write
+	@$(mkdocs) serve
 
 install: $(VENV)/.installed-demo ## only install, into .venv
 
@@ -127,6 +137,11 @@ $(VENV)/.installed-test: $(install_inputs) | $(VENV)/.build-requirements
 	@echo '== statekv_ros, editable, its dependencies and the test tools (torch is the big one: minutes the first time)'
 	@$(pip_install) --no-build-isolation --editable '.[demo,test]'
 	@touch $@ $(VENV)/.installed-demo $(VENV)/.installed-view
+
+$(VENV)/.installed-docs: $(install_inputs) | $(VENV)/.installed-demo
+	@echo '== the tools that build the documentation'
+	@$(pip_install) --no-build-isolation --editable '.[docs]'
+	@touch $@
 
 # The oldest Transformers that pyproject.toml allows and the hub client that it asks for; all else is that of .venv.
 oldest = $(shell sed -n 's/.*"transformers>=\([0-9.]*\)".*/\1/p' pyproject.toml)

@@ -49,7 +49,7 @@ def test_help_and_unknown_arguments_are_answered_before_anything_heavy_is_loaded
     told, verdict = done.stdout.rpartition('{')[0], json.loads(done.stdout.splitlines()[-1])
     assert verdict == {'code': code, 'heavy': []}, done.stderr
     if code == 0:
-        assert all(word in told for word in ('--ros-args', '--params-file', 'config/statekv.yaml', 'README.md'))
+        assert all(word in told for word in ('--ros-args', '--params-file', 'config/statekv.yaml', 'docs/reference/parameters.md'))
     else:
         assert argument in done.stderr and '--ros-args' in done.stderr and len(done.stderr.splitlines()) == 1
 

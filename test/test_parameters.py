@@ -1,4 +1,4 @@
-"""The parameter table against what users read (yaml, README), and values that cannot work, at start and at run time."""
+"""The parameter table against what users read (yaml; the site: test_docs.py), and values that cannot work, at start and at run time."""
 import math
 import re
 from pathlib import Path
@@ -131,13 +131,6 @@ def test_config_file_marks_what_may_change_and_when_as_the_table_does():
     own = {spec.name for spec in NODE}
     for name in own:
         assert marked[name] == (SPECS[name].runtime, SPECS[name].fixed), name
-
-
-def test_readme_has_a_row_for_every_parameter_and_none_for_another():
-    rows = re.findall(r'^\| `([a-z_.<>]+)`( \*[a-z]+\*)? \|', (ROOT / 'README.md').read_text().split('## Parameters')[1], re.M)
-    told = {name.replace('<camera>', 'camera').replace('<watch>', 'door'): when.strip(' *') for name, when in rows}
-    assert told == {spec.name: 'start' if spec.fixed else '' if spec.runtime else 'unconfigured' 
-                    for spec in (*SPECS.values(), *watch_specs('door'))}
 
 
 # --- values at start --------------------------------------------------------------------------------------------------

@@ -2,22 +2,23 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 
+from doc_commands import ROOT, shown_commands
 from live import SECOND, Graph, NodeProcess, environment, image, new_domain
+from statekv_ros.patrol.cli import main as patrol_command
 
 pytestmark = pytest.mark.timeout(240)
 
-README = (Path(__file__).resolve().parents[1] / 'README.md').read_text()
+README, INTERFACES = (ROOT / 'README.md').read_text(), (ROOT / 'docs/interfaces.md').read_text()
 WARN = 1
 
 
-def call(domain: int) -> str:
-    """What README's snippet prints in a process of its own; it must end well whatever comes."""
-    snippet = re.search(r'## Ask it\n\n```python\n(.*?)```', README, re.DOTALL)[1]
+def call(domain: int, page: str = README, above: str = '## Ask it\n') -> str:
+    """What a page's snippet prints in a process of its own; it must end well whatever comes."""
+    snippet = re.search(re.escape(above) + r'\n```python\n(.*?)```', page, re.DOTALL)[1]
     done = subprocess.run([sys.executable, '-c', snippet], env=environment(domain), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -80,10 +81,24 @@ def test_the_log_has_no_line_of_a_progress_bar(running):
     assert all(line.strip() and '%|' not in line for line in node.log.splitlines()), node.log
 
 
+def test_the_tutorial_of_the_first_camera_ends_in_an_answer(running, tmp_path, monkeypatch):
+    """Its commands and its program as they stand there; its node is the one that runs here."""
+    node, graph = running
+    monkeypatch.chdir(tmp_path)
+    page = 'docs/tutorials/first_camera.md'
+    make, play = (next(shown.words for shown in shown_commands() if shown.page == page and shown.words[:2] == command)
+                  for command in (['statekv-patrol', 'make'], ['statekv-bag', 'play']))
+    assert patrol_command(make[1:]) == 0
+    played = subprocess.run([sys.executable, '-m', 'statekv_ros.replay.cli', *play[1:]], text=True, capture_output=True,
+                            timeout=120, env=environment(graph.context.get_domain_id()))
+    assert played.returncode == 0, played.stderr
+    printed = call(graph.context.get_domain_id(), (ROOT / page).read_text(), 'where `ask.py` is\n')
+    assert re.fullmatch(r'succeeded \w+ \[0\.\d+(, 0\.\d+)*\]\n', printed), printed
+
+
 def test_the_table_of_interfaces_tells_what_is_there_and_its_qos(running):
     node, graph = running
-    table = README.split('## Interfaces')[1].split('## Parameters')[0]
-    topics = re.findall(r'^\| `~/(\w+)` \| topic `(\w+/(?:msg/)?\w+)` \| ([^|]+) \|', table, re.M)
+    topics = re.findall(r'^\| `~/(\w+)` \| topic `(\w+/(?:msg/)?\w+)` \| ([^|]+) \|', INTERFACES, re.M)
     assert len(topics) >= 5
     for name, kind, told in topics:
         [info] = graph.node.get_publishers_info_by_topic(f'/statekv/{name}')
@@ -95,4 +110,4 @@ def test_the_table_of_interfaces_tells_what_is_there_and_its_qos(running):
     assert there == {f'/statekv/{name}' for name, *_ in topics}
     services = {name.removeprefix('/statekv/') for name, kinds in graph.node.get_service_names_and_types()
                 if kinds[0].startswith('statekv_ros/srv/') and '/_action/' not in name}
-    assert services == set(re.findall(r'`~/(\w+)`(?=[^|]*\| services? )', table))
+    assert services == set(re.findall(r'`~/(\w+)`(?=[^|]*\| services? )', INTERFACES))

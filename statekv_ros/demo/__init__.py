@@ -52,7 +52,7 @@ def ask(client, show: Show, question: str, console: Console) -> dict:
 
 
 def run(args: argparse.Namespace, folder: Path, console: Console) -> dict:
-    """The demo, with its bag, model and logs in `folder`. Returns the JSON object described in the README.
+    """The demo, with its bag, model and logs in `folder`. Returns the JSON object described in docs/tutorials/demo.md.
 
     Raises:
         StateKVError: a part failed; its log is in the message.

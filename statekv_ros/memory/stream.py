@@ -101,8 +101,7 @@ class VideoStream:
         Returns:
             The report of the step that the frame which waited became by itself, if it did.
 
-        Raises:
-            As `step`; the frame then waits all the same, but for a FrameError about itself.
+        It raises what `step` does; the frame then waits all the same, but for a FrameError about itself.
         """
         prepared, prepare_ms = self._intake.prepare(frame, stamp_ns)
         try:

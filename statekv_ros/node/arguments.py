@@ -8,9 +8,9 @@ examples:
   statekv-node --ros-args -p model:=/models/Qwen3-VL-2B-Instruct -p cameras:="[front]" -p front.topic:=/front/image_raw
   ros2 launch statekv_ros statekv.launch.py cameras:=front=/front/image_raw
 
-All settings are ROS parameters: config/statekv.yaml holds them with their defaults, README.md tells what they mean, and
-"ros2 param describe /statekv <name>" asks a node that runs. Remappings (-r), log level (--log-level) and the rest of
-what may follow --ros-args are those of every ROS 2 node.'''
+All settings are ROS parameters: config/statekv.yaml tells what they mean, with their defaults, as does
+docs/reference/parameters.md, and "ros2 param describe /statekv <name>" asks a node that runs. Remappings (-r), log level
+(--log-level) and the rest of what may follow --ros-args are those of every ROS 2 node.'''
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""The node's parameters: one table that declares them, and that README.md and config/statekv.yaml are checked against."""
+"""The node's parameters: one table that declares them, that config/statekv.yaml is checked against and docs/reference is made from."""
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
