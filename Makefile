@@ -39,7 +39,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(( $$$$ % 100 + 1 )))
 export PATH := $(abspath $(bin)):$(PATH)
 
-.PHONY: help demo test test-versions test-lmms faults soak bench install clean distclean check-machine
+.PHONY: help demo test test-versions test-lmms faults soak docker-check bench install clean distclean check-machine
 
 help: ## this list
 	@echo "statekv_ros: a robot's visual memory as a ROS 2 node"
@@ -79,6 +79,10 @@ faults: $(VENV)/.installed-test ## bad inputs, killed peers, broken files; MINUT
 
 soak: $(VENV)/.installed-test ## a node watches a looped bag for MINUTES=60: does anything grow?
 	@$(campaign) soak $(of_run) --report soak_report
+
+# Not of .venv: what it makes is a machine of its own.
+docker-check: ## what the images run, in a clean Debian tree (root, debootstrap; minutes)
+	@docker/check.sh
 
 # The tests that need a GPU are part of it.
 bench: $(VENV)/.installed-test ## measure (BENCH_ARGS="--help" says what)
