@@ -9,6 +9,7 @@ command -v debootstrap > /dev/null || { echo 'error: debootstrap not found: apt 
 [ -n "${IN_NAMESPACE:-}" ] || IN_NAMESPACE=1 exec unshare --mount --pid --fork "$0"
 
 tree=$(mktemp --directory)
+chmod 755 "$tree"        # for the user without rights
 trap 'umount --recursive --lazy "$tree"/proc "$tree"/dev 2> /dev/null; rm -rf --one-file-system "$tree"' EXIT
 echo '== debootstrap'
 debootstrap --variant=minbase --include=ca-certificates bookworm "$tree" > "$tree.log" 2>&1 || { tail "$tree.log"; exit 1; }
@@ -34,10 +35,12 @@ inside install --directory --owner statekv /memory
 echo '== the node, as a user without rights'
 as_user() { chroot --userspec=10001 "$tree" env HOME=/home/statekv PATH=/usr/bin:/bin /opt/statekv/run "$@"; }
 as_user statekv-node --ros-args -p memory_dir:=/memory -p 'cameras:=[front]' > "$tree.log" 2>&1 &
-for _ in $(seq 60); do
-  as_user statekv-health && break
+healthy=''
+for _ in $(seq 30); do
+  as_user statekv-health && { healthy=yes; break; }
+  kill -0 %1 || break
 done
-as_user statekv-health || { tail -40 "$tree.log"; exit 1; }
+[ -n "$healthy" ] || { tail -40 "$tree.log"; exit 1; }
 kill -TERM %1    # `run` has become the node by now
 wait %1
 echo "docker/install.sh: passed ($(du -sh --one-file-system "$tree" | cut -f1) in all)"

@@ -40,9 +40,9 @@ def run(record: Record) -> None:
         record.wanted = max(8, int(record.left_s - _END_S))
     warm_up = min(_WARM_UP_S, record.wanted // 4)
     images = _bag(record)
-    record.samples = Samples(min(_SAMPLE_S, max(1, record.wanted // 5)))
     with Subject(record, cameras='[front]', reliability='best_effort', watch_share=0.5) as subject:
         day = _Day(record, subject, images)
+        record.samples = Samples(min(_SAMPLE_S, max(1, record.wanted // 5)))
         number = 0
         for number in record.numbers():
             if number == warm_up:
