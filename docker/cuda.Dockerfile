@@ -6,7 +6,7 @@ ARG PIP_ARGS=""
 COPY . /opt/statekv/source
 RUN /opt/statekv/source/docker/install.sh /opt/statekv/source /opt/statekv \
     && useradd --create-home --uid 10001 statekv \
-    && install --directory --owner statekv /memory
+    && install --directory --owner statekv --mode 700 /memory
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001
 WORKDIR /home/statekv

@@ -14,7 +14,7 @@ RUN dpkg --install /tmp/ros2-apt-source.deb \
     && apt-get install --yes --no-install-recommends ros-${ROS_DISTRO}-ros-base \
     && /opt/statekv/source/docker/install.sh /opt/statekv/source /opt/statekv \
     && useradd --create-home --uid 10001 statekv \
-    && install --directory --owner statekv /memory \
+    && install --directory --owner statekv --mode 700 /memory \
     && rm -rf /var/lib/apt/lists/* /tmp/ros2-apt-source.deb
 USER 10001
 WORKDIR /home/statekv
