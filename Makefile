@@ -15,7 +15,10 @@ PYTEST_ARGS ?=
 TEST_WORKERS ?= $(shell cores=$$(OMP_NUM_THREADS= nproc); echo $$(( cores < 2 ? cores : 2 )))
 DEMO_ARGS ?=
 BENCH_ARGS ?=
-CAMPAIGN_ARGS ?= all
+# Of `make faults` and `make soak`: what is chosen at random, and how long.
+SEED ?= 1
+MINUTES ?= $(if $(filter soak,$(MAKECMDGOALS)),60,20)
+FAULTS_ARGS ?= all
 OLDEST_VENV ?= .venv-oldest
 LMMS_VENV ?= .venv-lmms
 
@@ -36,7 +39,7 @@ export ROS_AUTOMATIC_DISCOVERY_RANGE := LOCALHOST
 export ROS_DOMAIN_ID := $(shell echo $$(( $$$$ % 100 + 1 )))
 export PATH := $(abspath $(bin)):$(PATH)
 
-.PHONY: help demo test test-versions test-lmms campaign bench docs docs-serve install clean distclean check-machine
+.PHONY: help demo test test-versions test-lmms faults soak docker-check bench docs docs-serve install clean distclean check-machine
 
 help: ## this list
 	@echo "statekv_ros: a robot's visual memory as a ROS 2 node"
@@ -45,7 +48,7 @@ help: ## this list
 	  while IFS='|' read -r target what; do printf '  make %-14s %s\n' "$$target" "$$what"; done
 	@echo
 	@echo 'Variables: PYTHON (the interpreter for a new .venv), PIP_ARGS (for example "--index-url ..." for another build'
-	@echo 'of torch), DEMO_ARGS, PYTEST_ARGS, TEST_WORKERS (tests at once), BENCH_ARGS.'
+	@echo 'of torch), DEMO_ARGS, PYTEST_ARGS, TEST_WORKERS (tests at once), BENCH_ARGS, SEED, MINUTES.'
 	@echo 'As in: make test PYTEST_ARGS="-k launch"'
 
 demo: $(VENV)/.installed-$(if $(VIEW),view,demo) ## install what is needed, then show the memory at work (VIEW=1: in a browser too)
@@ -68,8 +71,18 @@ test-versions: $(VENV)/.installed-test $(OLDEST_VENV)/.installed ## run the mode
 test-lmms: $(LMMS_VENV)/.installed ## run the tests of lmms-eval's model statekv, in an environment of its own
 	@$(LMMS_VENV)/bin/python -m pytest -ra test/test_lmms.py $(PYTEST_ARGS)
 
-campaign: $(VENV)/.installed-test ## bad inputs, killed peers and broken files against the node, 20 minutes (CAMPAIGN_ARGS="--help" says what)
-	@$(bin)/python test/campaign $(CAMPAIGN_ARGS)
+campaign := $(bin)/python test/campaign
+of_run = --seed $(SEED) --minutes $(MINUTES)
+
+faults: $(VENV)/.installed-test ## bad inputs, killed peers, broken files; MINUTES=20 (FAULTS_ARGS="--help")
+	@$(campaign) $(FAULTS_ARGS) $(of_run) --report faults_report
+
+soak: $(VENV)/.installed-test ## a node watches a looped bag for MINUTES=60: does anything grow?
+	@$(campaign) soak $(of_run) --report soak_report
+
+# Not of .venv: what it makes is a machine of its own.
+docker-check: ## what the images run, in a clean Debian tree (root, debootstrap; minutes)
+	@docker/check.sh
 
 # The tests that need a GPU are part of it.
 bench: $(VENV)/.installed-test ## measure (BENCH_ARGS="--help" says what)
@@ -88,7 +101,7 @@ docs-serve: $(VENV)/.installed-docs ## show the documentation site at 127.0.0.1:
 install: $(VENV)/.installed-demo ## only install, into .venv
 
 clean: ## remove what builds and runs left behind; keeps .venv
-	@rm -rf build install log demo_output *.egg-info .pytest_cache .hypothesis
+	@rm -rf build install log demo_output faults_report soak_report *.egg-info .pytest_cache .hypothesis
 	@find . -path './.venv*' -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 distclean: clean ## clean, and remove .venv and the generated interfaces

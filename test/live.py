@@ -123,6 +123,7 @@ class Graph:
         self._answered = False      # by the service, ever
 
     def close(self) -> None:
+        self.executor.remove_node(self.node)    # first: nothing of it is then waited for while it is destroyed
         self.executor.shutdown(timeout_sec=0)
         if self._asking is not None:
             self._asking.destroy()

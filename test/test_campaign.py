@@ -13,6 +13,8 @@ from sensor_msgs.msg import Image
 from campaign import subject
 from campaign.cli import CLASSES, run_class
 from campaign.record import Record
+from campaign.report import write_report
+from campaign.samples import Samples
 from domains import new_domain
 from live import Graph, image
 
@@ -20,8 +22,8 @@ pytestmark = pytest.mark.timeout(300)
 # A small share of a full run's trials; few enough that together they take about a minute. The seed is one whose few bags hold
 # what a reader trips over most: text that is no text in a message that is whole.
 SEED = 2
-TRIALS = {'images': 150, 'services': 60, 'kills': 8, 'goals': 1, 'places': 10, 'watches': 1, 'restarts': 4, 'lifecycle': 4, 'bags': 60,
-          'checkpoints': 8, 'soak': 5}
+TRIALS = {'images': 150, 'intake': 400, 'services': 60, 'kills': 8, 'goals': 1, 'places': 10, 'watches': 1, 'restarts': 4,
+          'lifecycle': 4, 'bags': 60, 'checkpoints': 8, 'soak': 5}
 # Few trials stand beside a short warm-up: what the allocator takes for the first large image is no leak.
 SLACK_MB = 60.0
 
@@ -88,11 +90,37 @@ def _content(file: Path) -> bytes:
         return b''
 
 
-def test_the_command_ends_with_one_json_object():
-    command = [sys.executable, str(Path(__file__).parent / 'campaign'), 'bags', '--trials', '2', '--json']
+def test_slopes_are_those_of_the_samples_after_the_warm_up():
+    samples = Samples(60.0)
+    samples.rows = [{'minute': k, 'rss_mb': 90.0 if k < 2 else 100 + 0.1 * k, 'fds': 23, 'threads': 22,
+                     'step_ms_p50': 20.0 - k / 60, 'answer_ms_p50': None} for k in range(10)]
+    assert samples.slopes(119.0) == {'rss_mb_slope_per_hour': 6.0, 'fds_slope_per_hour': 0.0, 'threads_slope_per_hour': 0.0,
+                                     'step_ms_p50_slope_per_hour': -1.0}
+
+
+def test_a_report_shows_failures_samples_and_what_was_put_in_as_text(tmp_path):
+    record = Record('soak', 7, 3, 60.0, tmp_path)
+    record.trials, record.samples = 3, Samples(60.0)
+    record.samples.rows = [{'minute': k, 'rss_mb': 100.0, 'fds': 23, 'threads': 22, 'step_ms_p50': 20.0, 'answer_ms_p50': None}
+                           for k in range(3)]
+    record.fail('lost', 2, '<script>alert(1)</script>', 'no reply')
+    told = write_report(tmp_path / 'out', [record.as_dict()], 60.0, 'python test/campaign soak --seed 7')
+    page = (tmp_path / 'out' / 'index.html').read_text()
+    assert json.loads((tmp_path / 'out' / 'report.json').read_text()) == json.loads(json.dumps(told)) and not told['passed']
+    assert page.count('<svg') == 4, 'of what has samples'
+    assert '<script' not in page and '&lt;script&gt;' in page
+    assert 'src=' not in page and 'python test/campaign soak --seed 7 --only 2' in page
+
+
+def test_the_command_ends_with_one_json_object_and_writes_a_report(tmp_path):
+    command = [sys.executable, str(Path(__file__).parent / 'campaign'), 'bags', '--trials', '2', '--json', '--report', tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ, timeout=120)
     told = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0 and told['passed'], done.stdout + done.stderr
     (bags,) = told['classes']
     assert (bags['class'], bags['trials'], bags['wanted'], bags['failures']) == ('bags', 2, 2, [])
     assert re.match('bags: passed, 2 of 2 trials', done.stdout)
+    report = json.loads((tmp_path / 'report.json').read_text())
+    assert report['classes'] == told['classes']
+    assert report['command'] == 'python test/campaign bags --seed 1 --minutes 20 --trials 2'
+    assert report['command'] in (tmp_path / 'index.html').read_text()

@@ -13,8 +13,10 @@ from lifecycle_msgs.msg import Transition  # noqa: E402
 from rclpy.executors import SingleThreadedExecutor  # noqa: E402
 
 from live import SECOND, image, memory_node  # noqa: E402
+from policies import Policy, names_of  # noqa: E402
 from statekv_ros.client import Result, StateKVClient  # noqa: E402
 from statekv_ros.errors import Code  # noqa: E402
+from statekv_ros.node.health import main as statekv_health  # noqa: E402
 from statekv_ros.node.messages import to_ns, to_stamp  # noqa: E402
 
 pytestmark = pytest.mark.timeout(240)
@@ -51,6 +53,26 @@ def test_answer_comes_back_with_its_stamps_and_evidence(memory):
     assert (to_ns(reply.answer.first_stamp), to_ns(reply.answer.last_stamp)) == (SECOND, FRAMES * SECOND)
     assert reply.answer.question == 'is the door open?' and reply.answers == (reply.answer,)
     assert 0 < reply.answer.timing.answer_tokens <= 5 and reply.answer.evidence
+
+
+def test_security_policies_allow_what_node_and_client_have_and_no_more(running, memory):
+    graph = running[1]
+    graph.wait(lambda: ('statekv_client', '/') in graph.node.get_node_names_and_namespaces(), 'the client to be seen')
+    graph.wait(lambda: Policy('node').misses(names_of(graph.node, 'statekv')) == [], 'all that the policy names')
+    assert Policy('node').refuses(names_of(graph.node, 'statekv')) == []
+    stop = memory.on_alert(lambda alert: None)
+    have = names_of(memory.node, 'statekv_client')
+    stop()
+    assert Policy('client').refuses(have) == [] and Policy('client').misses(have) == []
+
+
+@pytest.mark.parametrize('arguments,code,words', [
+    ([], 0, '/statekv: active'), (['--state', 'inactive'], 1, '/statekv: active'),
+    (['--node', '/nobody', '--timeout', '0.5'], 1, '/nobody: no answer within 0.5 s')])
+def test_health_is_told_by_exit_code_and_words(running, monkeypatch, capsys, arguments, code, words):
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(running[1].context.get_domain_id()))
+    assert statekv_health(['--timeout', '60', *arguments]) == code
+    assert capsys.readouterr().out == words + '\n'
 
 
 def test_every_argument_reaches_the_node(memory):

@@ -231,7 +231,8 @@ def test_console_script_names_a_function(script):
 
 def test_version_and_licence_are_the_same_everywhere():
     manifest = ElementTree.parse(ROOT / 'package.xml').getroot()
-    assert manifest.findtext('version') == PYPROJECT['project']['version'] == statekv_ros.__version__
+    newest = re.search(r'^## (\S+)', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)[1]
+    assert manifest.findtext('version') == PYPROJECT['project']['version'] == statekv_ros.__version__ == newest
     assert manifest.findtext('license') == PYPROJECT['project']['license'] == 'Apache-2.0'
     assert 'Apache License' in (ROOT / 'LICENSE').read_text()
 

@@ -96,6 +96,14 @@ def test_a_new_version_of_a_step_or_state_takes_the_place_of_the_old_with_all_it
     assert store.bytes() == 8 + 1
 
 
+def test_a_new_folder_is_its_users_alone_and_one_that_is_there_keeps_its_rights(tmp_path):
+    shared = tmp_path / 'shared'
+    shared.mkdir(mode=0o750)
+    for folder, rights in ((tmp_path / 'new', 0o700), (shared, 0o750)):
+        opened(folder).close()
+        assert folder.stat().st_mode & 0o777 == rights
+
+
 def test_clear_forgets_one_camera_on_disk_too(tmp_path):
     with opened(tmp_path) as store:
         for camera in ('front', 'front2'):

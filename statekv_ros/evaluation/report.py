@@ -53,13 +53,14 @@ def write_report(jobs: Sequence[dict], run: dict, out: Path, against: str = REFE
     return report
 
 
-def render(template: str, **values) -> str:
-    """A page from templates/, with text escaped and `svg` strings as they are."""
+def render(template: str | Path, **values) -> str:
+    """A page from templates/, or of a template elsewhere, in the reports' style; text is escaped, but not what is `safe`."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {'percent': _percent, 'number': _number, 'bytes': _bytes, 'policy': figures.label}
     folder = files('statekv_ros.evaluation') / 'templates'
     style = (folder / 'style.css').read_text()
-    return environment.from_string((folder / template).read_text()).render(style=style, version=__version__, **values)
+    source = (folder / template if isinstance(template, str) else template).read_text()
+    return environment.from_string(source).render(style=style, version=__version__, **values)
 
 
 def _page(report: dict, jobs: Sequence[dict], videos: Sequence[Video]) -> str:

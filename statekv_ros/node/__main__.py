@@ -44,9 +44,9 @@ def _run(signals: StopSignals, watchdog: Watchdog) -> None:
     # rclpy's own handlers shut ROS down at once, and nobody could be answered any more.
     try:
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-    except RuntimeError as error:  # what follows --ros-args, most often
-        sys.exit(f'statekv-node: error: ROS cannot be started: {type(error).__name__}: {error}')
-    executor, node = LoggingExecutor(), MemoryNode(profile)
+        executor, node = LoggingExecutor(), MemoryNode(profile)
+    except RuntimeError as error:   # what follows --ros-args, most often; or security that cannot be had
+        sys.exit(f'statekv-node: error: ROS cannot be started: {type(error).__name__}: {" ".join(str(error).split())}')
     executor.add_node(node)
     log = node.get_logger()
     if freed.segments:

@@ -70,7 +70,7 @@ def _number(error: lmdb.Error, folder: Path) -> int | None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make the folder, or see that it can hold a store.
+    """Make the folder, for its user alone: it holds what cameras saw. Or see that the one that is there can hold a store.
 
     Raises:
         StoreError: it is a file, cannot be made, or lies on a network drive.
@@ -78,7 +78,7 @@ def make_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise StoreError(f'{folder} is a file, not a folder: choose another folder (parameter "memory_dir")')
     with told(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if file_system(folder) in _NETWORK:
         raise StoreError(f'{folder} lies on a network drive ({file_system(folder)}), where neither locks nor mapped files '
                          'can be relied on: choose a folder on a disk of this machine (parameter "memory_dir")')

@@ -35,7 +35,7 @@ def run(record: Record) -> None:
         number = 0
         for number in record.numbers():
             rng = record.random(number)
-            name, message, given = _make(rng, number)
+            name, message, given = any_image(rng, number)
             with subject.judged((max(0, number - 2 * len(cameras.sent)), number), f'{given}; or one of those before it'):
                 cameras.send(name, message, record)
                 if number % _QUESTION_EVERY == _QUESTION_EVERY - 1:
@@ -124,7 +124,7 @@ class _Cameras:
             'sent': sum(self.sent.values())}
 
 
-def _make(rng: random.Random, number: int) -> tuple[str, Image | CompressedImage | bytes, str]:
+def any_image(rng: random.Random, number: int) -> tuple[str, Image | CompressedImage | bytes, str]:
     """Camera, message and words of a trial."""
     kind, raw = rng.random(), rng.random() < 0.55
     if kind < 0.04:
@@ -152,7 +152,7 @@ def _warm_up(record: Record, cameras: _Cameras) -> None:
     for message in pictures.each_encoding():        # OpenCV starts a thread for some of them
         cameras.send('raw0', message)
     for number in range(min(_FIRST, record.wanted // 10)):
-        name, message, _ = _make(record.random(f'first {number}'), number)
+        name, message, _ = any_image(record.random(f'first {number}'), number)
         cameras.send(name, message)
         if number % _QUESTION_EVERY == _QUESTION_EVERY - 1:
             cameras.subject.ask()

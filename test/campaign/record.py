@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from campaign.resources import Usage
+from campaign.samples import Samples
 
 MOST_FAILURES = 100     # a class that fails this often has said what it had to say
+_MOST_OUTCOMES = 200     # kinds that are told one by one
 _DETAIL_CHARS = 4000    # room for where every thread of a hung node stands
 _RAW_ERROR = re.compile(r'^[A-Za-z_.]*(Error|Exception|Interrupt)\b')
 
@@ -41,6 +43,7 @@ class Record:
         only: these trials alone, from an earlier run's reproduction.
         folder: for logs and files of the trials.
         slack_mb: how much resident memory may grow.
+        samples: minute by minute, of a class that lasts.
     """
     name: str
     seed: int
@@ -53,6 +56,7 @@ class Record:
     outcomes: Counter = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     figures: dict = field(default_factory=dict)
+    samples: Samples | None = None
     before: Usage | None = None
     after: Usage | None = None
     begun: float = field(default_factory=time.monotonic)
@@ -122,6 +126,13 @@ class Record:
         return {'class': self.name, 'passed': self.passed, 'trials': self.trials,
                 'wanted': len(self.only) if self.only is not None else self.wanted, 'seed': self.seed,
                 'seconds': round((self.ended or time.monotonic()) - self.begun, 1),
-                'outcomes': dict(self.outcomes.most_common()), 'kinds_of_failure': dict(Counter(f.kind for f in self.failures)),
+                'outcomes': self._most_common(), 'kinds_of_failure': dict(Counter(f.kind for f in self.failures)),
                 'failures': [asdict(failure) for failure in self.failures], 'figures': self.figures,
+                'samples': self.samples.rows if self.samples else [],
                 'before': self.before and asdict(self.before), 'after': self.after and asdict(self.after)}
+
+    def _most_common(self) -> dict[str, int]:
+        """Kinds of outcome with their counts; what is left of very many as one."""
+        told = dict(self.outcomes.most_common(_MOST_OUTCOMES))
+        left = self.outcomes.total() - sum(told.values())
+        return told | ({f'{len(self.outcomes) - len(told)} other kinds': left} if left else {})

@@ -11,7 +11,7 @@ from rclpy.parameter import Parameter as RosParameter
 from rclpy.qos import QoSProfile
 
 from campaign.record import Record
-from campaign.subject import REPLY_S, Broken, Subject, send_until, transition_request
+from campaign.subject import PARAMETERS, REPLY_S, Broken, Subject, send_until, transition_request
 from live import image
 from statekv_ros.node.messages import to_stamp
 from statekv_ros.srv import Query, Reset
@@ -38,7 +38,7 @@ _PARAMETERS = {
     'max_tokens': (1, 65536, 0, -1, 70000, True, 'x', 12), 'answer_timeout_s': (0.0, 1e-9, 86400.0, _NAN, _INFINITE, 5.0),
     'evidence_frames': (0, 1000, -1), 'slice_tokens': (1, 4096, 0), 'max_question_chars': (1, 2**31 - 1, 0, 8192),
     'stale_after_s': (1e-9, 86400.0, 0.0), 'answer_policy': ('all', 'state', 'retrieve(1)', 'last(100000)', 'bogus', ''),
-    'front.rate_hz': (1e-9, 1000.0, 0.0, 1001.0, _NAN, 1e-300, 1e-280), 'model': ('x',), 'nonexistent': (1,),
+    'front.rate_hz': (1e-9, 1000.0, 0.0, 1001.0, _NAN, 1e-300, 1e-280), 'model': ('x', PARAMETERS['model']), 'nonexistent': (1,),
     'front.topic': ('/x',), 'use_sim_time': (1,)}
 _SANE = {'max_tokens': 12, 'answer_timeout_s': 20.0, 'evidence_frames': 8, 'slice_tokens': 4, 'max_question_chars': 8192,
          'stale_after_s': 2.0, 'answer_policy': 'all', 'front.rate_hz': 1000.0}
@@ -81,6 +81,7 @@ def run(record: Record) -> None:
         with subject.judged((max(0, number - _AT_ONCE), number), storm.describe):
             storm.drain(0)
         with subject.judged(number, 'the node set right again after all trials'):
+            storm.misname_model()
             storm.recover()
         record.figures['lost'] = sum(failure.kind == 'lost' for failure in record.failures)
         subject.conclude()
@@ -169,19 +170,32 @@ class _Storm:
             self.subject.wait(lambda: any(entry.future.done() or entry.overdue for entry in self.waiting),
                               'any of the replies', REPLY_S + 5)
 
+    def misname_model(self) -> None:
+        """The worst that is left to do: a model that is not there, set while the node may take another."""
+        for transition in (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP):
+            self.subject.change(transition)     # refused where it is that far already
+        self._set_parameter('model', 'x')
+        if self.subject.change(Transition.TRANSITION_CONFIGURE):
+            raise Broken('transition accepted', 'configure, with a model that is not there')
+
     def recover(self) -> None:
         """Sane parameters and active again: then an image is watched and a question answered."""
-        for name, value in _SANE.items():
-            parameter = RosParameter(name, value=value).to_parameter_msg()
-            result = self.subject.call(self._set, SetParameters.Request(parameters=[parameter])).results[0]
-            if not result.successful:
-                raise Broken('parameter refused', f'{name} = {value}: {result.reason}')
+        # Only an unconfigured node takes another model; in any other state it has loaded the one that it names.
+        unconfigured = {'model': PARAMETERS['model']} if self.subject.state() == 'unconfigured' else {}
+        for name, value in (_SANE | unconfigured).items():
+            self._set_parameter(name, value)
         self.subject.activate()
         self.show()
         self.watch(100)     # the memory is at its bound again, as it was before
         response = self.subject.ask(camera='front')
         if not response.success:
             raise Broken('question refused', response.error)
+
+    def _set_parameter(self, name: str, value) -> None:
+        parameter = RosParameter(name, value=value).to_parameter_msg()
+        result = self.subject.call(self._set, SetParameters.Request(parameters=[parameter])).results[0]
+        if not result.successful:
+            raise Broken('parameter refused', f'{name} = {value}: {result.reason}')
 
     def _send(self, number: int, kind: str, client, request) -> None:
         self.subject.wait(client.service_is_ready, f'service {client.srv_name}')

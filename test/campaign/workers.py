@@ -4,32 +4,45 @@ import multiprocessing
 import os
 import resource
 from collections.abc import Callable
+from itertools import islice
 
 from campaign.record import Record
+from campaign.resources import usage
 
 _MEMORY_BYTES = 10 << 30     # of addresses; a garbled size may ask for any amount
 
 
-def run_trials(record: Record, task: Callable, arguments: tuple, limit_s: float) -> None:
+def run_trials(record: Record, task: Callable, arguments: tuple, limit_s: float, warm_up: int | None = None,
+               at_once: int = 1) -> None:
     """`task(record, number, *arguments)` for each trial of the record, which it fills with outcomes and failures.
 
     Args:
         task: a module's function; it runs in the worker with a record of its own, whose books are then added up.
-        limit_s: a trial that takes longer is a failure.
+        limit_s: what takes longer is a failure.
+        warm_up: after so many trials what the worker holds is written down, to be compared with what it holds in the end; None:
+            that is not judged.
+        at_once: trials that the worker is given together, where handing over one by one would take longer than they do. What
+            dies or hangs is then one of these.
     """
-    worker = None
-    for number in record.numbers():
+    worker, numbers = None, record.numbers()
+    while batch := list(islice(numbers, at_once)):
         if worker is None:
             worker = _Worker(record, task, arguments, limit_s)
-        reply = worker.ask(number)
+        reply = worker.ask(batch)
         if isinstance(reply, str):
-            record.fail('hang' if 'seconds' in reply else 'death', number, worker.given(), f'{reply}\n{worker.log()}')
+            record.fail('hang' if 'seconds' in reply else 'death', (batch[0], batch[-1]), worker.given(),
+                        f'{reply}\n{worker.log()}')
             worker = None
         else:
             outcomes, failures = reply
             record.outcomes.update(outcomes)
             record.failures += failures
+            if warm_up is not None and record.before is None and record.trials >= warm_up:
+                record.before, of_then = usage(worker.pid), worker
     if worker is not None:
+        if record.before is not None and worker is of_then:
+            record.after = usage(worker.pid)
+            record.judge_resources()
         worker.close()
 
 
@@ -45,10 +58,14 @@ class _Worker:
         theirs.close()
         self._pipe.recv()       # everything is imported: a trial's time begins after that
 
-    def ask(self, number: int):
-        """Outcomes and failures of a trial, or a sentence when it gave none."""
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def ask(self, numbers: list[int]):
+        """Outcomes and failures of trials, or a sentence when there are none."""
         self._note.unlink(missing_ok=True)
-        self._pipe.send(number)
+        self._pipe.send(numbers)
         try:
             if self._pipe.poll(self._limit_s):
                 return self._pipe.recv()
@@ -85,10 +102,11 @@ def _serve(pipe, books: Record, task: Callable, arguments: tuple, limit_s: float
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     pipe.send('ready')
-    while (number := pipe.recv()) is not None:
+    while (numbers := pipe.recv()) is not None:
         books.outcomes.clear()
         books.failures.clear()
         faulthandler.dump_traceback_later(0.9 * limit_s)
-        task(books, number, *arguments)
+        for number in numbers:
+            task(books, number, *arguments)
         faulthandler.cancel_dump_traceback_later()
         pipe.send((books.outcomes, books.failures))
