@@ -161,6 +161,7 @@ def test_readme_has_a_row_for_every_parameter_and_none_for_another():
     ('camera.topic', 'a//b', "'a//b' is not a topic name"),
     ('camera.topic', "''", "'' is not a topic name"),
     ('camera.reliability', 'perhaps', "camera.reliability must be one of best_effort, reliable, got 'perhaps'"),
+    ('prefill_policy', 'rekv', "prefill_policy must be one of statekv, window, full, none, got 'rekv'"),
     ('prefill_policy', 'magic', "prefill_policy must be one of statekv, window, full, none, got 'magic'"),
     ('answer_policy', 'last(0)', 'last'),
     ('answer_policy', 'magic', 'magic'),
