@@ -66,7 +66,7 @@ test-versions: $(VENV)/.installed-test $(OLDEST_VENV)/.installed ## run the mode
 	  printf '%s\n' '== results' "$${results[@]}"; exit $$failed
 
 test-lmms: $(LMMS_VENV)/.installed ## run the tests of lmms-eval's model statekv, in an environment of its own
-	@$(LMMS_VENV)/bin/python -m pytest -ra test/test_lmms.py $(PYTEST_ARGS)
+	@$(LMMS_VENV)/bin/python -m pytest -ra test/test_lmms.py test/test_lmms_parts.py $(PYTEST_ARGS)
 
 campaign: $(VENV)/.installed-test ## bad inputs, killed peers and broken files against the node, 20 minutes (CAMPAIGN_ARGS="--help" says what)
 	@$(bin)/python test/campaign $(CAMPAIGN_ARGS)
