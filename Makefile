@@ -69,7 +69,7 @@ test-versions: $(VENV)/.installed-test $(OLDEST_VENV)/.installed ## run the mode
 	  printf '%s\n' '== results' "$${results[@]}"; exit $$failed
 
 test-lmms: $(LMMS_VENV)/.installed ## run the tests of lmms-eval's model statekv, in an environment of its own
-	@$(LMMS_VENV)/bin/python -m pytest -ra test/test_lmms.py $(PYTEST_ARGS)
+	@$(LMMS_VENV)/bin/python -m pytest -ra test/test_lmms.py test/test_lmms_parts.py $(PYTEST_ARGS)
 
 campaign := $(bin)/python test/campaign
 of_run = --seed $(SEED) --minutes $(MINUTES)

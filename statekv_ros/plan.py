@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
                         'published one, from its config alone')
     parser.add_argument('--fps', type=float, default=1.0, help='frames watched per second and camera')
     parser.add_argument('--budget', type=int, default=4096, help='B of statekv in tokens')
-    parser.add_argument('--policy', default='statekv', help='prefill policy: statekv, window(R), full or none')
+    parser.add_argument('--policy', default='statekv', help='prefill policy: statekv, window(R), rekv(n), full or none')
     parser.add_argument('--hours', type=float, default=8.0)
     parser.add_argument('--cameras', type=int, default=1)
     parser.add_argument('--frame-size', default='640x480', metavar='WIDTHxHEIGHT', help='of the camera')

@@ -87,6 +87,9 @@ def test_files_as_documented_are_read(tmp_path, videos, name):
     read = read_benchmark(name, [written(tmp_path, FILES[name])], videos)
     assert all(Path(video.source).is_file() and video.rate_hz == BENCHMARKS[name].rate_hz for video in read)
     asked = questions(read)
+    options = name not in ('rvs', 'streamingbench-proactive')
+    assert all(bool(q.retrieve_by) == (name != 'rvs') and q.retrieve_by in q.text and not (options and 'A.' in q.retrieve_by)
+               for q in asked)
     assert len(asked) == {'ovobench': 2, 'streamingbench-real': 3, 'streamingbench-omni': 3, 'streamingbench-sqa': 2,
                           'streamingbench-proactive': 1, 'rvs': 1}[name]
     if name == 'ovobench':      # the forward task is left out, the source watched once for both

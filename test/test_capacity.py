@@ -78,7 +78,7 @@ def test_internvl3_8b_by_hand():
     assert plan.state_bytes == 2 * 2 * 17 * 264 * 57_344
 
 
-@pytest.mark.parametrize('policy', ['statekv(64)', 'window(8)', 'none'])
+@pytest.mark.parametrize('policy', ['statekv(64)', 'window(8)', 'rekv(100)', 'none'])
 def test_the_plan_covers_what_a_stream_really_holds(policy, backbone, frames):
     plan = make_plan(backbone.size(64, 64), parse_prefill_policy(policy), rate_hz=2.0)
     stream = VideoStream(backbone, policy)

@@ -99,6 +99,7 @@ def command(file: Path, model: str, run: Path, *more: str) -> list[str]:
     ('[[1.0, 2.0]]', '[1.0, 2.0]', 11, 'evidence[0]: must be a list'),
     ('chance: 0.5', 'chance: 50', 12, 'chance: must be a share from 0 to 1, got 50'),
     ('chance: 0.5', 'chance: 0.5\n    rate_hz: 0', 13, 'videos[0].rate_hz: must be a positive number'),
+    ('chance: 0.5', 'retrieve_by: " "', 12, "retrieve_by: must be text, got ' '"),
     ('version: 1', 'version: 2', 1, 'version: must be 1, got 2'),
     ('version: 1', 'version: {1', 2, 'is not YAML'),
 ])
@@ -135,7 +136,7 @@ def empty_bag(folder: Path) -> Path:
 @pytest.mark.parametrize('broken, told', [
     ('window', 'questions.yaml:10: videos[0].questions[0].valid: [2.0, 40.0] ends after the source, which lasts 6 s'),
     ('evidence', 'questions.yaml:11: videos[0].questions[0].evidence: [1.0, 20.0] ends after the source'),
-    ('policy', "policy must be statekv(4096), window(16), full or none, got 'fifo(3)'"),
+    ('policy', "policy must be statekv(4096), window(16), rekv(15000), full or none, got 'fifo(3)'"),
     ('answer policy', "got 'first(3)'"),
     ('against', "--against 'window(2)' is not among --policies, which are full x all"),
     ('ages', '--ages must be at least two seconds that grow'),
@@ -233,6 +234,25 @@ def test_a_question_is_asked_after_the_last_frame_that_is_not_later(backbone, ba
             expected.append((policy, answer.text, answer.context_tokens, answer.evidence[0].first_stamp_ns - SECOND))
     assert expected == [(answer['answer_policy'], answer['answer'], answer['context_tokens'],
                          round(answer['evidence'][0][0] * SECOND)) for answer in result['answers']]
+
+
+def test_rekv_retrieves_by_the_bare_question_of_the_file(backbone, bag, tmp_path):
+    text = 'is the door open?\n(A) yes\n(B) no'
+    block = QUESTION.replace('text: is the door open?', f'text: "{text}"'.replace('\n', '\\n'))
+    file = questions_file(tmp_path, [str(bag)], block + block + "        retrieve_by: is the door open?\n")
+    [video] = load_questions(file)
+    assert [question.retrieve_by for question in video.questions] == ['', 'is the door open?']
+    assert ['retrieve_by' in question for question in video.as_dict()['questions']] == [False, True]
+    result = run_job(backbone, Job(('x',), (video,), Policy('rekv(30)', ('rekv(1)',))), max_tokens=4)
+    stream = VideoStream(backbone, 'rekv(30)')
+    for stamp_ns, frame in list(open_path(bag).frames())[:8]:
+        stream.step(frame, stamp_ns)
+    expected = [stream.answer(text, answer_policy='rekv(1)', retrieve_by=by, max_tokens=4)
+                for by in (text, 'is the door open?')]
+    told = [(answer['answer'], answer['context_tokens'], [share for *_, share in answer['evidence']])
+            for answer in result['answers']]
+    assert told == [(answer.text, answer.context_tokens, [round(step.share, 6) for step in answer.evidence])
+                    for answer in expected]
 
 
 def test_rlivs_is_a_job_like_any_other(backbone, bag):

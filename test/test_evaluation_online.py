@@ -1,5 +1,6 @@
 """statekv-eval --online: a bag through real DDS into a real node gives the answers of the offline run."""
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -59,3 +60,8 @@ def test_what_cannot_run_online_is_refused():
         require_bag(Job(('x',), (video,), Policy('full', ('all',))))
     with pytest.raises(EvaluationError, match='does not run rlivs'):
         require_bag(Job(('x',), (video,), Policy('rlivs', ('captions',))))
+    with pytest.raises(EvaluationError, match=r'the node does not watch by rekv\(60\), of which nothing could be kept on disk'):
+        require_bag(Job(('x',), (video,), Policy('rekv(60)', ('all',))))
+    video = replace(video, questions=(Question('a?', 'k', 'recall', ('b',), 1., (1., 1.), retrieve_by='b?'),))
+    with pytest.raises(EvaluationError, match=r'questions.yaml:3: .*rekv\(k\) cannot retrieve by "retrieve_by" there'):
+        require_bag(Job(('x',), (video,), Policy('full', ('all', 'rekv(2)'))))

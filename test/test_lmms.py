@@ -15,13 +15,13 @@ from lmms_data import Datasets, moving_square, write_video  # noqa: E402
 from lmms_patrol import by_lmms_eval, by_statekv_eval, write_patrols  # noqa: E402
 from statekv_ros.backbones import load_backbone  # noqa: E402
 from statekv_ros.backbones.tiny import write_tiny_checkpoint  # noqa: E402
-from statekv_ros.errors import BagError, EvaluationError, ModelError, ParameterError, PolicyError  # noqa: E402
+from statekv_ros.errors import EvaluationError, ModelError, ParameterError, PolicyError, StateKVError  # noqa: E402
+from statekv_ros.evaluation.offline import Offline  # noqa: E402
 from statekv_ros.evaluation.plan import parse_policies  # noqa: E402
 from statekv_ros.evaluation.run import make_memory  # noqa: E402
-from statekv_ros.lmms.generation import Generation, parse_generation  # noqa: E402
-from statekv_ros.lmms.requests import from_messages  # noqa: E402
-from statekv_ros.lmms.sampling import frame_indices  # noqa: E402
-from statekv_ros.lmms.video import DECODERS, check_video  # noqa: E402
+from statekv_ros.lmms.generation import Generation  # noqa: E402
+from statekv_ros.lmms.requests import Request  # noqa: E402
+from statekv_ros.memory import VideoStream  # noqa: E402
 
 FAMILIES = ('internvl', 'qwen3_vl', 'qwen2_5_vl')
 FPS = 4         # of videos of 16 frames in 2 s: every other one
@@ -97,7 +97,7 @@ def told(sample: dict) -> str:
     return answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
 
 
-def directly(backbone, policy: str, video: Path, questions, max_tokens: int) -> list[str]:
+def directly(backbone, policy: str, video: Path, questions, max_tokens: int, **more) -> list[str]:
     """Answers of the policy's memory, asked one by one, over the frames that the harness's own reader picks; cut at the stop that
     these tasks have of the harness, an empty line."""
     from lmms_eval.models.model_utils.load_video import read_video
@@ -107,7 +107,7 @@ def directly(backbone, policy: str, video: Path, questions, max_tokens: int) -> 
     assert len(frames) == 2 * FPS
     for index, frame in zip(np.linspace(0, 15, len(frames), dtype=int), frames):
         memory.step(frame, 10**9 + int(index) * 10**9 // 8)
-    options = {} if parsed.is_rlivs else {'answer_policy': parsed.answers[0]}
+    options = {} if parsed.is_rlivs else {'answer_policy': parsed.answers[0]} | more
     return [memory.answer(question, max_tokens=max_tokens, **options).text.lstrip().split('\n\n')[0] for question in questions]
 
 
@@ -136,8 +136,8 @@ def test_command_line_gives_the_streams_own_answers_and_the_harness_scores_them(
     assert results['throughput']['avg_unanswered'] == 0
 
 
-@pytest.mark.parametrize('policy', ['window(2) x all', 'full x all', 'window(2) x retrieve(2)', 'none x last(4)',
-                                    'statekv(24)/int8 x sparse(64)', 'rlivs'])
+@pytest.mark.parametrize('policy', ['window(2) x all', 'full x all', 'window(2) x retrieve(2)', 'rekv(50) x rekv(2)',
+                                    'none x last(4)', 'statekv(24)/int8 x sparse(64)', 'rlivs'])
 def test_each_policy_answers_as_its_own_memory(data, models, policy):
     prefill, _, answer = policy.partition(' x ')
     _, answers = in_process(data, arguments(models['internvl'], prefill=prefill, answer=answer))
@@ -239,6 +239,13 @@ def test_a_task_without_video_is_refused(own_data, models):
     ('prefill=rlivs,answer=all', PolicyError, 'rlivs answers from its captions only'),
     ('prefill=full,positions=contiguous', PolicyError, "positions 'contiguous' needs a prefill policy that forgets"),
     ('pretrained=/no/such/model', ModelError, '/no/such/model'),
+    ('layout=theirs', ParameterError, "layout must be one of model, released, got 'theirs'"),
+    ('rope_length=long', ParameterError, "rope_length must be a number of positions, .*, got 'long'"),
+    ('rope_length=-1', ParameterError, "rope_length must be a number of positions, .*, got '-1.0'"),
+    ('rope_length=5', ModelError, 'rope_length must be 0 or at least the trained context'),
+    ('positions=round', ParameterError, "positions must be one of native, contiguous, lazy_shift, got 'round'"),
+    ('max_frame_pixels=-1', ParameterError, 'max_frame_pixels must be a number of pixels, .*, got -1'),
+    ('retrieve_by=question', ParameterError, r"retrieve_by is for the answer policy rekv\(k\), .*, got 'question' with answer=all"),
 ])
 def test_bad_arguments_are_named_before_a_task_is_read(models, model_args, error, message):
     from statekv_ros.lmms.model import StateKV
@@ -247,36 +254,92 @@ def test_bad_arguments_are_named_before_a_task_is_read(models, model_args, error
             '' if 'pretrained' in model_args else f'pretrained={models["internvl"]}', 'device=cpu', model_args))))
 
 
+@pytest.mark.parametrize('model_args, message', [('layout=released', 'layout "released" is known of internvl alone'),
+                                                 ('rope_length=auto', 'dynamic-NTK')])
+def test_what_a_model_cannot_be_watched_with_is_refused_as_by_statekv_eval(models, model_args, message):
+    from statekv_ros.lmms.model import StateKV
+    name, _, value = model_args.partition('=')
+    with pytest.raises(StateKVError, match=message) as theirs:
+        Offline(**{name: value}).load(models['qwen3_vl'], 'cpu')
+    with pytest.raises(theirs.type) as ours:
+        StateKV.create_from_arg_string(f'pretrained={models["qwen3_vl"]},device=cpu,{model_args}')
+    assert str(ours.value) == str(theirs.value)
+
+
+@pytest.fixture(scope='module')
+def short(tmp_path_factory) -> str:
+    """A checkpoint that was trained for fewer positions than a video of 8 frames takes."""
+    return str(write_tiny_checkpoint(tmp_path_factory.mktemp('short') / 'internvl', family='internvl', max_position=100))
+
+
+@pytest.mark.parametrize('options', [
+    {'layout': 'released'}, {'rope_length': 'auto'}, {'rope_length': '2000', 'positions': 'contiguous'},
+    {'positions': 'native', 'max_frame_pixels': 4096}])
+def test_a_video_of_known_length_is_watched_as_statekv_eval_does(data, short, options):
+    """Where RoPE is scaled by length, for each question as if it were the only one."""
+    counts, answers = in_process(data, arguments(short, **options))
+    watching = Offline(**options)
+    backbone = watching.load(short, 'cpu', 'float32')
+    seconds, expected, lengths = [index / 8 for index in np.linspace(0, 15, 2 * FPS, dtype=int)], [], set()
+    for name in ('one', 'two'):
+        for question in questions_of(data, 'videomme_small', name):
+            fitted = watching.fitted(backbone, seconds, 64, 64, [question], 16)
+            assert (fitted.max_position > 100) == watching.scales
+            lengths.add((name, fitted.max_position))
+            policy = f'statekv(24)/{watching.position_policy()} x all'
+            expected += directly(fitted, policy, data.home / f'videomme/data/{name}.mp4', [question], 16)
+    assert [text.strip() for text in answers] == [text.strip() for text in expected]
+    assert counts['watched'] == len(lengths)
+
+
+def test_questions_that_take_other_lengths_get_a_memory_each(data, short):
+    from statekv_ros.lmms.model import StateKV
+    video = data.home / 'videomme/data/one.mp4'
+    questions = ('what drifts?', 'what is it that drifts over there?', 'what drifts?')
+    watching, expected = Offline(rope_length='auto'), []
+    seconds = [index / 8 for index in np.linspace(0, 15, 2 * FPS, dtype=int)]
+    backbone = watching.load(short, 'cpu', 'float32')
+    for question in questions:
+        fitted = watching.fitted(backbone, seconds, 64, 64, [question], 8)
+        expected += directly(fitted, 'statekv(24)/native x all', video, [question], 8)
+    requests = [Request('here', str(video), question, Generation(8, 0., ('\n\n',))) for question in questions]
+    for reuse, watched in (('true', 2), ('false', 3)):
+        model = StateKV.create_from_arg_string(arguments(short, rope_length='auto', reuse_video=reuse, batch_size=2))
+        assert [answer.text.lstrip() for answer in model._answers(requests)] == expected and model.watched == watched
+
+
+def test_a_length_that_is_too_short_is_told_before_any_video_is_watched(data, short, monkeypatch):
+    from statekv_ros.lmms.model import StateKV
+    monkeypatch.setattr(StateKV, '_watch', lambda self, request: pytest.fail(f'{request.video} was watched'))
+    with pytest.raises(EvaluationError, match=r'document 0, .*one\.mp4: rope_length must be at least the \d+ positions that .*'
+                                              'take, got 150: raise it, or set it to auto'):
+        in_process(data, arguments(short, rope_length=150))
+
+
+def test_rekv_retrieves_by_the_field_that_is_named(data, models, monkeypatch):
+    asked, begin = [], VideoStream.begin_answer
+    monkeypatch.setattr(VideoStream, 'begin_answer', lambda self, question, **options: asked.append(
+        (question, options.get('retrieve_by'))) or begin(self, question, **options))
+    policy = {'prefill': 'rekv(60)', 'answer': 'rekv(1)'}
+    _, answers = in_process(data, arguments(models['internvl'], retrieve_by='question', **policy))
+    bare = [f'How many squares are there in part {part}?' for part in (1, 2)]
+    asked = [(question, by) for question, by in asked if by is not None]    # without the trial that each model is given
+    assert [by for _, by in asked] == bare * 2 and all(by in question != by for question, by in asked)
+    backbone, expected = load_backbone(models['internvl'], 'cpu', 'float32'), []
+    for name in ('one', 'two'):
+        for question, by in zip(questions_of(data, 'videomme_small', name), bare):
+            expected += directly(backbone, 'rekv(60) x rekv(1)', data.home / f'videomme/data/{name}.mp4', [question], 16,
+                                 retrieve_by=by)
+    assert [text.strip() for text in answers] == [text.strip() for text in expected]
+    with pytest.raises(EvaluationError, match="(?s)4 of 4 questions cannot be asked.*has no text in the field 'query' that "
+                                              'retrieve_by names; its fields are video_id, duration'):
+        in_process(data, arguments(models['internvl'], retrieve_by='query', **policy))
+
+
 def test_pretrained_is_asked_for():
     from statekv_ros.lmms.model import StateKV
     with pytest.raises(ParameterError, match='model_args has no pretrained'):
         StateKV.create_from_arg_string('fps=1')
-
-
-@pytest.mark.parametrize('roles, contents, message', [
-    (('user',), [[('text', 'first'), ('video', 'v')]], 'text before its video'),
-    (('user',), [[('video', 'v'), ('video', 'v'), ('text', 'which?')]], 'must have one video, a file, got video, video'),
-    (('user',), [[('image', 'v'), ('text', 'what?')]], 'got image'),
-    (('user',), [[('video', 'v')]], 'has no question'),
-    (('system', 'user'), [[('text', 'be brief')], [('video', 'v'), ('text', 'what?')]], 'system_prompt='),
-    (('user', 'assistant'), [[('video', 'v'), ('text', 'what?')], [('text', 'a cat')]], 'leave few-shot out'),
-])
-def test_messages_that_are_not_one_video_and_a_question_are_refused(roles, contents, message, tmp_path):
-    (tmp_path / 'v').touch()
-    with pytest.raises(EvaluationError, match=message):
-        from_messages(chat(roles, contents, tmp_path), 'a place', {})
-
-
-def chat(roles, contents, folder: Path) -> list[dict]:
-    return [{'role': role, 'content': [{'type': kind, **({'text': what} if kind == 'text' else {'url': str(folder / what)})}
-                                       for kind, what in content]} for role, content in zip(roles, contents)]
-
-
-def test_pieces_of_text_become_one_question(tmp_path):
-    (tmp_path / 'v').touch()
-    messages = chat(('user',), [[('video', 'v'), ('text', 'What '), ('text', 'is it?')]], tmp_path)
-    request = from_messages(messages, 'a place', {'max_new_tokens': 5, 'until': ['\n', '.']})
-    assert (request.question, request.generation) == ('What is it?', Generation(5, 0.0, ('\n', '.')))
 
 
 def test_answers_end_before_the_first_stop_word(own_data, models):
@@ -287,61 +350,6 @@ def test_answers_end_before_the_first_stop_word(own_data, models):
     file.write_text(file.read_text() + json.dumps({'generation_kwargs': {'max_new_tokens': 16, 'until': [stop]}})[1:-1] + '\n')
     _, cut = in_process(own_data, arguments(models['internvl']))
     assert cut == [text.lstrip().split(stop)[0] if stop in text else text for text in whole] and len(cut[0]) <= 2
-
-
-def test_blank_space_before_an_answer_is_no_stop():
-    generation = Generation(16, 0., ('\n\n', 'D'))
-    assert [generation.cut(text) for text in ('\n\n B\n\nmore', ' CD', '\n\nA', ' A')] == ['B', 'C', '\n\nA', ' A']
-
-
-@pytest.mark.parametrize('kwargs, message', [({'num_beams': 3}, 'num_beams must be 1, got 3'),
-                                             ({'max_new_tokens': 0}, 'max_new_tokens must be'),
-                                             ({'temperature': .7, 'top_p': .9}, 'top_p and top_k are not known here')])
-def test_ways_to_decode_that_there_are_not_are_refused(kwargs, message):
-    with pytest.raises(ParameterError, match=message):
-        parse_generation(kwargs)
-
-
-@pytest.mark.parametrize('decoder', DECODERS)
-@pytest.mark.parametrize('suffix', ['mp4', 'mkv'])
-def test_frames_are_those_of_the_harness_at_their_times(decoder, suffix, tmp_path):
-    """Which frames, and their pictures; Matroska does not say how many there are."""
-    pytest.importorskip(decoder)
-    from lmms_eval.models.model_utils.load_video import read_video
-    pictures = moving_square(3, frames=50)
-    path = str(write_video(tmp_path / f'video.{suffix}', pictures, 8))
-    video = DECODERS[decoder](path)
-    assert (video.frames, float(video.rate_hz)) == (50, 8)
-    for fps, most in ((1, 512), (2, 512), (8, 512), (100, 512), (8, 7), (1, 1)):
-        indices = frame_indices(video.frames, video.rate_hz, fps, most)
-        read = list(video.read(indices))
-        assert [stamp for stamp, _ in read] == [10**9 + index * 125_000_000 for index in indices]
-        assert all(np.array_equal(frame, pictures[index]) for index, (_, frame) in zip(indices, read, strict=True))
-        if suffix == 'mp4':
-            assert np.array_equal(np.stack([frame for _, frame in read]), read_video(path, num_frm=most, fps=fps))
-
-
-def test_a_video_of_less_than_a_second_gives_its_first_frame():
-    assert frame_indices(5, 30, 1, 512).tolist() == [0]
-
-
-def test_a_video_that_ends_too_early_is_an_error(tmp_path):
-    path = write_video(tmp_path / 'video.mp4', moving_square(3, frames=50), 8)
-    video = DECODERS['av'](str(path))
-    video.frames = 80       # as where the head says more than there is
-    with pytest.raises(BagError, match='cut off: it says that it has 80 frames, but none can be read past frame'):
-        list(video.read(range(0, 80, 8)))
-
-
-def test_a_file_with_sound_alone_is_no_video(tmp_path):
-    import av
-    with av.open(str(tmp_path / 'sound.mp4'), 'w') as container:
-        stream = container.add_stream('aac', rate=8000, layout='mono')
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.float32), format='fltp', layout='mono')
-        frame.sample_rate = 8000
-        container.mux([*stream.encode(frame), *stream.encode(None)])
-    with pytest.raises(BagError, match='has no pictures'):
-        check_video(str(tmp_path / 'sound.mp4'))
 
 
 def test_statekv_eval_gives_the_same_answers_question_by_question(tmp_path):

@@ -33,7 +33,7 @@ def watched(backbone, frames, policy: str) -> VideoStream:
     return stream
 
 
-@pytest.mark.parametrize('prefill', ['full', 'statekv(7)', 'window(2)', 'none'])
+@pytest.mark.parametrize('prefill', ['full', 'statekv(7)', 'window(2)', 'rekv(40)', 'none'])
 def test_lockstep_is_each_video_alone(family, videos, prefill):
     lengths = {len(family.tokenize_question(question)) for question in QUESTIONS}
     questions = QUESTIONS if len(lengths) == 1 else [QUESTIONS[0]] * VIDEOS
@@ -59,7 +59,7 @@ def test_one_video_of_a_lockstep_can_be_asked_alone(family, videos, prefill):
     together = watched(Lockstep(family, VIDEOS), np.concatenate(videos, axis=1), prefill)
     for row, video in enumerate(videos):
         stream, part = watched(family, video, prefill), video_of(together, row)
-        for policy in ('all', 'retrieve(2)', 'last(3)'):
+        for policy in ('all', 'retrieve(2)', 'rekv(2)', 'last(3)'):
             told, alone = (memory.answer(QUESTIONS[row], answer_policy=policy, max_tokens=3) for memory in (part, stream))
             assert told.token_ids == alone.token_ids
             assert [e.first_stamp_ns for e in told.evidence] == [e.first_stamp_ns for e in alone.evidence]

@@ -154,6 +154,7 @@ def test_config_file_marks_what_may_change_and_when_as_the_table_does():
     ('camera.topic', 'a//b', "'a//b' is not a topic name"),
     ('camera.topic', "''", "'' is not a topic name"),
     ('camera.reliability', 'perhaps', "camera.reliability must be one of best_effort, reliable, got 'perhaps'"),
+    ('prefill_policy', 'rekv', "prefill_policy must be one of statekv, window, full, none, got 'rekv'"),
     ('prefill_policy', 'magic', "prefill_policy must be one of statekv, window, full, none, got 'magic'"),
     ('answer_policy', 'last(0)', 'last'),
     ('answer_policy', 'magic', 'magic'),

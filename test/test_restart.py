@@ -92,7 +92,7 @@ def assert_same(ours: VideoStream, theirs: VideoStream) -> None:
 def answers(stream: VideoStream) -> list:
     """Greedy answers by every way to read, with what they say they cover."""
     return [stream.answer('is the door open?', answer_policy=policy, max_tokens=5)
-            for policy in ('all', 'sparse(64)', 'state', 'last(3)', 'retrieve(2)')]
+            for policy in ('all', 'sparse(64)', 'state', 'last(3)', 'retrieve(2)', 'rekv(2)')]
 
 
 def plain(answer) -> tuple:

@@ -20,7 +20,7 @@ from test_packed_memory import PAGE, QUESTION, backbones, stamp  # noqa: F401
 FORMATS = ['bf16', 'int4']
 QUOTA = 400 * 10**6
 CYCLE = 12
-POLICIES = ('all', 'sparse(45)', 'sparse(10)', 'last(12)', 'retrieve(3)')
+POLICIES = ('all', 'sparse(45)', 'sparse(10)', 'last(12)', 'retrieve(3)', 'rekv(3)')
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def answer_together(stream: VideoStream, questions: Sequence[str], answer_policy
     snapshot = take_snapshot(stream.seen(), answer_policy, (None, None))
     if snapshot.pending:
         raise QuestionError('a frame waits for its partner: ask after a whole step')
-    if answer_policy.kind == 'retrieve':
+    if answer_policy.retrieves:
         raise QuestionError('videos in lockstep retrieve other steps each: ask one video at a time, see video_of')
     reading = read_snapshot(snapshot)
     position, told = snapshot.position, [[] for _ in questions]

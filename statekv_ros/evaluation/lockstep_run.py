@@ -102,7 +102,7 @@ def _ask(stream: VideoStream, due: list[tuple[int, int, Question]], policy: str,
     lockstep: Lockstep = stream.backbone
     kind, alone_of = parse_answer_policy(policy), cache(partial(video_of, stream))
     for asked in _rounds(lockstep, due):
-        enough = not alone and kind.kind != 'retrieve' and len(asked) >= _WORTH_IT * lockstep.videos
+        enough = not alone and not kind.retrieves and len(asked) >= _WORTH_IT * lockstep.videos
         if kind.kind == 'state' or enough:
             filler = next(iter(asked.values()))[1].text        # a video that asks nothing now needs as many tokens
             texts = [asked[row][1].text if row in asked else filler for row in range(lockstep.videos)]
@@ -111,7 +111,8 @@ def _ask(stream: VideoStream, due: list[tuple[int, int, Question]], policy: str,
                 yield row, number, question, told[row], None, tokens
             continue
         for row, (number, question) in asked.items():
-            answer = alone_of(row).answer(question.text, answer_policy=policy, max_tokens=max_tokens)
+            answer = alone_of(row).answer(question.text, answer_policy=policy, max_tokens=max_tokens,
+                                          retrieve_by=question.retrieve_by)
             yield row, number, question, answer.text, spans_s(answer, first_ns), answer.context_tokens
 
 

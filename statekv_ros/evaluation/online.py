@@ -13,7 +13,7 @@ from statekv_ros.evaluation.footage import BagFootage, open_footage
 from statekv_ros.evaluation.plan import Job, Settings
 from statekv_ros.evaluation.run import answer_entry, token_bytes
 from statekv_ros.evaluation.schema import Question
-from statekv_ros.memory import parse_prefill_policy
+from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
 from statekv_ros.replay.bag_reader import BagImage
 from statekv_ros.replay.player import PlayOptions, play
 
@@ -54,6 +54,13 @@ def require_bag(job: Job) -> None:
     """Raises EvaluationError for a job that only runs offline."""
     if job.policy.is_rlivs:
         raise EvaluationError(f'the node does not run {job.policy.prefill}: leave it out, or leave --online out')
+    if parse_prefill_policy(job.policy.watching).kind == 'rekv':
+        raise EvaluationError(f'the node does not watch by {job.policy.prefill}, of which nothing could be kept on disk: leave it '
+                              'out, or leave --online out')
+    if any(question.retrieve_by for question in job.videos[0].questions) and \
+            any(parse_answer_policy(answer).kind == 'rekv' for answer in job.policy.answers):
+        raise EvaluationError(f'{job.videos[0].place}: a node is asked a question as it is, so rekv(k) cannot retrieve by '
+                              '"retrieve_by" there: leave it out of --policies, or leave --online out')
     if not isinstance(open_footage(job.videos[0]), BagFootage):
         raise EvaluationError(f'{job.videos[0].place}: online plays bags only, got {job.videos[0].source!r}: make one with '
                               'statekv-bag make or statekv-patrol make')

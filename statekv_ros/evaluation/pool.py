@@ -50,7 +50,8 @@ class Worker:
             return self.backbone
         if video not in self._extents:
             self._extents[video] = extent if video.exact and extent else open_footage(video).extent()
-        extent, questions = self._extents[video], [question.text for question in video.questions]
+        extent = self._extents[video]
+        questions = [text for question in video.questions for text in (question.text, question.retrieve_by)]
         seconds = [time_s - video.begin_s for time_s in extent.seconds
                    if video.begin_s <= time_s and (video.end_s is None or time_s <= video.end_s)]
         # Captions are read at positions of their own, which have a bound.

@@ -110,18 +110,18 @@ class _Watching:
         question = self._video.questions[number]
         for answer_policy in self._policy.answers:
             if question.poll is None:
-                self._note_answer(number, answer_policy, at_s, *self._told(question.text, answer_policy))
+                self._note_answer(number, answer_policy, at_s, *self._told(question.text, answer_policy, question.retrieve_by))
             elif (number, answer_policy) not in self._said:
                 told = self._told(question.poll.text, answer_policy)
                 if come := 'yes' in told[0].text.lower():
-                    told = self._told(question.text, answer_policy)
+                    told = self._told(question.text, answer_policy, question.retrieve_by)
                 if come or at_s == asked_at_s(question)[-1]:
                     self._said.add((number, answer_policy))
                     self._note_answer(number, answer_policy, at_s, *told)
 
-    def _told(self, text: str, answer_policy: str) -> tuple[AnswerResult, float]:
+    def _told(self, text: str, answer_policy: str, retrieve_by: str = '') -> tuple[AnswerResult, float]:
         """An answer, and the ms that it took."""
-        options = {} if self._policy.is_rlivs else {'answer_policy': answer_policy}
+        options = {} if self._policy.is_rlivs else {'answer_policy': answer_policy, 'retrieve_by': retrieve_by}
         begun = time.perf_counter()
         answer = self._memory.answer(text, max_tokens=self._max_tokens, **options)
         return answer, (time.perf_counter() - begun) * 1e3

@@ -37,6 +37,7 @@ class Question:
         chance: share of right answers that guessing gets; None if unknown.
         scores: how it is judged, by names of `scores.SCORES`: what the first says counts, the others stand beside it.
         poll: for a question that is to be answered once its time has come.
+        retrieve_by: its bare text, without options, by which the answer policy `rekv` retrieves; '': the text as it is.
         places: where each field stands, for messages.
     """
     text: str
@@ -50,6 +51,7 @@ class Question:
     age: float | None = None
     scores: tuple[str, ...] = ('words',)
     poll: Poll | None = None
+    retrieve_by: str = ''
     places: dict[str, str] = field(default_factory=dict, compare=False)
 
 
@@ -89,6 +91,8 @@ class Video:
         del values['folder'], values['place']
         for question in values['questions']:
             del question['places']
+            if not question['retrieve_by']:     # runs from before there was one go on
+                del question['retrieve_by']
         return values
 
 
@@ -123,7 +127,8 @@ def _video(marked: Marked, file: Path) -> Video | None:
 
 
 def _question(marked: Marked) -> Question | None:
-    fields = marked.fields(('text', 'kind', 'group', 'accepted', 'ask_at', 'valid'), ('evidence', 'chance', 'age'))
+    fields = marked.fields(('text', 'kind', 'group', 'accepted', 'ask_at', 'valid'),
+                           ('evidence', 'chance', 'age', 'retrieve_by'))
     texts = {name: fields[name].text() for name in ('text', 'kind', 'group') if name in fields}
     if texts.get('group') and texts['group'] not in GROUPS:
         fields['group'].complain(f'must be one of {", ".join(GROUPS)}, got {texts["group"]!r}')
@@ -139,10 +144,11 @@ def _question(marked: Marked) -> Question | None:
     age = fields['age'].number() if 'age' in fields else None
     if age is not None and age < 0:
         fields['age'].complain(f'must be a number of seconds from 0 on, got {age:g}')
-    if None in (*texts.values(), *accepted, *evidence, ask_at, valid) or len(texts) < 3:
+    retrieve_by = fields['retrieve_by'].text() if 'retrieve_by' in fields else ''
+    if None in (*texts.values(), *accepted, *evidence, ask_at, valid, retrieve_by) or len(texts) < 3:
         return None
     return Question(**texts, accepted=accepted, ask_at=ask_at, valid=valid, evidence=evidence, chance=chance, age=age,
-                    places={name: value.place for name, value in fields.items()})
+                    retrieve_by=retrieve_by, places={name: value.place for name, value in fields.items()})
 
 
 def _evidence(marked: Marked) -> tuple[float, float] | None:

@@ -3,8 +3,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from statekv_ros.backbones import Backbone, load_backbone
+from statekv_ros.backbones.family import Family
 from statekv_ros.errors import ParameterError
+from statekv_ros.evaluation.offline import Offline
 from statekv_ros.evaluation.plan import RLIVS, Policy, parse_policies
 from statekv_ros.evaluation.run import make_memory
 from statekv_ros.lmms.video import DECODERS
@@ -18,12 +19,15 @@ class Arguments:
 
     Attributes:
         pretrained: checkpoint directory, hub id or 'patrol'; device to system_prompt: as for `load_backbone`.
+        layout, rope_length, positions, max_frame_pixels: as of `Offline`.
         prefill: prefill policy, with options behind slashes as in `statekv-eval`, or rlivs.
         answer: answer policy; '' is `all`, and with rlivs the only choice.
         fps, max_frames: frames to watch, per second of a video and in all.
         reuse_video: watch a video once for all of its questions that follow each other.
         batch_size: questions of one video that share passes.
-        detailed_format, positions: as for `VideoStream`, where `prefill` does not say.
+        retrieve_by: field of a task's documents that holds the bare question, by which the answer policy `rekv` retrieves; '':
+            the whole prompt.
+        detailed_format: as for `VideoStream`, where `prefill` does not say.
         decoder: what reads the videos, 'av' or 'decord'.
         resume: folder that keeps answers as they come, for a run that is started again; '': none.
         seed: of tasks that sample.
@@ -34,21 +38,23 @@ class Arguments:
     pretrained: str
     prefill: str = 'statekv(4096)'
     answer: str = ''
+    retrieve_by: str = ''
     fps: float = 1.0
     max_frames: int = 512
     reuse_video: bool = True
     batch_size: int = 1
     detailed_format: str = RAW.name
-    positions: str = ''
     decoder: str = 'av'
     resume: str = ''
     seed: int = 0
     device: str = 'auto'
     dtype: str = 'auto'
     weights: str = 'auto'
+    layout: str = 'model'
+    rope_length: str = ''
+    positions: str = ''
     max_frame_pixels: int = 0
     min_frame_pixels: int = 0
-    rope_length: int = 0
     system_prompt: str = ''
 
     def __post_init__(self):
@@ -62,7 +68,10 @@ class Arguments:
             raise ParameterError(f'reuse_video must be true or false, got {self.reuse_video}')
         if self.decoder not in DECODERS:
             raise ParameterError(f'decoder must be one of {", ".join(DECODERS)}, got {self.decoder!r}')
-        self.policy     # which must be one
+        self.watching   # which must be possible, as the policy
+        if not self.policy.answers[0].startswith('rekv(') and self.retrieve_by:
+            raise ParameterError(f'retrieve_by is for the answer policy rekv(k), as in answer=rekv(64), got {self.retrieve_by!r} '
+                                 f'with answer={self.answer or "all"}')
 
     @property
     def policy(self) -> Policy:
@@ -71,28 +80,38 @@ class Arguments:
             return parse_policies([self.prefill])[0]
         return parse_policies([f'{self.prefill} x {self.answer or "all"}'])[0]
 
-    def load(self) -> Backbone:
+    @property
+    def watching(self) -> Offline:
+        """How frames and questions are laid out, and at which positions."""
+        return Offline(self.layout, self.rope_length, self.positions, self.max_frame_pixels)
+
+    @property
+    def named_positions(self) -> str:
+        """The position policy that a memory has whatever `watching` says; '': none."""
+        # Captions are read at positions of their own, which have a bound.
+        return 'contiguous' if self.policy.is_rlivs else self.policy.options.get('positions', '')
+
+    def load(self) -> Family:
         """The model, tried out, and its policy with it.
 
         Raises:
             StateKVError: it cannot be loaded, or cannot run the policy.
         """
-        backbone = load_backbone(self.pretrained, self.device, self.dtype, self.max_frame_pixels, self.min_frame_pixels,
-                                 self.system_prompt, self.rope_length, self.weights)
+        backbone = self.watching.load(self.pretrained, self.device, self.dtype, self.weights, self.min_frame_pixels,
+                                      self.system_prompt)
         try_out(backbone)
         self.make_memory(backbone)
         return backbone
 
-    def make_memory(self, backbone: Backbone):
+    def make_memory(self, backbone: Family):
         """A memory that has seen nothing: a `VideoStream`, or for rlivs a `CaptionMemory`.
 
         Raises:
             PolicyError, ParameterError: the model cannot run the policy.
         """
-        policy, options = self.policy, {}
-        if not policy.is_rlivs:
-            options = {'answer_policy': policy.answers[0]} | ({} if 'positions' in policy.options else {'positions': self.positions})
-        return make_memory(backbone, policy, self.detailed_format, **options)
+        policy = self.policy
+        options = {} if policy.is_rlivs else {'answer_policy': policy.answers[0]}
+        return make_memory(backbone, policy, self.detailed_format, self.watching.position_policy(), **options)
 
 
 def parse_arguments(given: Mapping) -> Arguments:

@@ -28,7 +28,8 @@ def ask(memory, requests: Sequence[Request], seed: int) -> list[Answer]:
         return [Answer(request.generation.cut(answer.text), answer.answer_tokens)
                 for request, answer in zip(requests, answers)]
     answerings = [memory.begin_answer(request.question, max_tokens=request.generation.max_tokens,
-                                      temperature=request.generation.temperature, seed=seed, evidence=0)
+                                      temperature=request.generation.temperature, seed=seed, evidence=0,
+                                      retrieve_by=request.retrieve_by)
                   for request in requests]
     while running := [each for each in answerings if not each.finish_reason]:
         _advance(running)

@@ -60,5 +60,5 @@ class Journal:
         """What an answer hangs on: the same file, question, model and policies."""
         video = os.stat(request.video) if os.path.exists(request.video) else None
         told = [self._told, os.path.abspath(request.video), video and [video.st_size, video.st_mtime_ns], request.question,
-                asdict(request.generation)]
+                request.retrieve_by, asdict(request.generation)]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()

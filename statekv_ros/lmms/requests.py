@@ -1,6 +1,6 @@
 """What the harness asks: a video, and a question about it."""
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from statekv_ros.errors import EvaluationError, StateKVError
@@ -16,11 +16,13 @@ class Request:
     Attributes:
         place: task and document, for messages.
         video: path of what is watched before it is asked.
+        retrieve_by: as of `VideoStream.begin_answer`.
     """
     place: str
     video: str
     question: str
     generation: Generation
+    retrieve_by: str = ''
 
 
 def read_all(instances: Sequence, read: Callable) -> list[Request]:
@@ -67,6 +69,16 @@ def from_messages(messages: Sequence[dict], place: str, generation: dict) -> Req
                                       'before it is asked: choose a task that shows the video first')
             visuals.append((content.type, content.url))
     return _request(visuals, ''.join(texts), place, generation)
+
+
+def bare_question(document: Mapping, field: str) -> str:
+    """The text in a field of a task's document; '' without a field. Raises EvaluationError where there is none."""
+    if not field:
+        return ''
+    text = document.get(field)
+    if not isinstance(text, str) or not text.strip():
+        raise EvaluationError(f'has no text in the field {field!r} that retrieve_by names; its fields are {", ".join(document)}')
+    return text
 
 
 def _request(visuals: Sequence[tuple[str, object]], question: str, place: str, generation: dict) -> Request:

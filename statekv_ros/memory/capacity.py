@@ -209,7 +209,8 @@ def _state_bytes(size: ModelSize, policy: PrefillPolicy, positions: str, steps: 
         slot = _TAG_BYTES + (0 if positions == 'native' else _PLACE_BYTES)
         return (budget + step) * (token + size.layers * size.kv_heads * slot)
     # The buffer of recent frames is moved to its front when full, so it has room for twice what it holds.
-    held = {'window': -(-policy.window_frames // size.frames_per_step), 'full': steps, 'none': 0}[policy.kind]
+    held = {'window': -(-policy.window_frames // size.frames_per_step), 'rekv': policy.window_tokens / step, 'full': steps,
+            'none': 0}[policy.kind]
     return round(2 * (held + 1) * step * token)
 
 

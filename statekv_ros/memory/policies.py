@@ -5,26 +5,29 @@ from dataclasses import dataclass
 from statekv_ros.errors import PolicyError
 
 UNLIMITED = 2**31 - 1
-_ANSWER_EXAMPLES = 'all, sparse(4096), state, last(4) or retrieve(64)'
+_PREFILL_EXAMPLES = 'statekv(4096), window(16), rekv(15000), full or none'
+_ANSWER_EXAMPLES = 'all, sparse(4096), state, last(4), retrieve(64) or rekv(64)'
 
 
 @dataclass(frozen=True)
 class PrefillPolicy:
-    """`statekv(B)`: the B most important tokens; `window(R)`: the newest R frames; `full`: everything; `none`: nothing."""
+    """`statekv(B)`: the B most important tokens; `window(R)`: the newest R frames; `rekv(n)`: for each token the n newest,
+    itself among them, and the prompt before the video; `full`: everything; `none`: nothing."""
     kind: str
     budget: int = 0
     window_frames: int = 0
+    window_tokens: int = 0
 
     def __str__(self) -> str:
-        if self.kind == 'statekv':
-            return 'statekv(unlimited)' if self.budget == UNLIMITED else f'statekv({self.budget})'
-        return f'window({self.window_frames})' if self.kind == 'window' else self.kind
+        argument = 'unlimited' if self.budget == UNLIMITED else self.budget or self.window_frames or self.window_tokens
+        return f'{self.kind}({argument})' if argument else self.kind
 
 
 @dataclass(frozen=True)
 class AnswerPolicy:
     """`all` of the detailed cache; `sparse(n)`: in every layer, KV head and pass the pages that the pass wants most, n tokens of
-    them; `retrieve(k)`: in every layer the k frame steps that are nearest to the question;
+    them; `retrieve(k)`: in every layer the k frame steps that are nearest to the question as it is asked, `rekv(k)`: to its
+    bare text (`begin_answer`'s `retrieve_by`), by their visual tokens;
     `state`: the carried tokens only; `last(n)`: the newest n frames."""
     kind: str
     last_frames: int = 0
@@ -35,24 +38,31 @@ class AnswerPolicy:
         argument = self.last_frames or self.retrieved_steps or self.loaded_tokens
         return f'{self.kind}({argument})' if argument else self.kind
 
+    @property
+    def retrieves(self) -> bool:
+        """Whether it is the question that says which steps are read."""
+        return self.retrieved_steps > 0
+
 
 def parse_prefill_policy(text: str) -> PrefillPolicy:
-    """Parse `statekv(B)` (B a positive number of tokens, or `unlimited`), `window(R)`, `full` or `none`.
+    """Parse `statekv(B)` (B a positive number of tokens, or `unlimited`), `window(R)`, `rekv(n)`, `full` or `none`.
 
     Raises:
         PolicyError: unknown name, or an argument that is missing, not a whole number or not positive.
     """
-    name, argument = _split(text, 'prefill policy', 'statekv(4096), window(16), full or none')
+    name, argument = _split(text, 'prefill policy', _PREFILL_EXAMPLES)
     if name == 'statekv':
         budget = UNLIMITED if argument == 'unlimited' else _positive(argument, text, 'budget', 'tokens', 'statekv(4096)')
         return PrefillPolicy('statekv', budget=budget)
     if name == 'window':
         return PrefillPolicy('window', window_frames=_positive(argument, text, 'window', 'frames', 'window(16)'))
-    return _plain(name, argument, text, PrefillPolicy, ('full', 'none'), 'statekv(4096), window(16), full or none')
+    if name == 'rekv':
+        return PrefillPolicy('rekv', window_tokens=_positive(argument, text, 'rekv', 'tokens', 'rekv(15000)'))
+    return _plain(name, argument, text, PrefillPolicy, ('full', 'none'), _PREFILL_EXAMPLES)
 
 
 def parse_answer_policy(text: str) -> AnswerPolicy:
-    """Parse `all`, `sparse(n)`, `state`, `last(n)` or `retrieve(k)`.
+    """Parse `all`, `sparse(n)`, `state`, `last(n)`, `retrieve(k)` or `rekv(k)`.
 
     Raises:
         PolicyError: unknown name, or an argument that is missing, not a whole number or not positive.
@@ -62,9 +72,8 @@ def parse_answer_policy(text: str) -> AnswerPolicy:
         return AnswerPolicy('last', last_frames=_positive(argument, text, 'last', 'frames', 'last(4)'))
     if name == 'sparse':
         return AnswerPolicy('sparse', loaded_tokens=_positive(argument, text, 'sparse', 'tokens', 'sparse(4096)'))
-    if name == 'retrieve':
-        steps = _positive(argument, text, 'retrieve', 'frame steps', 'retrieve(64)')
-        return AnswerPolicy('retrieve', retrieved_steps=steps)
+    if name in ('retrieve', 'rekv'):
+        return AnswerPolicy(name, retrieved_steps=_positive(argument, text, name, 'frame steps', f'{name}(64)'))
     return _plain(name, argument, text, AnswerPolicy, ('all', 'state'), _ANSWER_EXAMPLES)
 
 

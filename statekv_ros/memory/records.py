@@ -31,6 +31,11 @@ class StepRecord:
     next_position: int
     pose: Pose | None = None
 
+    @property
+    def visual(self) -> slice:
+        """Its visual tokens among its tokens."""
+        return slice(self.visual_start, self.visual_start + self.visual_tokens)
+
 
 @dataclass(frozen=True)
 class StepReport:

@@ -144,7 +144,8 @@ class VideoStream:
 
     def begin_answer(self, question: str, answer_policy: str | AnswerPolicy | None = None,
                      span: tuple[int | None, int | None] = (None, None), max_tokens: int = 64, temperature: float = 0.0,
-                     seed: int = 0, evidence: int = 8, place: Place | None = None, half_step: bool = True) -> Answering:
+                     seed: int = 0, evidence: int = 8, place: Place | None = None, half_step: bool = True,
+                     retrieve_by: str = '') -> Answering:
         """Start an answer from what was seen until now; `Answering.advance` decodes it slice by slice.
 
         Args:
@@ -155,6 +156,8 @@ class VideoStream:
             evidence: how many of the most attended steps the result names.
             place: read only what was seen from there; None is everywhere.
             half_step: frames that wait for their partner are read too, at the cost of a step; else what steps have computed alone.
+            retrieve_by: text that the answer policy `rekv` finds steps by, such as a question without its options; '': the
+                question. Other policies have no use for it.
 
         Raises:
             QuestionError: empty question, nothing seen yet, no frame in the span and at the place, or a value out of its range.
@@ -169,7 +172,8 @@ class VideoStream:
         self.locate_again()
         policy = self.answer_policy if answer_policy is None else parse_answer_policy(str(answer_policy))
         seen = self.seen() if half_step else replace(self.seen(), pending=PendingFrames())
-        return Answering(take_snapshot(seen, policy, span, place), question, max_tokens, temperature, seed, evidence)
+        return Answering(take_snapshot(seen, policy, span, place), question, max_tokens, temperature, seed, evidence,
+                         retrieve_by.strip())
 
     def seen(self) -> Seen:
         """This moment, as far as an answer is concerned."""

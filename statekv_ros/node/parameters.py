@@ -29,7 +29,7 @@ LARGE = 2**31 - 1
 _TAKEN = 'all', 'pose', 'thumbnail', PREFIX     # by requests, and by parameters
 _TAKEN_OF_WATCHES = 'all',
 MAX_TOKENS = 65536      # of an answer, also where the question says how many
-_ANSWER_POLICIES = 'all, sparse(n), retrieve(k), state or last(n), with n and k of at least 1'
+_ANSWER_POLICIES = 'all, sparse(n), retrieve(k), rekv(k), state or last(n), with n and k of at least 1'
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,8 @@ NODE = (
          'step is flushed before the next', low=0.0, high=3600.0),
     Spec('restore', 'auto', 'auto: go on where the memory stood, begin a new one beside it where that cannot be; require: do '
          'not start then; never: begin a new one', choices=RESTORE),
-    Spec('answer_policy', 'sparse(8192)', 'what a question may read unless it says so itself: all, sparse(n), retrieve(k), state '
-         'or last(n)', runtime=True, check=parse_answer_policy, constraints=_ANSWER_POLICIES),
+    Spec('answer_policy', 'sparse(8192)', 'what a question may read unless it says so itself: all, sparse(n), retrieve(k), '
+         'rekv(k), state or last(n)', runtime=True, check=parse_answer_policy, constraints=_ANSWER_POLICIES),
     Spec('max_tokens', 64, 'tokens of an answer unless the question says so itself', low=1, high=MAX_TOKENS, runtime=True),
     Spec('answer_timeout_s', 30.0, 'time limit of a question that gives none, in seconds', low=0.001, high=86400.0,
          runtime=True),

@@ -35,4 +35,4 @@ class OvoBench:
                 continue
             yield path, Question(prompt.format(text, '; '.join(lettered(options)) + ';'), task,
                                  'perception' if task in _REALTIME else 'recall', (LETTERS[right],), ask_at, (ask_at, ask_at),
-                                 chance=1 / len(options), scores=('letter_within', 'first_letter'))
+                                 chance=1 / len(options), scores=('letter_within', 'first_letter'), retrieve_by=text)

@@ -68,7 +68,8 @@ class StreamingBench:
         if None in (path, kind, ask_at, text, right, *options) or not options:
             return None
         return path, Question(prompt.format(*before, text, *options), kind, 'recall' if before else 'perception', (right,), ask_at,
-                              (ask_at, ask_at), chance=1 / len(_FOUR), scores=('first_character', 'letter_within'))
+                              (ask_at, ask_at), chance=1 / len(_FOUR), scores=('first_character', 'letter_within'),
+                              retrieve_by=text)
 
 
 class StreamingBenchProactive:
@@ -95,7 +96,7 @@ class StreamingBenchProactive:
                     yield None
                     continue
                 yield path, Question(prompt.format(text), kind, 'formed', (output,), ask_at, (ask_at, due + _AFTER_S),
-                                     scores=('output_in_time', 'in_time'),
+                                     scores=('output_in_time', 'in_time'), retrieve_by=text,
                                      poll=Poll(prompt.format(time_come.format(text, output)), due, due + _AFTER_S))
 
 

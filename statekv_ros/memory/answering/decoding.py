@@ -9,6 +9,7 @@ from statekv_ros.backbones.base import TokenInputs
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import Code, ModelError, QuestionError
 from statekv_ros.memory.answering.reading import Rows, read_snapshot
+from statekv_ros.memory.answering.rekv import BareRetrieval
 from statekv_ros.memory.answering.retrieval import Retrieval
 from statekv_ros.memory.answering.sampling import NOT_FINITE, Sampling, next_tokens
 from statekv_ros.memory.answering.snapshot import Snapshot
@@ -17,6 +18,7 @@ from statekv_ros.memory.records import AnswerResult, Evidence, StepRecord
 # Tokens of a question that are read in the time that one of an answer's is decoded in, or less: these are read together, with one
 # choice of pages and one look at the weights.
 _READ_FOR_ONE = 4
+_RETRIEVALS = {'retrieve': Retrieval, 'rekv': BareRetrieval}     # by the kind of the answer policy
 UNHURRIED = 64      # tokens of a slice where no frame waits; with `sparse`, how a question is cut decides what it reads
 
 
@@ -29,7 +31,8 @@ class Answering:
         token_ids: the answer's tokens so far.
     """
 
-    def __init__(self, snapshot: Snapshot, question: str, max_tokens: int, temperature: float, seed: int, evidence: int):
+    def __init__(self, snapshot: Snapshot, question: str, max_tokens: int, temperature: float, seed: int, evidence: int,
+                 retrieve_by: str = ''):
         self.question = question
         self.finish_reason = ''
         self.token_ids: list[int] = []
@@ -37,13 +40,16 @@ class Answering:
         self._max_tokens, self._evidence = max_tokens, evidence
         self._sampling = Sampling(temperature, seed, self._backbone.device)
         self._position, self._end = snapshot.position, self._seen.positions.end     # as the model is given them
-        self._retrieval = Retrieval(snapshot) if snapshot.policy.kind == 'retrieve' else None
+        self._retrieval = _RETRIEVALS[snapshot.policy.kind](snapshot) if snapshot.policy.retrieves else None
         self._reading = read_snapshot(snapshot)
         self._records = snapshot.records
         self._waiting_half_step = bool(snapshot.pending)
         # Asked before the first whole step: the prefix has not been read by anyone yet.
         self._prefix = self._backbone.prefix() if self._seen.position == 0 else None
         self._prompt = self._backbone.tokenize_question(question)
+        # What says which steps are read, where that is not the question as it is asked.
+        alone = isinstance(self._retrieval, BareRetrieval)
+        self._bare = self._backbone.tokenize_text((retrieve_by or question).strip()) if alone else []
         self.question_tokens = len(self._prompt)
         self._require_positions()
         self._begun = time.perf_counter()
@@ -57,7 +63,7 @@ class Answering:
     @property
     def is_decoding(self) -> bool:
         """Whether its next pass is one token's, the question's last or one of the answer's."""
-        return not (self.finish_reason or self._waiting_half_step or len(self._prompt) > 1)
+        return not (self.finish_reason or self._waiting_half_step or self._bare or len(self._prompt) > 1)
 
     def shares_with(self, other: 'Answering') -> bool:
         """Whether the next pass of both can be one: `decode_together`."""
@@ -70,7 +76,7 @@ class Answering:
         what they score would be too large; True when finished.
 
         A frame that waits for its partner is read first, in a slice of its own. With `retrieve` the question is one slice
-        whatever its length: all of it has a say in what is read.
+        whatever its length: all of it has a say in what is read. With `rekv` its bare text is such a slice before it.
 
         Raises:
             QuestionError: the stream was reset meanwhile.
@@ -81,17 +87,18 @@ class Answering:
             return True
         self.require_memory()
         begun = time.perf_counter()
-        if self._waiting_half_step:
-            self._read_half_step()
+        if self._waiting_half_step or self._bare:
+            self._read_half_step() if self._waiting_half_step else self._choose_by_bare_text()
             self._wait_for_device()
             self._prefill_ms += (time.perf_counter() - begun) * 1e3
             return False
         # The question's last token decodes the first of the answer's, so it belongs to them.
         most = min(_READ_FOR_ONE * tokens, self._reading.most_tokens)
-        piece = self._prompt[:-1] if self._retrieval else self._prompt[:min(most, len(self._prompt) - 1)]
+        at_once = self._snapshot.policy.kind == 'retrieve'
+        piece = self._prompt[:-1] if at_once else self._prompt[:min(most, len(self._prompt) - 1)]
         if piece:
             inputs = self._backbone.embed(piece, self._position)
-            if self._retrieval:
+            if at_once:
                 self._reading.choose(self._retrieval, self._backbone.question_slice(self._prompt), inputs.positions)
             self._read(inputs)
             del self._prompt[:len(piece)]
@@ -168,7 +175,19 @@ class Answering:
         self._waiting_half_step = False
         self._require_positions()
 
+    def _choose_by_bare_text(self) -> None:
+        """Let every layer choose its steps; the question is then read where this was."""
+        inputs = self._backbone.embed(self._bare, self._position)
+        self._reading.choose(self._retrieval, slice(0, inputs.tokens), inputs.positions)
+        self._reading.begin(inputs.tokens)
+        self._backbone.forward(inputs, self._reading)
+        self._reading.drop()
+        self._bare = []
+
     def _require_positions(self) -> None:
+        if self._position + len(self._bare) > self._end:
+            raise QuestionError(f'retrieve_by has {len(self._bare)} tokens, and {max(0, self._end - self._position)} '
+                                'positions are left for it: shorten it')
         if self._position + self.question_tokens > self._end:
             raise QuestionError(f'question has {self.question_tokens} tokens, and {max(0, self._end - self._position)} '
                                 'positions are left for it: shorten it')

@@ -132,6 +132,10 @@ class Reading:
         self._tail_tokens += self._step_tokens
         self._chooser = None
 
+    def drop(self) -> None:
+        """Instead of `commit`: keep what the forward pass that just ended chose, and none of its tokens."""
+        self._chooser = None
+
     @property
     def tail_mass(self) -> torch.Tensor:
         """Attention paid to each token of the tail while `scoring`, summed over layers and query heads, [tokens] fp32."""
@@ -238,13 +242,13 @@ class Rows:
 
 
 def read_snapshot(snapshot: Snapshot) -> Reading:
-    """What an answer's tokens attend to, by the snapshot's policy; with `retrieve`, the prefix until there is a choice."""
+    """What an answer's tokens attend to, by the snapshot's policy; with `retrieve` and `rekv`, the prefix until there is a choice."""
     seen = snapshot.seen
     parts = [Part(view, snapshot.turn(view.position, view.shift)) for view in snapshot.views]
     pages, steps = None, snapshot.steps
     if snapshot.chooses_pages:
         pages = PageChooser(snapshot)
-    elif steps and snapshot.policy.kind != 'retrieve':
+    elif steps and not snapshot.policy.retrieves:
         layout = seen.backbone.layout
         pages = FixedPages(seen.detailed.pages, steps, turns_of(snapshot, steps), layout.kv_heads, layout.device)
     return Reading(seen.backbone, seen.cancelled, parts, seen.ordinal, seen.detailed, pages,

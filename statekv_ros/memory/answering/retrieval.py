@@ -18,15 +18,18 @@ class Retrieval:
     """The steps that an answer may choose from, and its choice in each layer.
 
     Attributes:
+        visual: whether a step's key is the mean of its visual tokens' keys alone.
         chosen: step numbers per layer, in stream order; empty before `choose`.
     """
+
+    visual = False
 
     def __init__(self, snapshot: Snapshot):
         self.chosen: dict[int, list[int]] = {}
         self._snapshot, self._steps = snapshot, snapshot.steps
         self._detailed = snapshot.seen.detailed
         # [steps, layers, kv_heads, head_dim]; kept by the cache, so a selection costs one dot product per step and layer.
-        self._means = torch.stack([self._detailed.mean_key(step) for step in self._steps]) if self._steps else None
+        self._means = torch.stack([self._detailed.mean_key(step, self.visual) for step in self._steps]) if self._steps else None
 
     def choose(self, layer: int, query: torch.Tensor) -> tuple[list[Part], FixedPages | None]:
         """The prefix and this layer's k steps, placed right before the question; by pages where the cache is in few bits.

@@ -69,7 +69,7 @@ class Snapshot:
     Attributes:
         seen: with `pending` only if those frames are readable too.
         views: keys and values to read, the prefix first; without `steps`, where those are chosen from.
-        steps: for `retrieve` and `sparse`, the steps to choose from; where the cache is in few bits, for `all` and `last(n)`
+        steps: for `retrieve`, `rekv` and `sparse`, the steps to choose from; where the cache is in few bits, for `all` and `last(n)`
             those to read.
         records: the steps that can be read, for coverage and evidence (every step that the state may stem from, for `state`).
         record_frames: camera frames of all records.
@@ -174,7 +174,7 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
     records = _Records(steps)
     frames = held_frames if everything else sum(record.frames for record in records)
     by_pages = Snapshot(seen, policy, detailed.prefix(), steps, records, frames)
-    if policy.kind == 'retrieve' or by_pages.chooses_pages or detailed.by_pages:
+    if policy.retrieves or by_pages.chooses_pages or detailed.by_pages:
         return by_pages
     return Snapshot(seen, policy, detailed.views(steps, seen.position - seen.positions.limit), [], records, frames)
 

@@ -49,6 +49,11 @@ class RecentFrames:
 
     @property
     def tokens(self) -> int:
+        return self._rows
+
+    @property
+    def _rows(self) -> int:
+        """In use in the buffer."""
         return self._end - self._begin
 
     def begin(self, step: StepPlace) -> None:
@@ -60,24 +65,30 @@ class RecentFrames:
         if self._positions.passes_limit(step, self.shift):
             self._move_left(step)
         self._step = _Step(step.tokens, step.frames, step.position, self.shift)
-        if not self.tokens:
+        if not self._rows:
             self._first_ordinal = step.first_ordinal
         if self._end + step.tokens > self._key.shape[2]:
-            self._move_to_front(max(_FIRST_CAPACITY, 2 * (self.tokens + step.tokens)))
+            self._move_to_front(max(_FIRST_CAPACITY, 2 * (self._rows + step.tokens)))
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                scale: float) -> torch.Tensor:
         """Attention of the step's queries over [carried frames ; frame]; see `AttentionMemory`."""
+        return causal_attention(query, *self._with_step(layer, key, value), scale)
+
+    def _with_step(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the step's keys and values behind those carried. Returns all of them, [1, kv_heads, tokens, head_dim] each."""
         end = self._end + self._step.tokens
         self._key[layer, :, self._end:end] = key[0]
         self._value[layer, :, self._end:end] = value[0]
-        return causal_attention(query, self._key[layer, None, :, self._begin:end],
-                                self._value[layer, None, :, self._begin:end], scale)
+        return self._key[layer, None, :, self._begin:end], self._value[layer, None, :, self._begin:end]
 
     def commit(self) -> None:
         """Add the step and let go of the oldest ones."""
         self._steps.append(self._step)
         self._end += self._step.tokens
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._max_frames is None:
             return
         frames = sum(step.frames for step in self._steps)
@@ -124,7 +135,7 @@ class RecentFrames:
 
     def kept(self) -> torch.Tensor:
         """Ordinals of the carried tokens, [layers, kv_heads, tokens] int64, oldest first."""
-        ordinals = torch.arange(self._first_ordinal, self._first_ordinal + self.tokens, device=self.layout.device)
+        ordinals = torch.arange(self._first_ordinal, self._first_ordinal + self._rows, device=self.layout.device)
         return ordinals.expand(self.layout.layers, self.layout.kv_heads, -1)
 
     def copy(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -148,6 +159,6 @@ class RecentFrames:
     def _move_to_front(self, capacity: int) -> None:
         live = slice(self._begin, self._end)
         key, value = self.layout.empty(capacity), self.layout.empty(capacity)
-        key[:, :, :self.tokens], value[:, :, :self.tokens] = self._key[:, :, live], self._value[:, :, live]
-        self._begin, self._end = 0, self.tokens
+        key[:, :, :self._rows], value[:, :, :self._rows] = self._key[:, :, live], self._value[:, :, live]
+        self._begin, self._end = 0, self._rows
         self._key, self._value = key, value

@@ -301,21 +301,21 @@ class DetailedCache:
             return *staging.raw(layer), visual, self._backbone.rope
         return staging.packed(layer), None, visual, replace(self._backbone.rope, positions=positions, bias=bias)
 
-    def mean_key(self, step: HeldStep) -> torch.Tensor:
-        """A step's keys before rotation, averaged over its tokens: [layers, kv_heads, head_dim] fp32. Kept once computed."""
-        if step.mean is None:
+    def mean_key(self, step: HeldStep, visual: bool = False) -> torch.Tensor:
+        """A step's keys before rotation, averaged over its tokens or `visual` ones: [layers, kv_heads, head_dim] fp32. Kept."""
+        name, tokens = ('visual_mean', step.record.visual) if visual else ('mean', slice(None))
+        if getattr(step, name) is None:
             # Rotation would blur the mean: the tokens of a step stand at different places.
             if step.page < self.pages.near:
-                mean = self.far.mean_key(step, self._bias)
+                mean = self.far.mean_key(step, self._bias, tokens)
                 if mean is None:        # it is asked for again
                     return torch.zeros(self.layout.layers, self.layout.kv_heads, self.layout.head_dim, device=self.layout.device)
-                step.mean = mean
             elif step.slot is None:
-                step.mean = self._unrotated(step).mean(dim=2)
+                mean = self._unrotated(step)[:, :, tokens].mean(dim=2)
             else:
-                step.mean = self._packed.decoded(step)[0].mean(dim=2)
-                step.mean += 0 if self._bias is None else self._bias
-        return step.mean
+                mean = self._packed.decoded(step)[0][:, :, tokens].mean(dim=2) + (0 if self._bias is None else self._bias)
+            setattr(step, name, mean)
+        return getattr(step, name)
 
     def _held(self) -> Iterator[HeldStep]:
         return chain(self.far.steps if self.far else (), self._packed.steps if self._packed else (), self._exact.steps)

@@ -110,9 +110,9 @@ class FarSteps:
             yield self._round([[(column, slots[page], length) for column, (page, length) in enumerate(zip(row, of_row))
                                 if length and page in slots] for row, of_row in zip(numbers, tokens)])
 
-    def mean_key(self, step: HeldStep, bias: torch.Tensor | None) -> torch.Tensor | None:
-        """A step's keys before rotation, averaged over its tokens, [layers, kv_heads, head_dim] fp32; None when it cannot be
-        read."""
+    def mean_key(self, step: HeldStep, bias: torch.Tensor | None, tokens: slice) -> torch.Tensor | None:
+        """A step's keys before rotation, averaged over some of its tokens, [layers, kv_heads, head_dim] fp32; None when it cannot
+        be read."""
         layout, record = self._backbone.layout, step.record
         if self._form.rotated:
             shape = layout.layers, layout.kv_heads, record.tokens, layout.head_dim
@@ -125,16 +125,14 @@ class FarSteps:
                 return None
             # As `TokenInputs` has them: of several axes, a batch stands between.
             positions = (positions if len(positions) == 1 else positions[:, None]).to(layout.device)
-            return self._backbone.unrotated(key, positions).mean(dim=2)
+            return self._backbone.unrotated(key, positions)[:, :, tokens].mean(dim=2)
         cuts = page_cuts(layout, self._form.bits, step.lengths)
         found = self._fetcher.read(step, 'packed', torch.uint8, (layout.layers, cuts[-1]))
         if found is None:
             return None
-        total = torch.zeros(layout.layers, layout.kv_heads, layout.head_dim)
-        for begin, end, length in zip(cuts, cuts[1:], step.lengths):
-            key, _ = from_blobs(layout, self._form.bits, length, found[0][:, begin:end])
-            total += self._form.decode(key).sum(dim=2)
-        mean = (total / record.tokens).to(layout.device)
+        keys = [self._form.decode(from_blobs(layout, self._form.bits, length, found[0][:, begin:end])[0])
+                for begin, end, length in zip(cuts, cuts[1:], step.lengths)]
+        mean = torch.cat(keys, dim=2)[:, :, tokens].mean(dim=2).to(layout.device)
         return mean if bias is None else mean + bias
 
     def _is_held(self, number: int) -> bool:

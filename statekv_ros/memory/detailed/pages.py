@@ -35,7 +35,8 @@ class HeldStep:
             they are kept with it.
         slot: where the scales of its pages begin, in few bits; None while it is exact.
         turn: by how many positions its keys are turned, from how the model computed them.
-        mean: its keys before rotation, averaged over its tokens, [layers, kv_heads, head_dim] fp32; None until asked for.
+        mean, visual_mean: its keys before rotation, averaged over its tokens and over its visual tokens, [layers, kv_heads,
+            head_dim] fp32; None until asked for.
     """
     record: StepRecord
     row: int
@@ -46,6 +47,7 @@ class HeldStep:
     slot: int | None = None
     turn: int = 0
     mean: torch.Tensor | None = None
+    visual_mean: torch.Tensor | None = None
 
     @property
     def starts(self) -> list[int]:
@@ -58,7 +60,8 @@ class HeldStep:
 
     def of_heads(self, heads: slice) -> 'HeldStep':
         """The same of some KV heads."""
-        return replace(self, mean=None if self.mean is None else self.mean[:, heads])
+        return replace(self, mean=None if self.mean is None else self.mean[:, heads],
+                       visual_mean=None if self.visual_mean is None else self.visual_mean[:, heads])
 
 
 @dataclass(frozen=True)
