@@ -2,7 +2,6 @@
 held."""
 import importlib
 import multiprocessing
-import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -188,16 +187,14 @@ def launched(family: str, dtype: str, form: str, steps: tuple[int, ...]) -> list
         return found
 
 
-def _interpret():
-    os.environ['TRITON_INTERPRET'] = '1'
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope='module')
 def interpreter():
     """Calls a function of this file where Triton interprets its kernels."""
     pytest.importorskip('triton')
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _interpret) as pool:
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv('TRITON_INTERPRET', '1')   # from the process's first import on
+            pool.submit(torch.set_num_threads, 1).result()
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
