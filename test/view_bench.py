@@ -58,6 +58,7 @@ def main() -> None:
                 page.goto(served.address())
                 page.wait_for_function(has_picture('.sk-live img'))
                 found['with'].append(block(live, args.seconds))
+                print({kind: summary(blocks[-1:]) for kind, blocks in found.items()}, flush=True)
                 page.close()
                 served.end()
         finally:

@@ -39,7 +39,7 @@ class Watches:
                     self._every = _number(0, 86400, 'seconds between checks; 0: each step')
                     ui.label('s, if').classes('sk-dim')
                     self._row = _number(1, 1000, 'checks in a row in which it must hold')
-                    ui.label('× in a row').classes('sk-dim sk-cut')
+                    ui.label('× in a row').classes('sk-dim')
                     ui.button('Watch').props('type=submit unelevated no-caps')
             self._error = ui.label().classes('sk-dim bad').props('role=alert')
             self._list = ui.element('div').classes('sk-list')
