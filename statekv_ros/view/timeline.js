@@ -49,7 +49,7 @@ export default {
   unmounted() { this.observer.disconnect(); },
   computed: {
     to() { return this.live || this.whole ? this.data.newest + this.length / 80 : this.end; },   // a mark there is whole
-    length() { return this.whole ? Math.max(LEAST, this.data.newest - this.data.begin) : this.span; },
+    length() { return this.whole ? Math.max(LEAST, 1.03 * (this.data.newest - this.data.begin)) : this.span; },
     from() { return this.to - this.length; },
     slotWidth() { return this.width < 600 ? 72 : 104; },
     step() {
