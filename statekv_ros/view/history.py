@@ -13,7 +13,7 @@ MOST = 10_000       # the oldest goes
 _ENDINGS = {Result.SUCCEEDED: 'answered', Result.CANCELED: 'canceled', Result.TIMEOUT: 'out of time'}
 
 
-@dataclass
+@dataclass(eq=False)
 class Record:
     """A question and what came of it so far.
 

@@ -18,6 +18,12 @@ from statekv_ros.view.watches import Watches
 
 _STYLE = Path(__file__).with_name('view.css').read_text()
 _EVERY_S = 0.25
+# In the browser alone: what is typed next goes into the box already.
+_KEYS = '''<script>document.addEventListener("keydown", (event) => {
+  if (event.key !== "/" || event.ctrlKey || event.metaKey || document.activeElement.matches("input, textarea")) return;
+  event.preventDefault();
+  document.querySelector(".sk-ask input").focus();
+});</script>'''
 
 
 class Page:
@@ -30,6 +36,7 @@ class Page:
     def build(self) -> None:
         """Make the page; it lives until its browser leaves."""
         ui.add_css(_STYLE)
+        ui.add_head_html(_KEYS)
         ui.colors(primary='#1f6fd6', warning='#f0b429')
         with ui.element('header').classes('sk-header'):
             Heading(self._state.memory, level=1)
@@ -50,7 +57,6 @@ class Page:
             with ui.element('div').classes('sk-charts'):
                 self._charts = Charts(self._state)
         self._enlarged = enlarged
-        ui.keyboard(self._key)
         self.refresh()
         ui.timer(_EVERY_S, self.refresh)
 
@@ -81,7 +87,3 @@ class Page:
         """The evidence of the shown answer that is of this stamp, or just the moment."""
         known = (step for step in self._questions.looked if (step.camera, step.stamp_ns) == (camera, stamp_ns))
         return next(known, Looked(camera, stamp_ns, 0.0, None))
-
-    def _key(self, event) -> None:
-        if event.action.keydown and event.key == '/':
-            self._questions.box.run_method('focus')

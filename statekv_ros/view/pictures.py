@@ -27,7 +27,6 @@ class Pictures:
         self._kept: OrderedDict[tuple, bytes] = OrderedDict()
         self._wanted: dict[tuple, asyncio.Future] = {}      # by (camera, stamp, within)
         self._worker: asyncio.Task | None = None
-        self.asked = 0      # of the node
 
     async def get(self, camera: str, stamp_ns: int, within_s: float) -> bytes | str:
         """The picture nearest to that stamp, no further away; or a sentence."""
@@ -55,7 +54,6 @@ class Pictures:
                 found = await asyncio.to_thread(self._fetch, camera, [stamp for _, stamp, _ in keys], within_s)
             except Exception as error:      # whatever it is: no browser waits for ever
                 found = [str(error)] * len(keys)
-            self.asked += 1
             for key, picture in zip(keys, found):
                 self._wanted.pop(key).set_result(picture)
                 if isinstance(picture, bytes):

@@ -71,9 +71,7 @@ class Questions:
         self._camera.set_visibility(len(names) > 1)
         self.chosen = self.chosen or self._history.newest()
         self._show_chosen()
-        if self._listed != (self._history.version, self._page, self.chosen):
-            self._listed = self._history.version, self._page, self.chosen
-            self._show_list()
+        self._show_list()
 
     def _show_chosen(self) -> None:
         record = self.chosen
@@ -116,14 +114,19 @@ class Questions:
         self._count.text = f'Asked before ({total:,})' if total else 'Asked before'
         self._newer.set_enabled(self._page > 0)
         self._older.set_enabled(self._page < pages - 1)
+        records = self._history.page(self._page, PAGE)
+        listed = self.chosen, [(record.number, record.state) for record in records]
+        if listed == self._listed:      # what somebody is about to press stays where it is
+            return
+        self._listed = listed
         self._list.clear()
         with self._list:
-            for record in self._history.page(self._page, PAGE):
+            for record in records:
                 row = ui.element('button').props('type=button').on('click', lambda record=record: self._choose(record))
                 row.classes('chosen' if record is self.chosen else '')
                 with row:
                     ui.label(record.question).classes('sk-cut')
-                    ui.label(record.text or record.error or record.state).classes('sk-cut sk-said')
+                    ui.label((record.text or record.error) * record.over or record.state).classes('sk-cut sk-said')
                     if not record.own:
                         ui.label('other').classes('sk-tag').props('title="asked by another client of the node"')
 

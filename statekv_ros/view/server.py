@@ -3,9 +3,9 @@ import asyncio
 import contextlib
 import signal
 
-from fastapi import Response
 from nicegui import app, background_tasks, ui
 from nicegui.server import Server
+from starlette.responses import Response
 
 from statekv_ros.view.gate import Gate, is_this_machine, make_token
 from statekv_ros.view.listener import Listener

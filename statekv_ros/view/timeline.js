@@ -33,7 +33,7 @@ export default {
       <button v-for="([ns, at, share], n) in evidence" :key="'e' + ns" class="sk-evidence" :style="place(at)"
               @click="$emit('open', { at: ns })" :aria-label="'looked at ' + label(at) + ', ' + percent(share)"
               :title="label(at) + ' · ' + percent(share)"><b :style="{ height: 8 + 22 * share + 'px' }"></b>
-        <u v-if="n < 3">{{ percent(share) }}</u></button>
+        <u v-if="n < (width < 600 ? 1 : 3)">{{ percent(share) }}</u></button>
       <button v-for="([ns, at, text], n) in alerts" :key="'a' + ns + n" class="sk-alert" :style="place(at)"
               @click="$emit('open', { at: ns })" :aria-label="'alert at ' + label(at) + ': ' + text" :title="text"></button>
       <div class="sk-axis"><span v-for="at in ticks" :key="at" :style="place(at)">{{ label(at) }}</span></div>
@@ -48,8 +48,8 @@ export default {
   },
   unmounted() { this.observer.disconnect(); },
   computed: {
-    to() { return this.live || this.whole ? this.data.newest : this.end; },
-    length() { return this.whole ? Math.max(LEAST, this.data.newest - this.data.begin) : this.span; },
+    to() { return this.live || this.whole ? this.data.newest + this.length / 80 : this.end; },   // a mark there is whole
+    length() { return this.whole ? Math.max(LEAST, 1.03 * (this.data.newest - this.data.begin)) : this.span; },
     from() { return this.to - this.length; },
     slotWidth() { return this.width < 600 ? 72 : 104; },
     step() {

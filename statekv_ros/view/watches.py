@@ -12,7 +12,7 @@ from statekv_ros.view.pictures import pictures_url
 
 _KINDS = {'changes': 'its answer changes', 'equals': 'its answer is', 'matches': 'its answer matches',
           'rises above': 'it rises above', 'falls below': 'it falls below'}
-_SHOWN = 12     # alerts
+_SHOWN, _MOST = 12, 100     # alerts; watches
 
 
 class Watches:
@@ -20,7 +20,8 @@ class Watches:
 
     def __init__(self, listener: Listener, enlarged: Enlarged):
         self._listener, self._state, self._enlarged = listener, listener.state, enlarged
-        self._listed: tuple | None = None
+        self._shown: tuple = None, []
+        self._rows: dict[str, tuple[ui.label, ui.label, ui.label]] = {}
         self._last = self._state.alerts[-1] if self._state.alerts else None
         with ui.element('section').classes('sk-card sk-watches'):
             with ui.element('div').classes('sk-bar'):
@@ -39,7 +40,7 @@ class Watches:
                     self._every = _number(0, 86400, 'seconds between checks; 0: each step')
                     ui.label('s, if').classes('sk-dim')
                     self._row = _number(1, 1000, 'checks in a row in which it must hold')
-                    ui.label('× in a row').classes('sk-dim sk-cut')
+                    ui.label('× in a row').classes('sk-dim')
                     ui.button('Watch').props('type=submit unelevated no-caps')
             self._error = ui.label().classes('sk-dim bad').props('role=alert')
             self._list = ui.element('div').classes('sk-list')
@@ -57,32 +58,46 @@ class Watches:
         if alerts and alerts[-1] is not self._last:
             self._last = alert = alerts[-1]
             ui.notify(f'{alert.question} {alert.before} → {alert.text}', position='top-right', color='warning', textColor='black')
-        if self._listed == (watches, tuple(alerts)):
-            return
-        self._listed = watches, tuple(alerts)
+        if (watches, alerts) != self._shown:
+            self._show_watches(watches)
+            if alerts != self._shown[1]:
+                self._show_alerts(alerts)
+            self._shown = watches, alerts
+
+    def _show_watches(self, watches: tuple[Watched, ...]) -> None:
+        ids = [watch.id for watch in watches[:_MOST]]
+        if ids != list(self._rows) or not ids:      # else what somebody is about to press stays where it is
+            self._make_rows(watches[:_MOST])
+        for watch in watches[:_MOST]:
+            about, problem, said = self._rows[watch.id]
+            about.text = f'{watch.condition} · {watch.every} · {watch.checks} checks'
+            problem.text = watch.error or ('' if watch.keeps_up else 'does not keep up')
+            said.text = watch.text or '–'
+
+    def _make_rows(self, watches: tuple[Watched, ...]) -> None:
         self._list.clear()
         with self._list:
-            for watch in watches[:100]:
-                self._show_watch(watch)
+            self._rows = {watch.id: self._make_row(watch) for watch in watches}
             if not watches:
                 ui.label('none yet: the node asks it again and again, and tells here when the answer meets the condition').classes(
                     'sk-dim')
+
+    def _make_row(self, watch: Watched) -> tuple[ui.label, ui.label, ui.label]:
+        with ui.element('div').classes('sk-row'):
+            with ui.element('div').classes('sk-grow sk-cut'):
+                ui.label(watch.question).classes('sk-cut')
+                about, problem = ui.label().classes('sk-dim sk-cut'), ui.label().classes('sk-dim bad sk-cut')
+            said = ui.label().classes('sk-said sk-cut')
+            remove = ui.button(icon='close', color=None, on_click=lambda: self._remove(watch.id)).props('flat round dense size=sm')
+            remove.props['aria-label'] = f'remove: {watch.question}'
+        return about, problem, said
+
+    def _show_alerts(self, alerts: list[Told]) -> None:
         self._alerts_title.text = 'Alerts' if alerts else ''
         self._alerts.clear()
         with self._alerts:
             for alert in reversed(alerts):
                 self._show_alert(alert)
-
-    def _show_watch(self, watch: Watched) -> None:
-        with ui.element('div').classes('sk-row'):
-            with ui.element('div').classes('sk-grow sk-cut'):
-                ui.label(watch.question).classes('sk-cut')
-                ui.label(f'{watch.condition} · {watch.every} · {watch.checks} checks').classes('sk-dim sk-cut')
-                if watch.error or not watch.keeps_up:
-                    ui.label(watch.error or 'does not keep up').classes('sk-dim bad sk-cut')
-            ui.label(watch.text or '–').classes('sk-said sk-cut')
-            remove = ui.button(icon='close', color=None, on_click=lambda: self._remove(watch.id)).props('flat round dense size=sm')
-            remove.props['aria-label'] = f'remove: {watch.question}'
 
     def _show_alert(self, alert: Told) -> None:
         step = alert.looked[0] if alert.looked else Looked(alert.camera, alert.stamp_ns, 0.0, None)
