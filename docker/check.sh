@@ -31,16 +31,18 @@ inside() { chroot "$tree" env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr
 echo '== docker/install.sh'
 inside /opt/statekv/source/docker/install.sh /opt/statekv/source /opt/statekv > "$tree.log" 2>&1 || { tail -40 "$tree.log"; exit 1; }
 inside useradd --create-home --uid 10001 statekv
-inside install --directory --owner statekv /memory
+inside install --directory --owner statekv --mode 700 /memory
 echo '== the node, as a user without rights'
-as_user() { chroot --userspec=10001 "$tree" env HOME=/home/statekv PATH=/usr/bin:/bin /opt/statekv/run "$@"; }
+# In place of the shell that calls it, so that a signal to a job reaches the program.
+as_user() { exec chroot --userspec=10001 "$tree" env HOME=/home/statekv PATH=/usr/bin:/bin /opt/statekv/run "$@"; }
 as_user statekv-node --ros-args -p memory_dir:=/memory -p 'cameras:=[front]' > "$tree.log" 2>&1 &
 healthy=''
 for _ in $(seq 30); do
-  as_user statekv-health && { healthy=yes; break; }
+  (as_user statekv-health) && { healthy=yes; break; }
   kill -0 %1 || break
 done
 [ -n "$healthy" ] || { tail -40 "$tree.log"; exit 1; }
-kill -TERM %1    # `run` has become the node by now
+kill -TERM %1
 wait %1
+rm "$tree.log"
 echo "docker/install.sh: passed ($(du -sh --one-file-system "$tree" | cut -f1) in all)"
