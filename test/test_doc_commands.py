@@ -20,7 +20,7 @@ import command_page  # noqa: E402
 COMMANDS = shown_commands()
 SCRIPTS = PYPROJECT['project']['scripts']
 # Commands of others, which this package cannot check.
-OTHERS = {'git', 'rosdep', 'pip', 'colcon', 'source', 'export', 'docker', 'apt', 'sudo'}
+OTHERS = {'git', 'rosdep', 'pip', 'colcon', 'source', 'export', 'docker', 'apt', 'sudo', 'for'}
 # Why a command is not run here; each is parsed all the same.
 NOT_RUN = {
     'make ': 'what CI is, or what runs for minutes; tests of their own',
