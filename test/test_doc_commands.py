@@ -31,6 +31,7 @@ NOT_RUN = {
     'statekv-eval questions_real.json|python -m lmms_eval': 'data sets and checkpoints that are not here',
     'python -m statekv_ros.patrol.heldout': 'minutes',
     'python test/campaign': 'minutes; test_campaign.py',
+    'python test/view_bench.py': 'minutes, and a quiet machine',
     'statekv-(node|view)|statekv-bag play|python ask.py': 'runs until it is stopped, or wants a node: test_readme_call.py',
     'ros2 ': 'the tools of a ROS distribution',
 }
