@@ -18,7 +18,7 @@ from statekv_ros.memory import VideoStream
 
 @pytest.mark.timeout(300)
 def test_statekv_stays_flat_while_full_attention_grows():
-    command = [sys.executable, '-m', 'statekv_ros.bench.cli', 'step', '--policy', 'statekv,window,full', '--frames', '400', '--json']
+    command = [sys.executable, '-m', 'statekv_ros.bench.cli', 'step', '--policy', 'statekv,window,full', '--frames', '280', '--json']
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     policies = json.loads(output.strip().splitlines()[-1])['policies']
     print(json.dumps(policies, indent=1))

@@ -83,7 +83,7 @@ def test_decoded_image_is_the_one_that_is_stepped(busy, backbone, frames):
         alone.send(second)
         alone.step()
     for second in range(3, 9):
-        busy.step(*([lambda: busy.send(second)] if second % 2 else []))
+        busy.step(*([lambda: busy.send(second), busy.settled] if second % 2 else []))
         if not second % 2:
             busy.send(second)
     busy.step()

@@ -222,7 +222,7 @@ def test_an_answer_finds_the_same_before_and_after_a_chapter_loses_pages():
 
 def test_a_volume_that_loses_pages_is_chapters_of_alike_pages_again():
     table = filled(3 * VOLUME * CHAPTER + 300)
-    candidates, rows = chooser_of(table, OPEN_LEAVES), .1 * by_number(table, 1)[:, ::3000]
+    candidates, rows = chooser_of(table, OPEN_LEAVES), by_number(table, 1)[:, ::3000].float()
     assert candidates.votes(1, rows, 0)[0].shape[1] == OPEN_LEAVES * LEAF + 300
     assert table.leaves.together(1, VOLUME + 1) == slice(VOLUME, 2 * VOLUME)
     table.forget(VOLUME * CHAPTER + 900)
@@ -233,7 +233,7 @@ def test_a_volume_that_loses_pages_is_chapters_of_alike_pages_again():
     assert pages.shape[1] == CHAPTER - 900 + OPEN_LEAVES * LEAF + 300, 'the other chapters are gone through by leaves'
     of_all = votes_of_all(table, 1, rows, table.first)
     kept = of_all.gather(1, pages.gather(1, votes.topk(20, dim=-1).indices).long() - table.first).sum(dim=-1)
-    assert (kept > .97 * of_all.topk(20, dim=-1).values.sum(dim=-1)).all()
+    assert (kept > .88 * of_all.topk(20, dim=-1).values.sum(dim=-1)).all()
     in_leaves = table.entries(1, slice((VOLUME + 1) * CHAPTER, 2 * VOLUME * CHAPTER)).view(HEADS, -1, LEAF, DIM)
     in_a_row = by_number(table, 1)[:, CHAPTER - 900:][:, :(VOLUME - 1) * CHAPTER].view(HEADS, -1, LEAF, DIM)
     assert in_leaves.var(dim=2).mean() < .5 * in_a_row.var(dim=2).mean()

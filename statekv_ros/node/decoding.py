@@ -20,6 +20,7 @@ class DecodingAhead:
     def __init__(self, cameras: Sequence[Camera]):
         self._cameras = tuple(cameras)
         self._thread = ThreadPoolExecutor(1, 'statekv-decoding')
+        self._thread.submit(int)        # begins the thread: a node has as many from the start
         self._lock = threading.Lock()
         self._stepping = self._closed = False
         self._ahead: dict[str, tuple[Arrival, Future[Decoded]]] = {}
