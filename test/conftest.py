@@ -1,6 +1,8 @@
 """Fixtures shared by the tests: real things made small."""
+import multiprocessing
 import os
 import subprocess
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +57,25 @@ def mounted(tmp_path):
     yield mount
     while subprocess.run(['umount', str(target)], capture_output=True).returncode == 0:
         pass
+
+
+@pytest.fixture(scope='module')
+def interpreter():
+    """`interpreter(function, *arguments)` calls a function of a test file where Triton interprets its kernels."""
+    pytest.importorskip('triton')
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv('TRITON_INTERPRET', '1')   # from that process's first import on
+            pool.submit(torch.set_num_threads, 1).result()
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+@pytest.fixture(params=['interpreter', 'cuda'])
+def run_triton(request):
+    """`run_triton(function, case)` calls function(case, 'triton', device) on a GPU or interpreted."""
+    if request.param == 'interpreter':
+        run = request.getfixturevalue('interpreter')
+        return lambda function, case: run(function, case, 'triton', 'cpu')
+    if not torch.cuda.is_available():
+        pytest.skip('needs a CUDA device')
+    return lambda function, case: function(case, 'triton', 'cuda')

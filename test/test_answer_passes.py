@@ -1,9 +1,7 @@
 """What a pass of an answer costs: no tensor of scores is large, however long the question, and operations do not grow with what is
 held."""
 import importlib
-import multiprocessing
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -185,17 +183,6 @@ def launched(family: str, dtype: str, form: str, steps: tuple[int, ...]) -> list
             same = answers[0].token_ids == answers[1].token_ids and ours == pytest.approx(right, abs=1e-3)
             found.append((operations.count / backbone.layout.layers, same, stream.detailed.pages.stop))
         return found
-
-
-@pytest.fixture(scope='module')
-def interpreter():
-    """Calls a function of this file where Triton interprets its kernels."""
-    pytest.importorskip('triton')
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv('TRITON_INTERPRET', '1')   # from the process's first import on
-            pool.submit(torch.set_num_threads, 1).result()
-        yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 @pytest.mark.timeout(300)

@@ -1,8 +1,5 @@
 """Page votes and places: the naive twin against the definition in float64, and the Triton kernels against the naive twin."""
 import itertools
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -197,22 +194,6 @@ def test_places_hold_no_more_than_the_tokens_and_each_page_once(case):
             read = pages[of_pages > 0].tolist()
             assert len(read) == len(set(read))
             assert all(page < 100 + case.below if part.far else page >= 100 + case.below for page in read)
-
-
-def _interpret():
-    os.environ['TRITON_INTERPRET'] = '1'
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope='module')
-def run_triton():
-    """`run_triton(function, case)` calls function(case, 'triton', device) on a GPU, or where Triton interprets its kernels."""
-    pytest.importorskip('triton')
-    if torch.cuda.is_available():
-        yield lambda function, case: function(case, 'triton', 'cuda')
-        return
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _interpret) as pool:
-        yield lambda function, case: pool.submit(function, case, 'triton', 'cpu').result()
 
 
 @pytest.mark.timeout(300)

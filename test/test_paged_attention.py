@@ -3,9 +3,7 @@
 Triton decides when it is imported whether it interprets, so interpreted cases run in a process of their own.
 """
 import itertools
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -413,30 +411,6 @@ def test_bad_arguments_are_errors_that_name_them(bits, name, new, words):
 def test_an_unknown_implementation_is_an_error_that_names_the_known():
     with pytest.raises(ValueError, match="implementation must be one of naive, triton, got 'cuda'"):
         paged_attention(*inputs(Case(5, 9, 6, 64, torch.float32, 16)), implementation='cuda')
-
-
-def _interpret():
-    os.environ['TRITON_INTERPRET'] = '1'
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope='module')
-def interpreter():
-    """Runs a function of this file where Triton interprets its kernels."""
-    pytest.importorskip('triton')
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _interpret) as pool:
-        yield lambda function, *args: pool.submit(function, *args).result()
-
-
-@pytest.fixture(params=['interpreter', 'cuda'])
-def run_triton(request):
-    """`run_triton(function, case)` calls function(case, 'triton', device) on a GPU or interpreted."""
-    if request.param == 'interpreter':
-        run = request.getfixturevalue('interpreter')
-        return lambda function, case: run(function, case, 'triton', 'cpu')
-    if not torch.cuda.is_available():
-        pytest.skip('needs a CUDA device')
-    return lambda function, case: function(case, 'triton', 'cuda')
 
 
 TRITON_CASES = [case for case in CASES if case.bits == 16 or case.head_dim <= 128]

@@ -3,12 +3,10 @@
 Triton decides when it is imported whether it interprets, so interpreted cases run in a process of their own.
 """
 import itertools
-import multiprocessing
 import os
 import subprocess
 import sys
 import warnings
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -139,30 +137,6 @@ def measure(case: Case, implementation: str, device: str = 'cpu') -> Errors:
 def assert_close(errors: Errors, dtype: torch.dtype) -> None:
     # NaN, a place that was not written, compares false.
     assert errors.output <= TOLERANCE[dtype] and errors.importance <= TOLERANCE[dtype] and errors.sums <= 1e-5, errors
-
-
-def _interpret():
-    os.environ['TRITON_INTERPRET'] = '1'
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope='module')
-def interpreter():
-    """Runs a function of this file where Triton interprets its kernels."""
-    pytest.importorskip('triton')
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _interpret) as pool:
-        yield lambda function, *args: pool.submit(function, *args).result()
-
-
-@pytest.fixture(params=['interpreter', 'cuda'])
-def run_triton(request):
-    """`run_triton(function, case)` calls function(case, 'triton', device) on a GPU or interpreted."""
-    if request.param == 'interpreter':
-        run = request.getfixturevalue('interpreter')
-        return lambda function, case: run(function, case, 'triton', 'cpu')
-    if not torch.cuda.is_available():
-        pytest.skip('needs a CUDA device')
-    return lambda function, case: function(case, 'triton', 'cuda')
 
 
 def test_the_cases_cover_every_value_and_pair():

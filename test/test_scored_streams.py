@@ -1,7 +1,5 @@
 """Scored attention of streams whose states differ in length, in one launch, against its definition for each by itself."""
-import multiprocessing
 import random
-from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -9,7 +7,7 @@ import torch
 
 from statekv_ros.kernels.scored_attention.configs import CONFIGS, Config, Tile
 from statekv_ros.kernels.scored_attention.streams import Stream, entries, new_table, scored_attention_of_streams
-from test_scored_attention import TOLERANCE, _interpret, definition, poisoned_buffers
+from test_scored_attention import TOLERANCE, definition, poisoned_buffers
 
 LAYERS, LAYER, KV_HEADS = 3, 1, 2
 
@@ -96,14 +94,6 @@ def check(case: Case, implementation: str, device: str = 'cpu') -> None:
         assert (ours - right).norm() <= TOLERANCE[case.dtype] * right.norm()
         assert (importance - mass).norm() <= TOLERANCE[case.dtype] * mass.norm()
         assert not output[row, :, :own.start].any() and not output[row, :, own.stop:].any(), 'padding gives nothing'
-
-
-@pytest.fixture(scope='module')
-def interpreter():
-    """Runs a function of this file where Triton interprets its kernels."""
-    pytest.importorskip('triton')
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _interpret) as pool:
-        yield lambda function, *args: pool.submit(function, *args).result()
 
 
 def test_the_cases_cover_what_matters():
