@@ -22,8 +22,8 @@ pytestmark = pytest.mark.timeout(300)
 # A small share of a full run's trials; few enough that together they take about a minute. The seed is one whose few bags hold
 # what a reader trips over most: text that is no text in a message that is whole.
 SEED = 2
-TRIALS = {'images': 150, 'intake': 400, 'services': 60, 'kills': 8, 'goals': 1, 'places': 10, 'watches': 1, 'restarts': 4,
-          'lifecycle': 4, 'bags': 60, 'checkpoints': 8, 'soak': 5}
+TRIALS = {'images': 150, 'intake': 400, 'services': 40, 'kills': 5, 'goals': 1, 'places': 6, 'watches': 1, 'restarts': 3,
+          'lifecycle': 3, 'bags': 60, 'checkpoints': 6, 'soak': 5}
 # Few trials stand beside a short warm-up: what the allocator takes for the first large image is no leak.
 SLACK_MB = 60.0
 
