@@ -105,7 +105,8 @@ def test_the_table_of_interfaces_tells_what_is_there_and_its_qos(running):
         assert info.topic_type.replace('/msg/', '/') == kind.replace('/msg/', '/'), name
         assert 'reliable' in told and info.qos_profile.reliability == ReliabilityPolicy.RELIABLE, name
         assert ('transient local' in told) == (info.qos_profile.durability == DurabilityPolicy.TRANSIENT_LOCAL), name
-    there = {name for name, kinds in graph.node.get_topic_names_and_types() if kinds[0].startswith(('statekv_ros/', 'sensor_msgs/'))
+    there = {name for name, kinds in graph.node.get_topic_names_and_types()
+             if kinds[0].startswith(('statekv_ros/', 'sensor_msgs/', 'visualization_msgs/'))
              and name.startswith('/statekv/') and '/_action/' not in name}
     assert there == {f'/statekv/{name}' for name, *_ in topics}
     services = {name.removeprefix('/statekv/') for name, kinds in graph.node.get_service_names_and_types()
