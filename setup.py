@@ -105,7 +105,9 @@ class BuildFromStage(build_py):
             if (staged / name).is_dir():
                 shutil.copytree(staged / name, source / name, ignore=shutil.ignore_patterns('*.c'))
         for library in staged.glob('*.so'):
-            shutil.copy2(library, source / library.name)
+            fresh = source / f'new_{library.name}'
+            shutil.copy2(library, fresh)
+            fresh.replace(source / library.name)    # not written in place: a node that runs has it mapped
 
     @staticmethod
     def prefix_files(python_dir: Path) -> list[tuple[str, list[str]]]:
