@@ -1,6 +1,5 @@
 """What a frame step and a token of an answer cannot beat on a board that need not be here: counts over its maker's figures."""
 import argparse
-import sys
 
 import numpy as np
 import torch
