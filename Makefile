@@ -11,8 +11,9 @@ PYTHON ?= $(or $(shell for p in python3.11 python3.12 python3.10; do \
 VENV ?= .venv
 PIP_ARGS ?=
 PYTEST_ARGS ?=
-# So many tests at once. A file's tests stay together, in order: they share fixtures.
-TEST_WORKERS ?= $(shell cores=$$(OMP_NUM_THREADS= nproc); echo $$(( cores < 2 ? cores : 2 )))
+# So many tests at once: one more than two cores could, for a third of the time a test waits for a peer. A file's tests stay
+# together, in order: they share fixtures.
+TEST_WORKERS ?= $(shell cores=$$(OMP_NUM_THREADS= nproc); echo $$(( cores < 2 ? cores : 3 )))
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 # Of `make faults` and `make soak`: what is chosen at random, and how long.

@@ -303,7 +303,7 @@ def in_file(store) -> int:
 
 
 def test_the_disk_takes_for_pictures_what_was_measured_of_the_first_ones(backbone, tmp_path):
-    """The plan from the mean of the first 40 pictures, as /diagnostics tells it, against what 240 more take."""
+    """The plan from the mean of the first 40 pictures, as /diagnostics tells it, against what 120 more take."""
     random = np.random.default_rng(0)
     frames = [cv2.resize(random.integers(0, 256, (18 + number % 30, 40, 3), dtype=np.uint8), (176, 128)) for number in range(139)]
     taken = {}
@@ -311,9 +311,9 @@ def test_the_disk_takes_for_pictures_what_was_measured_of_the_first_ones(backbon
         with Node(backbone, tmp_path / f'memory {width}', quota=10**9, width=width) as node:
             node.watch(frames, 0, 80)
             before, mean = in_file(node.disk._store), node.darkroom.facts()['picture_disk_kb']
-            node.watch(frames, 80, 560)
+            node.watch(frames, 80, 320)
             taken[width] = in_file(node.disk._store) - before
-    assert taken[176] - taken[0] == pytest.approx(240 * mean * 1e3, rel=.03)
+    assert taken[176] - taken[0] == pytest.approx(120 * mean * 1e3, rel=.03)
 
 
 def own_memory() -> float:

@@ -220,7 +220,6 @@ def test_a_person_watches_asks_looks_and_is_told_and_the_page_outlives_the_node(
 
     live.node.stop(signal.SIGKILL)
     page.get_by_text('Nothing heard of statekv').wait_for()
-    asked = len(live.graph.answers)
     live.start_node()
     page.locator('.sk-banner').wait_for(state='hidden')
     page.locator('.sk-header').get_by_text('active', exact=True).wait_for()
@@ -228,7 +227,6 @@ def test_a_person_watches_asks_looks_and_is_told_and_the_page_outlives_the_node(
     other.get_by_label('question', exact=True).fill('which room are you in?')
     other.keyboard.press('Enter')
     page.locator('.sk-list').get_by_text('which room are you in?').wait_for()
-    live.graph.wait(lambda: len(live.graph.answers) > asked, 'an answer of the new node')
     other.wait_for_function('document.querySelectorAll(".sk-evidences button").length > 0')
     page.get_by_role('button', name='remove: what is in view?').click()
     page.locator('.sk-row').wait_for(state='detached')
