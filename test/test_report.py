@@ -134,6 +134,14 @@ def test_a_report_has_a_page_a_table_and_numbers(jobs, tmp_path):
     assert again == report and (tmp_path / 'again/index.html').read_text() == page
 
 
+def test_a_policy_has_one_colour_whatever_the_model_and_every_line_a_marker_of_its_own():
+    policies = [{'model': model, 'policy': policy, 'mode': 'offline'} for model in ('small', 'large') for policy in 'abcdef']
+    styles = figures.styles(policies)
+    colours = [style['color'] for style in styles]
+    assert colours[:6] == colours[6:] and len(set(colours)) == 6
+    assert len({style['marker'] for style in styles}) == 12
+
+
 def test_a_run_without_answers_still_has_a_report(tmp_path):
     write_report([job('a', 'full', [])], RUN, tmp_path)
     assert '<table' in (tmp_path / 'index.html').read_text()

@@ -369,9 +369,10 @@ def test_weights_stored_in_few_bits_are_not_quantised_again(tiny_model_dir, tmp_
     assert repr(method) in said and 'set the parameter "weights" to as_stored' in said
 
 
-def test_what_torchao_says_of_itself_stays_out_of_the_log():
+@pytest.mark.parametrize('module', ['statekv_ros.backbones', 'statekv_ros.patrol.make'])
+def test_what_torchao_says_of_itself_stays_out_of_the_log(module):
     pytest.importorskip('torchao', reason='torchao is not installed: pip install "statekv_ros[weights]"')
-    code = ("import statekv_ros.backbones, torchao, logging; "
+    code = (f"import {module}, torchao, logging; "
             "logging.getLogger('torchao').warning('int4 is slow here'); logging.getLogger('torch.utils._pytree').warning('other')")
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, check=True)
     lines = done.stderr.splitlines()

@@ -1,5 +1,5 @@
 """Model families: `load_backbone` picks the adapter from the checkpoint's config."""
-import statekv_ros.backbones.quiet  # noqa: F401, before Transformers is imported
+import statekv_ros.quiet  # noqa: F401, before Transformers is imported
 from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, TokenInputs
 from statekv_ros.backbones.checkpoint import load_checkpoint, read_advice, read_config
 from statekv_ros.backbones.checks import as_model_error

@@ -16,8 +16,15 @@ _SIZE = 7.2, 4.2
 
 
 def style(index: int) -> dict[str, Any]:
-    """Colour and marker of the index-th policy."""
+    """Colour and marker of the index-th line."""
     return {'color': COLOURS[index % len(COLOURS)], 'marker': MARKERS[index % len(MARKERS)]}
+
+
+def styles(policies: Sequence[dict]) -> list[dict[str, Any]]:
+    """A colour for each policy, the same whatever the model, and a marker for each line."""
+    names = list(dict.fromkeys((policy['policy'], policy['mode']) for policy in policies))
+    return [style(index) | {'color': style(names.index((policy['policy'], policy['mode'])))['color']}
+            for index, policy in enumerate(policies)]
 
 
 def svg(figure: Figure) -> str:
@@ -53,12 +60,12 @@ def attempt(name: str, draw: Callable[..., str], *arguments) -> str:
 def accuracy_against_cost(policies: Sequence[dict]) -> str:
     """Accuracy over the mean FLOPs of a step, and the front of those that no other beats in both."""
     figure, axes = new_axes('Accuracy against the cost of watching', 'GFLOP per frame step (mean)', 'right answers (95 % interval)')
-    shown = [(i, p) for i, p in enumerate(policies) if p['step_flops'] and p['overall']['n']]
-    for index, policy in shown:
+    shown = [(s, p) for s, p in zip(styles(policies), policies) if p['step_flops'] and p['overall']['n']]
+    for its_style, policy in shown:
         right = policy['overall']
         axes.errorbar(policy['step_flops'] / 1e9, right['right'],
                       [[right['right'] - right['low']], [right['high'] - right['right']]], capsize=2, linestyle='none',
-                      label=label(policy), **style(index))
+                      label=label(policy), **its_style)
     front, best = [], -1.
     for _, policy in sorted(shown, key=lambda entry: (entry[1]['step_flops'], -entry[1]['overall']['right'])):
         if policy['overall']['right'] > best:
@@ -79,12 +86,12 @@ def cost_over_frames(policies: Sequence[dict]) -> str:
     name, unit, scale = ('ms', 'ms per frame step (median)', 1) if timed else ('flops', 'GFLOP per frame step', 1e9)
     figure, axes = new_axes('Cost of a frame step as the stream grows', 'frame step', unit)
     told = set()
-    for index, policy in enumerate(policies):
+    for its_style, policy in zip(styles(policies), policies):
         cost = [(x, y / scale) for x, y in zip(policy['cost_over_step']['step'], policy['cost_over_step'][name]) if y is not None]
         if cost and (watched := (policy.get('model'), policy['prefill'], policy['mode'])) not in told:
             told.add(watched)
             axes.plot(*zip(*cost), linewidth=1.4, markersize=4, markevery=max(1, len(cost) // 8),
-                      label=label(policy).partition(' ×')[0] + (' (online)' if policy['mode'] == 'online' else ''), **style(index))
+                      label=label(policy).partition(' ×')[0] + (' (online)' if policy['mode'] == 'online' else ''), **its_style)
     axes.set_ylim(bottom=0)
     return finished(figure, axes)
 
@@ -94,10 +101,10 @@ def accuracy_by_age(policies: Sequence[dict]) -> str:
     figure, axes = new_axes('Accuracy by the age of the fact', 'seconds since the fact was in view', 'right answers')
     names = list(dict.fromkeys((age['from_s'], age['to_s']) for policy in policies for age in policy['ages']))
     names.sort(key=lambda span: span[0])
-    for index, policy in enumerate(policies):
+    for its_style, policy in zip(styles(policies), policies):
         points = [(names.index((age['from_s'], age['to_s'])), age['right']) for age in policy['ages']]
         if points:
-            axes.plot(*zip(*points), linewidth=1.2, markersize=5, label=label(policy), **style(index))
+            axes.plot(*zip(*points), linewidth=1.2, markersize=5, label=label(policy), **its_style)
     axes.set_xticks(range(len(names)), [f'{begin:g}-{end:g}' if end else f'{begin:g}+' for begin, end in names])
     axes.set_ylim(0, 1.02)
     return finished(figure, axes)

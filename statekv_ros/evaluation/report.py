@@ -65,7 +65,7 @@ def render(template: str | Path, **values) -> str:
 
 def _page(report: dict, jobs: Sequence[dict], videos: Sequence[Video]) -> str:
     summary = report['summary']
-    policies = [policy | {'style': figures.style(index)} for index, policy in enumerate(summary['policies'])]
+    policies = [policy | {'style': style} for policy, style in zip(summary['policies'], figures.styles(summary['policies']))]
     first = headline(policies)
     shown = first['ours'] or first['best']
     return render('report.html.j2', run=report['run'], summary=summary, policies=policies, reference=REFERENCE, errors=report['errors'],
