@@ -42,6 +42,7 @@ _PARAMETERS = {
     'front.topic': ('/x',), 'use_sim_time': (1,)}
 _SANE = {'max_tokens': 12, 'answer_timeout_s': 20.0, 'evidence_frames': 8, 'slice_tokens': 4, 'max_question_chars': 8192,
          'stale_after_s': 2.0, 'answer_policy': 'all', 'front.rate_hz': 1000.0}
+_UNCONFIGURED = {'model': PARAMETERS['model'], 'front.topic': '/front/image_raw'}
 _VALUE_TYPES = (10, 77, 255)        # of a ParameterValue; there are 0 to 9
 _TRANSITIONS = (Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP, Transition.TRANSITION_CONFIGURE,
                 Transition.TRANSITION_ACTIVATE, Transition.TRANSITION_ACTIVATE, 99)
@@ -180,9 +181,8 @@ class _Storm:
 
     def recover(self) -> None:
         """Sane parameters and active again: then an image is watched and a question answered."""
-        # Only an unconfigured node takes another model; in any other state it has loaded the one that it names.
-        unconfigured = {'model': PARAMETERS['model']} if self.subject.state() == 'unconfigured' else {}
-        for name, value in (_SANE | unconfigured).items():
+        # Only an unconfigured node takes another model or topic; in any other state it has loaded the one that it names.
+        for name, value in (_SANE | (_UNCONFIGURED if self.subject.state() == 'unconfigured' else {})).items():
             self._set_parameter(name, value)
         self.subject.activate()
         self.show()
