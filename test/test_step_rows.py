@@ -88,6 +88,7 @@ def test_steps_below_the_device_and_on_it_are_one_sequence(rows):
     for part in (slice(0, 300), slice(200, 240), slice(5, 9), slice(230, None), slice(-3, None), slice(4, 2)):
         assert list(steps[part]) == right[part]
     assert list(by_stretch(steps)) == [(0, 100), (100, 200), (200, 300)]
+    assert list(steps.poses()) == [step.record.pose for step in right if step.record.pose is not None]
     records = Records(steps).and_one(step_of(300).record)
     assert list(records) == [*(step.record for step in right), step_of(300).record] and records[300] == step_of(300).record
     assert list(records[298:]) == [step_of(number).record for number in (298, 299, 300)]

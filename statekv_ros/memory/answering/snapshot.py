@@ -153,7 +153,7 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
     if policy.kind == 'last':
         steps = _newest(steps, policy.last_frames - len(pending))
     if not steps and not pending:
-        raise _nothing(asked, Records(detailed.steps()), cut)
+        raise _nothing(asked, detailed.steps(), cut)
     records = Records(steps)
     frames = held_frames if everything else int(records.column('frames').sum())
     by_pages = Snapshot(seen, policy, detailed.prefix(), steps, records, frames)
@@ -171,7 +171,7 @@ def _newest(steps: HeldSteps, frames: int) -> HeldSteps:
     return steps[len(steps) - count:]
 
 
-def _nothing(seen: Seen, held: Records, cut: Cut) -> QuestionError:
+def _nothing(seen: Seen, held: HeldSteps, cut: Cut) -> QuestionError:
     """What to say where no frame is within a cut; `held`: all steps, `seen` with the frames that wait."""
     waiting, place = seen.pending.stamps_ns, cut.place
     first = min([*held.column('first_stamp_ns').tolist(), *waiting], default=0)
@@ -179,15 +179,15 @@ def _nothing(seen: Seen, held: Records, cut: Cut) -> QuestionError:
     of_span = f'no frame between {cut.first_ns} and {cut.last_ns} ns: the memory covers header stamps {first} to {last} ns'
     if place is None:
         return QuestionError(of_span, Code.NOTHING_SEEN)
-    poses = [*(record.pose for record in held), seen.pending.pose]
-    frames = sorted({pose.frame_id for pose in poses if pose is not None})
+    poses = [*held.poses(), *filter(None, [seen.pending.pose])]
+    frames = sorted({pose.frame_id for pose in poses})
     if not frames:
         return QuestionError(f'no frame can be told to be within {place}: no step has a pose (parameters "pose.topic" and '
                              '"pose.target_frame")', Code.UNKNOWN_FRAME)
     if place.frame_id not in frames:
         return QuestionError(f'no step has a pose in frame {place.frame_id!r}: there are poses in {", ".join(frames)}',
                              Code.UNKNOWN_FRAME)
-    nearest = min(place.distance_m(pose) for pose in poses if pose is not None and pose.frame_id == place.frame_id)
+    nearest = min(place.distance_m(pose) for pose in poses if pose.frame_id == place.frame_id)
     if nearest <= place.radius_m:
         return QuestionError(f'no frame between {cut.first_ns} and {cut.last_ns} ns within {place}, but at other times',
                              Code.NOTHING_SEEN)

@@ -9,6 +9,7 @@ import numpy as np
 from statekv_ros.memory.cut import Cut
 from statekv_ros.memory.detailed.pages import HeldStep
 from statekv_ros.memory.detailed.step_rows import StepRows, cut_out
+from statekv_ros.memory.pose import Pose
 from statekv_ros.memory.records import StepRecord
 
 
@@ -37,6 +38,10 @@ class HeldSteps(Sequence[HeldStep]):
         """As `StepRows.column`."""
         near = (getattr(step if name in ('page', 'turn') else step.record, name) for step in self._near)
         return np.concatenate([self._far.column(name), np.fromiter(near, np.int64, len(self._near))])
+
+    def poses(self) -> Iterator[Pose]:
+        """As `StepRows.poses`."""
+        return chain(self._far.poses(), (step.record.pose for step in self._near if step.record.pose is not None))
 
     def within(self, cut: Cut) -> HeldSteps:
         """Those that belong to it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 import numpy as np
@@ -89,6 +89,10 @@ class StepRows(Sequence[HeldStep]):
         self._places[:, at] = *pose.position, *pose.orientation
         covariance = None if pose.covariance is None else shared(np.array(pose.covariance, np.float64).tobytes())
         self._told[:, at] = sys.intern(pose.frame_id), covariance
+
+    def poses(self) -> Iterator[Pose]:
+        """Of those whose pose is known."""
+        return filter(None, map(self._pose, self._at)) if self._told is not None else iter(())
 
     def within(self, cut: Cut) -> StepRows:
         """Those that belong to it."""
