@@ -51,7 +51,7 @@ def stream_of(backbone, frames, count: int, form: str = 'int4', begin: int = 0, 
 
 
 def held(stream: VideoStream) -> list:
-    return list(stream.detailed.steps())
+    return stream.detailed.steps(lambda record: True)
 
 
 def stored_pages(stream: VideoStream) -> dict[int, list[torch.Tensor]]:

@@ -267,8 +267,10 @@ class DetailedCache:
         """Every step held, oldest first, without the prefix."""
         return (step.record for step in self._held())
 
-    def steps(self) -> HeldSteps:
-        """Every step held at this moment, oldest first, without the prefix."""
+    def steps(self, wanted: Callable[[StepRecord], bool] | None = None) -> HeldSteps:
+        """All wanted steps (None: all) of this moment, oldest first, without the prefix."""
+        if wanted is not None:
+            return HeldSteps(near=[step for step in self._held() if wanted(step.record)])
         near = list(self._near())
         return HeldSteps(self.far.steps[:], near) if self.far else HeldSteps(near=near)
 
