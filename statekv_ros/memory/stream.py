@@ -192,6 +192,7 @@ class VideoStream:
     def locate_again(self) -> None:
         """Give steps, and frames that wait, the poses that were told since they came; costs little where there are none."""
         for step, pose in self.late.look(self.locate, self.pending):
+            self.detailed.place(step, pose)
             if self.saving is not None:
                 self.saving.place(step, pose)
 
@@ -315,7 +316,7 @@ class VideoStream:
         pose, settled = self.locate(stamps_ns, False)
         record = replace(record, pose=pose or pending.pose)
         self._remember(record, inputs)
-        self.late.note(self.detailed.newest, stamps_ns, settled)
+        self.late.note(record, stamps_ns, settled)
         return StepReport(record.step, record.segment, record.first_stamp_ns, record.last_stamp_ns, record.frames,
                           pending.preprocess_ms, 0.0, 0.0, 0.0, record.tokens,
                           self.prefill_policy.budget, self.state_tokens, self.detailed_tokens, self.detailed_bytes,

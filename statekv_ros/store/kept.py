@@ -28,10 +28,9 @@ class KeptCamera:
         """Raises StoreError where a record is damaged."""
         self.tier = tier
         self._store, self._camera = store, camera
-        headers = [(step, header) for step, header in store.steps(camera) if step >= 0]
-        self._untrimmed = [step for step, header in headers if header.get('raw', True)] if tier.packed else []
+        self._untrimmed: list[int] = []
         self._packed_to = -1
-        tier.attach(store, camera, headers)
+        tier.attach(store, camera, self._headers())
 
     def save(self, steps: Iterable[SavedStep], packed: Iterable[tuple[int, torch.Tensor]], needed: int) -> Iterator[tuple[str, int]]:
         """Store what a frame changed, as the result is gone through.
@@ -54,6 +53,14 @@ class KeptCamera:
         """Store where steps were seen that are there already; otherwise as `save`."""
         for step, pose in poses:
             yield from self._store.amend(self._camera, step, {'pose': pose.saved()}, {})
+
+    def _headers(self) -> Iterator[tuple[int, dict]]:
+        """Of what is there already; notes what is to be trimmed."""
+        for step, header in self._store.headers(self._camera):
+            if step >= 0:
+                if self.tier.packed and header.get('raw', True):
+                    self._untrimmed.append(step)
+                yield step, header
 
     def _put(self, steps: Iterable[SavedStep]) -> Iterator[tuple[str, int]]:
         for step in steps:

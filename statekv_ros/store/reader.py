@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 2      # 1 had records that were not deflated; they can be read
 ABOUT, RECORDS, VALUES = b'about', b'records', b'values'      # in LMDB's main table: what made it, and two tables
+_AT_ONCE = 256          # records that are read in one transaction
 
 
 class StoreReader:
@@ -79,18 +81,34 @@ class StoreReader:
         Raises:
             StoreError: a record is damaged.
         """
-        return [(step, self._whole(record, f'step {step} of {camera!r}').header)
-                for step, record in self.records(camera).items()]
+        return list(self.headers(camera))
+
+    def headers(self, camera: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """As `steps`, one after the other: all headers of hours are hundreds of MB."""
+        return ((step, self._whole(record, f'step {step} of {camera!r}').header) for step, record in self.each(camera))
 
     def records(self, camera: str) -> dict[int, Record | None]:
         """The record of each step of a camera, oldest first; None for one that is damaged."""
-        prefix, found = step_prefix(camera), {}
+        return dict(self.each(camera))
+
+    def each(self, camera: str) -> Iterator[tuple[int, Record | None]]:
+        """As `records`, one after the other. What is written or leaves meanwhile may be among them or not."""
+        prefix = key = step_prefix(camera)
+        while key:
+            found, key = self._some(prefix, key)
+            yield from ((camera_and_step(key)[1], _decoded(value)) for key, value in found)
+
+    def _some(self, prefix: bytes, key: bytes) -> tuple[list[tuple[bytes, bytes]], bytes | None]:
+        """Some records, encoded, by their keys from `key` on, and the key that comes next; None behind the last of a prefix."""
+        found = []
         with self._reading() as transaction, transaction.cursor(self._records) as cursor:
-            more = cursor.set_range(prefix)
+            more = cursor.set_range(key)
             while more and cursor.key().startswith(prefix):
-                found[camera_and_step(cursor.key())[1]] = _decoded(cursor.value())
+                if len(found) == _AT_ONCE:
+                    return found, cursor.key()
+                found.append(cursor.item())
                 more = cursor.next()
-        return found
+        return found, None
 
     def runs(self, camera: str, part: str, wanted: Sequence[Run]) -> list[bytes | None]:
         """Bytes of one part of several steps, in one transaction; None where there is no such step or part, or it has another
@@ -114,13 +132,17 @@ class StoreReader:
         """
         return self._load(state_key(camera), f'the state of {camera!r}')
 
-    def load_step(self, camera: str, step: int) -> tuple[dict[str, Any], dict[str, torch.Tensor | bytes]] | None:
-        """Header and all parts of a step, verified; None where there is no such step.
+    def load_step(self, camera: str, step: int, only: str | None = None) -> tuple[
+            dict[str, Any], dict[str, torch.Tensor | bytes]] | None:
+        """Header and all parts of a step (`only` one), verified; None where there is no such step.
 
         Raises:
-            StoreError: it is damaged.
+            StoreError: it is damaged, or has no such part.
         """
-        return self._load(step_key(camera, step), f'step {step} of {camera!r}')
+        found = self._load(step_key(camera, step), f'step {step} of {camera!r}', only)
+        if found and only and only not in found[1]:
+            raise self._has_no(only, camera, step)
+        return found
 
     def load_part(self, camera: str, step: int, part: str) -> torch.Tensor | bytes:
         """One part of a step, verified.
@@ -128,13 +150,10 @@ class StoreReader:
         Raises:
             StoreError: it is damaged, or there is no such step or part.
         """
-        import torch
-        record, values = self._verified(step_key(camera, step), f'step {step} of {camera!r}', bytes, part) or (None, {})
-        if part not in values:
-            raise StoreError(f'{self.folder} has no part {part!r} of step {step} of {camera!r}')
-        described = record.parts[part]
-        return tensor(memoryview(values[part]), getattr(torch, described.dtype), described.shape) if described.dtype else \
-            values[part]
+        found = self.load_step(camera, step, part)
+        if found is None:
+            raise self._has_no(part, camera, step)
+        return found[1][part]
 
     def record(self, camera: str, step: int | None) -> Record | None:
         """The record of a step, or of a camera's state (None); None when there is none.
@@ -152,7 +171,7 @@ class StoreReader:
         """Bytes of the parts of a camera's steps and state; of all cameras by default."""
         total = 0
         for name in [camera] if camera is not None else self.cameras():
-            total += sum(part.bytes for record in [*self.records(name).values(), self._state_record(name)]
+            total += sum(part.bytes for record in chain((record for _, record in self.each(name)), [self._state_record(name)])
                          if record is not None for part in record.parts.values())
         return total
 
@@ -234,15 +253,19 @@ class StoreReader:
                     taken[name] = take(stored)
             return record, taken
 
-    def _load(self, key: bytes, what: str) -> tuple[dict[str, Any], dict[str, torch.Tensor | bytes]] | None:
+    def _load(self, key: bytes, what: str, only: str | None = None) -> tuple[
+            dict[str, Any], dict[str, torch.Tensor | bytes]] | None:
         import torch
-        found = self._verified(key, what, bytes)
+        found = self._verified(key, what, bytes, only)
         if found is None:
             return None
         record, values = found
         return record.header, {
-            name: tensor(memoryview(values[name]), getattr(torch, part.dtype), part.shape) if part.dtype else values[name]
-            for name, part in record.parts.items()}
+            name: tensor(memoryview(value), getattr(torch, part.dtype), part.shape) if part.dtype else value
+            for name, value in values.items() for part in [record.parts[name]]}
+
+    def _has_no(self, part: str, camera: str, step: int) -> StoreError:
+        return StoreError(f'{self.folder} has no part {part!r} of step {step} of {camera!r}')
 
     def _state_record(self, camera: str) -> Record | None:
         with self._reading() as transaction:

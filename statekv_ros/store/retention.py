@@ -1,21 +1,13 @@
 """What a store holds and what it costs, so that it knows which steps leave when the quota is full."""
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+
+from statekv_ros.store.leaving import Held, Leaving, Name
 
 _PAGE_BYTES = 4096              # LMDB's unit on machines with pages of 4 KiB; larger ones only round more
 _TREE_BYTES = 256               # of a value in the tree: its entry in half-filled pages, twice
 _RECORD_COST = 1024             # of the record of a step: deflated, several share a page
 # Room that stays unused: what left since the last flush and in the two newest commits cannot be used again yet.
 _SPARE_SHARE, _SPARE_STEPS = 100, 4
-
-Name = tuple[str, int | None]   # camera and step; None: its state
-
-
-class Held(NamedTuple):
-    """One step or state: its place in the order of first arrival, and the bytes of the file that it takes."""
-    age: int
-    cost: int
 
 
 def value_cost(size: int) -> int:
@@ -38,7 +30,7 @@ class Retention:
 
     def __init__(self, quota_bytes: int):
         self.quota_bytes = quota_bytes
-        self._leaving: OrderedDict[Name, Held] = OrderedDict()      # in the order of age
+        self._leaving = Leaving()
         self._staying: dict[Name, Held] = {}
         self._total = 0
         self._largest = 0
@@ -95,5 +87,5 @@ class Retention:
             cost -= held.cost
         return found
 
-    def _table(self, name: Name) -> dict[Name, Held]:
+    def _table(self, name: Name) -> dict[Name, Held] | Leaving:
         return self._staying if name[1] is None or name[1] < 0 else self._leaving

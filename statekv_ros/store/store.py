@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,10 @@ from statekv_ros.store.anchor import Anchor, put_back, was_flushed
 from statekv_ros.store.folder import DATA, WriterLock, make_folder, make_reader_table, told, torn
 from statekv_ros.store.holders import Holder, holders
 from statekv_ros.store.opening import about, begin, extend, require_identity
+from statekv_ros.store.leaving import Held, Name
 from statekv_ros.store.reader import ABOUT, StoreReader
 from statekv_ros.store.records import describe, part_key, raw, state_key, step_key
-from statekv_ros.store.retention import Held, Name, Retention, cost_of
+from statekv_ros.store.retention import Retention, cost_of
 from statekv_ros.store.walk import require_walkable
 
 if TYPE_CHECKING:
@@ -306,7 +308,7 @@ class MemoryStore(StoreReader):
         with told(self.folder, but=lmdb.MapFullError), self._environment.begin(write=True) as transaction:
             for name in names:
                 self._delete(transaction, name)
-        self._left += sum(map(self._retention.remove, names)) + _TREE_BYTES
+        self._left += sum(map(self._retention.remove, reversed(names))) + _TREE_BYTES     # at the end nothing moves for it
         self._dirty = True
 
     def _touch(self) -> None:
@@ -336,11 +338,10 @@ class MemoryStore(StoreReader):
     def _load_retention(self, quota_bytes: int) -> Retention:
         found = []
         for camera in self.cameras():
-            records = {(camera, step): record for step, record in self.records(camera).items()}
             state = self._state_record(camera)
-            for name, record in {**records, **({(camera, None): state} if state else {})}.items():
-                record = self._whole(record, f'step {name[1]} of {camera!r}')
-                found.append((name, Held(record.age, cost_of(part.bytes for part in record.parts.values()))))
+            for step, record in chain(self.each(camera), [(None, state)] if state else ()):
+                record = self._whole(record, f'step {step} of {camera!r}')
+                found.append(((camera, step), Held(record.age, cost_of(part.bytes for part in record.parts.values()))))
         retention = Retention(quota_bytes)
         for name, held in sorted(found, key=lambda pair: pair[1].age):
             retention.add(name, held)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from statekv_ros.errors import StoreError
 from statekv_ros.store.reader import StoreReader
+from statekv_ros.store.step_set import StepSet
 
 if TYPE_CHECKING:       # `statekv-memory` looks into a memory without loading torch
     from statekv_ros.memory.detailed.tiers import Run
@@ -29,7 +30,7 @@ class DiskTier:
         self.packed = packed
         self._store: StoreReader | None = None
         self._camera = ''
-        self._steps: set[int] = set()
+        self._steps = StepSet()
         self._gone: deque[int] = deque()
 
     def attach(self, store: StoreReader, camera: str, headers: Iterable[tuple[int, dict]]) -> None:
@@ -39,8 +40,8 @@ class DiskTier:
             headers: of the steps that it has of the camera.
         """
         self._store, self._camera = store, camera
-        self._steps = {step for step, header in headers
-                       if (header.get(PACKED, False) if self.packed else header.get('raw', True))}
+        self._steps = StepSet(step for step, header in headers
+                              if (header.get(PACKED, False) if self.packed else header.get('raw', True)))
 
     def detach(self) -> None:
         """Hold nothing any more."""

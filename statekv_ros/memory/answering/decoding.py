@@ -167,10 +167,10 @@ class Answering:
             self._read(self._prefix)
             ordinal += self._prefix.tokens
         inputs = self._backbone.encode(pending.frames, pending.seconds, self._position + seen.shift, seen.frame_number)
-        self._records = [*self._records, StepRecord(
+        self._records = self._records.and_one(StepRecord(
             seen.step_number, pending.segment, pending.stamps_ns[0], pending.stamps_ns[-1], len(pending), ordinal,
             inputs.tokens, inputs.visual_start, inputs.visual_tokens, inputs.start, inputs.next_position,
-            pending.pose)]
+            pending.pose))
         self._read(self._backbone.shifted(inputs, seen.shift))
         self._waiting_half_step = False
         self._require_positions()

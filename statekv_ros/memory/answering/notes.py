@@ -4,14 +4,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from statekv_ros.memory.detailed.pages import HeldStep
-from statekv_ros.memory.records import Evidence, StepRecord
+from statekv_ros.memory.detailed.held import HeldSteps, Records
+from statekv_ros.memory.records import Evidence
 
 
 class Notes:
     """Softmax mass, summed over layers and query heads: for each token of parts and tail, for each page of those chosen."""
 
-    def __init__(self, device: torch.device, ordinal: int, steps: Sequence[HeldStep]):
+    def __init__(self, device: torch.device, ordinal: int, steps: HeldSteps):
         """
         Args:
             ordinal: stream index of the first token of the tail.
@@ -71,7 +71,7 @@ class Notes:
             self._add_newest(-1)
         self._forget_newest()
 
-    def evidence(self, records: Sequence[StepRecord], limit: int, parts: list, tail_tokens: int) -> tuple[Evidence, ...]:
+    def evidence(self, records: Records, limit: int, parts: list, tail_tokens: int) -> tuple[Evidence, ...]:
         """The most attended steps among `records`, greatest share first.
 
         Only visual tokens count: the prefix, timestamps and delimiters draw attention whatever they stand beside.
@@ -81,7 +81,7 @@ class Notes:
         tokens = [*((part.view.ordinal, part.mass) for part in parts), tail]
         return self._most_attended(records, limit, pages, self._pages[pages], tokens)
 
-    def newest_evidence(self, records: Sequence[StepRecord], limit: int) -> tuple[Evidence, ...]:
+    def newest_evidence(self, records: Records, limit: int) -> tuple[Evidence, ...]:
         """The same by what the newest forward pass added."""
         pages, masses = self._newest_pages()
         tokens = [(ordinals, mass) for _, mass, ordinals in self._of_parts]
@@ -90,14 +90,14 @@ class Notes:
             tokens.append((self._tail_ordinals(len(tail)), tail))
         return self._most_attended(records, limit, pages, masses, tokens)
 
-    def _most_attended(self, records: Sequence[StepRecord], limit: int, pages: torch.Tensor, page_masses: torch.Tensor,
+    def _most_attended(self, records: Records, limit: int, pages: torch.Tensor, page_masses: torch.Tensor,
                        tokens: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[Evidence, ...]:
         """tokens: stream indices and masses, of one shape."""
         if not records or limit <= 0:
             return ()
         # Steps whose pages are chosen are the first of `records`. There may be many, so none is looked at by itself.
         if self._step_pages is None:
-            self._step_pages = np.fromiter((step.page for step in self._steps), np.int64, len(self._steps)) - self._first_page
+            self._step_pages = self._steps.column('page') - self._first_page
         step = np.searchsorted(self._step_pages, pages.cpu().numpy(), 'right') - 1
         masses = np.bincount(step, page_masses.double().cpu().numpy(), len(records)).astype(float)    # of nothing, it is of int
         if len(records) > len(self._steps):
@@ -108,13 +108,13 @@ class Notes:
         return tuple(Evidence(record.first_stamp_ns, record.last_stamp_ns, share, record.pose, record.step)
                      for record, share in looked_at)
 
-    def _by_tokens(self, records: Sequence[StepRecord],
+    def _by_tokens(self, records: Records,
                    tokens: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         """Mass of each record's visual tokens, [records] fp64."""
         if self._spans is None or len(self._spans[0]) != len(records):
-            device = self._tail.device
-            starts = torch.tensor([r.first_ordinal + r.visual_start for r in records], device=device)
-            self._spans = starts, starts + torch.tensor([r.visual_tokens for r in records], device=device)
+            starts = records.column('first_ordinal') + records.column('visual_start')
+            self._spans = tuple(torch.from_numpy(ordinals).to(self._tail.device) for ordinals in (
+                starts, starts + records.column('visual_tokens')))
         starts, ends = self._spans
         per_step = torch.zeros(len(records), dtype=torch.float64, device=starts.device)
         for ordinal, mass in tokens:

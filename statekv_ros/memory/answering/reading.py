@@ -13,8 +13,9 @@ from statekv_ros.memory.answering.choosing import FixedPages, PageChooser, turns
 from statekv_ros.memory.answering.notes import Notes
 from statekv_ros.memory.answering.snapshot import Snapshot
 from statekv_ros.memory.detailed.cache import DetailedCache
-from statekv_ros.memory.detailed.pages import HeldStep, MemoryView
-from statekv_ros.memory.records import Evidence, StepRecord
+from statekv_ros.memory.detailed.held import HeldSteps, Records
+from statekv_ros.memory.detailed.pages import MemoryView
+from statekv_ros.memory.records import Evidence
 
 _FIRST_CAPACITY = 64
 MOST_SCORES = 2**25     # of one tensor of scores, in fp32: a long question is read in parts, whatever the memory holds
@@ -64,7 +65,7 @@ class Reading:
 
     def __init__(self, backbone: Backbone, cancelled: Callable[[], bool], parts: Sequence[Part] = (), ordinal: int = 0,
                  detailed: DetailedCache | None = None, pages: PageChooser | FixedPages | None = None,
-                 steps: Sequence[HeldStep] = ()):
+                 steps: HeldSteps = HeldSteps()):
         """
         Args:
             cancelled: looked at once per layer; when true, the pass ends with `Interrupted`.
@@ -174,12 +175,12 @@ class Reading:
                 self._notes.add_pages(pages, mass)
         return whole.output.reshape(query.shape).to(query.dtype)
 
-    def evidence(self, records: Sequence[StepRecord], limit: int) -> tuple[Evidence, ...]:
+    def evidence(self, records: Records, limit: int) -> tuple[Evidence, ...]:
         """The most attended steps among `records`, greatest share first; see `Notes`."""
         parts = {id(part): part for parts in self._parts.values() for part in parts}.values()    # layers may share them
         return self._notes.evidence(records, limit, list(parts), self._tail_tokens)
 
-    def newest_evidence(self, records: Sequence[StepRecord], limit: int) -> tuple[Evidence, ...]:
+    def newest_evidence(self, records: Records, limit: int) -> tuple[Evidence, ...]:
         """As `evidence`, of the newest token alone."""
         return self._notes.newest_evidence(records, limit)
 
@@ -252,4 +253,4 @@ def read_snapshot(snapshot: Snapshot) -> Reading:
         layout = seen.backbone.layout
         pages = FixedPages(seen.detailed.pages, steps, turns_of(snapshot, steps), layout.kv_heads, layout.device)
     return Reading(seen.backbone, seen.cancelled, parts, seen.ordinal, seen.detailed, pages,
-                   steps if pages or seen.detailed.by_pages else ())
+                   steps if pages or seen.detailed.by_pages else HeldSteps())

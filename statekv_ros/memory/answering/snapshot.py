@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import attrgetter
@@ -12,11 +12,13 @@ import torch
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.errors import Code, QuestionError
 from statekv_ros.memory.carried.positions import PositionPolicy
+from statekv_ros.memory.cut import Cut
 from statekv_ros.memory.detailed.cache import DetailedCache
-from statekv_ros.memory.detailed.pages import HeldStep, MemoryView
+from statekv_ros.memory.detailed.held import HeldSteps, Records
+from statekv_ros.memory.detailed.pages import MemoryView
 from statekv_ros.memory.intake import PendingFrames
 from statekv_ros.memory.policies import AnswerPolicy
-from statekv_ros.memory.pose import Place, Pose
+from statekv_ros.memory.pose import Place
 from statekv_ros.memory.records import StepRecord
 
 
@@ -47,20 +49,6 @@ class Seen:
     is_current: Callable[[], bool]
 
 
-class _Records(Sequence[StepRecord]):
-    """Records of these steps, looked up when they are asked for: over hours nobody looks at them all."""
-
-    def __init__(self, steps: list[HeldStep]):
-        self._steps = steps
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def __getitem__(self, index: int | slice) -> StepRecord | list[StepRecord]:
-        found = self._steps[index]
-        return [step.record for step in found] if isinstance(index, slice) else found.record
-
-
 @dataclass(frozen=True)
 class Snapshot:
     """The readable part of a memory at one moment; later frames do not change it. What the memory forgets meanwhile to make room
@@ -78,8 +66,8 @@ class Snapshot:
     seen: Seen
     policy: AnswerPolicy
     views: list[MemoryView]
-    steps: list[HeldStep]
-    records: Sequence[StepRecord]
+    steps: HeldSteps
+    records: Records
     record_frames: int
     earlier_frames: int = 0
     earlier_ns: int | None = None
@@ -149,37 +137,32 @@ def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int 
     begin, end = span
     if begin is not None and end is not None and end < begin:
         raise QuestionError(f'time span ends at {end} ns, before it begins at {begin} ns')
-    whole = begin is None and end is None and place is None
-    if policy.kind == 'state' and not whole:
+    cut = Cut(begin, end, place)
+    if policy.kind == 'state' and not cut.whole:
         raise QuestionError('answer policy "state" cannot be cut to a time span or a place: use "all" or "last(n)"')
-
-    def within(first_ns: int, last_ns: int, pose: Pose | None) -> bool:
-        return (begin is None or last_ns >= begin) and (end is None or first_ns <= end) and (place is None or place.holds(pose))
-
     pending = PendingFrames()
-    if seen.pending and within(seen.pending.stamps_ns[0], seen.pending.stamps_ns[-1], seen.pending.pose):
+    if seen.pending and cut.takes(seen.pending.stamps_ns[0], seen.pending.stamps_ns[-1], seen.pending.pose):
         pending = seen.pending.copy()
     asked, seen = seen, replace(seen, pending=pending)
     held_frames = seen.frame_number - detailed.forgotten_frames
     if policy.kind == 'state':
-        return Snapshot(seen, policy, [MemoryView(*seen.carried())], [], list(detailed.records()), held_frames,
+        return Snapshot(seen, policy, [MemoryView(*seen.carried())], HeldSteps(), Records(detailed.steps()), held_frames,
                         detailed.forgotten_frames, detailed.forgotten_first_ns)
-    everything = whole and policy.kind != 'last'
-    steps = detailed.steps() if whole else \
-        detailed.steps(lambda record: within(record.first_stamp_ns, record.last_stamp_ns, record.pose))
+    everything = cut.whole and policy.kind != 'last'
+    steps = detailed.steps() if cut.whole else detailed.steps().within(cut)
     if policy.kind == 'last':
         steps = _newest(steps, policy.last_frames - len(pending))
     if not steps and not pending:
-        raise _nothing(asked, list(detailed.records()), begin, end, place)
-    records = _Records(steps)
-    frames = held_frames if everything else sum(record.frames for record in records)
+        raise _nothing(asked, detailed.steps(), cut)
+    records = Records(steps)
+    frames = held_frames if everything else int(records.column('frames').sum())
     by_pages = Snapshot(seen, policy, detailed.prefix(), steps, records, frames)
     if policy.retrieves or by_pages.chooses_pages or detailed.by_pages:
         return by_pages
-    return Snapshot(seen, policy, detailed.views(steps, seen.position - seen.positions.limit), [], records, frames)
+    return Snapshot(seen, policy, detailed.views(steps, seen.position - seen.positions.limit), HeldSteps(), records, frames)
 
 
-def _newest(steps: list[HeldStep], frames: int) -> list[HeldStep]:
+def _newest(steps: HeldSteps, frames: int) -> HeldSteps:
     """Whole steps, as few as hold the newest `frames` frames."""
     count = 0
     while count < len(steps) and frames > 0:
@@ -188,23 +171,24 @@ def _newest(steps: list[HeldStep], frames: int) -> list[HeldStep]:
     return steps[len(steps) - count:]
 
 
-def _nothing(seen: Seen, held: list[StepRecord], begin: int | None, end: int | None, place: Place | None) -> QuestionError:
-    """What to say where no frame is within a span and at a place; `held`: all steps, `seen` with the frames that wait."""
-    waiting = seen.pending.stamps_ns
-    first = min([*(record.first_stamp_ns for record in held), *waiting], default=0)
-    last = max([*(record.last_stamp_ns for record in held), *waiting], default=0)
-    of_span = f'no frame between {begin} and {end} ns: the memory covers header stamps {first} to {last} ns'
+def _nothing(seen: Seen, held: HeldSteps, cut: Cut) -> QuestionError:
+    """What to say where no frame is within a cut; `held`: all steps, `seen` with the frames that wait."""
+    waiting, place = seen.pending.stamps_ns, cut.place
+    first = min([*held.column('first_stamp_ns').tolist(), *waiting], default=0)
+    last = max([*held.column('last_stamp_ns').tolist(), *waiting], default=0)
+    of_span = f'no frame between {cut.first_ns} and {cut.last_ns} ns: the memory covers header stamps {first} to {last} ns'
     if place is None:
         return QuestionError(of_span, Code.NOTHING_SEEN)
-    poses = [*(record.pose for record in held), seen.pending.pose]
-    frames = sorted({pose.frame_id for pose in poses if pose is not None})
+    poses = [*held.poses(), *filter(None, [seen.pending.pose])]
+    frames = sorted({pose.frame_id for pose in poses})
     if not frames:
         return QuestionError(f'no frame can be told to be within {place}: no step has a pose (parameters "pose.topic" and '
                              '"pose.target_frame")', Code.UNKNOWN_FRAME)
     if place.frame_id not in frames:
         return QuestionError(f'no step has a pose in frame {place.frame_id!r}: there are poses in {", ".join(frames)}',
                              Code.UNKNOWN_FRAME)
-    nearest = min(place.distance_m(pose) for pose in poses if pose is not None and pose.frame_id == place.frame_id)
+    nearest = min(place.distance_m(pose) for pose in poses if pose.frame_id == place.frame_id)
     if nearest <= place.radius_m:
-        return QuestionError(f'no frame between {begin} and {end} ns within {place}, but at other times', Code.NOTHING_SEEN)
+        return QuestionError(f'no frame between {cut.first_ns} and {cut.last_ns} ns within {place}, but at other times',
+                             Code.NOTHING_SEEN)
     return QuestionError(f'no frame within {place}: the nearest was seen {nearest:.2f} m away', Code.NOTHING_SEEN)

@@ -15,12 +15,14 @@ from statekv_ros.memory.carried.positions import PositionPolicy, StepPlace
 from statekv_ros.memory.detailed.exact import ExactSteps
 from statekv_ros.memory.detailed.far import FarSteps
 from statekv_ros.memory.detailed.formats import RAW, find_format
+from statekv_ros.memory.detailed.held import HeldSteps
 from statekv_ros.memory.detailed.index import DEFAULT_INDEX, INDEXES
 from statekv_ros.memory.detailed.packed import PackedSteps
 from statekv_ros.memory.detailed.pages import HeldStep, MemoryView, Stretch, page_lengths, runs
 from statekv_ros.memory.detailed.rows import TokenRows
 from statekv_ros.memory.detailed.table import PageTable
 from statekv_ros.memory.detailed.tiers import Tier
+from statekv_ros.memory.pose import Pose
 from statekv_ros.memory.records import StepRecord
 
 PAGE_TOKENS = 64
@@ -81,7 +83,7 @@ class DetailedCache:
         if host_cache_bytes or below:
             staging_bytes = max_bytes // _STAGING_SHARE or _STAGING_BYTES
             max_bytes = rows_bound(max_bytes, True)
-            self.far = FarSteps(backbone, form, below, host_cache_bytes, staging_bytes)
+            self.far = FarSteps(backbone, form, below, host_cache_bytes, staging_bytes, page_tokens)
         self._on_packed = on_packed
         self._backbone, self._positions, self._page_tokens, self._max_bytes = backbone, positions, page_tokens, max_bytes
         if max_bytes:
@@ -265,9 +267,22 @@ class DetailedCache:
         """Every step held, oldest first, without the prefix."""
         return (step.record for step in self._held())
 
-    def steps(self, wanted: Callable[[StepRecord], bool] | None = None) -> list[HeldStep]:
-        """All wanted steps (None: all), oldest first, without the prefix."""
-        return list(self._held()) if wanted is None else [step for step in self._held() if wanted(step.record)]
+    def steps(self, wanted: Callable[[StepRecord], bool] | None = None) -> HeldSteps:
+        """All wanted steps (None: all) of this moment, oldest first, without the prefix."""
+        if wanted is not None:
+            return HeldSteps(near=[step for step in self._held() if wanted(step.record)])
+        near = list(self._near())
+        return HeldSteps(self.far.steps[:], near) if self.far else HeldSteps(near=near)
+
+    def place(self, number: int, pose: Pose) -> None:
+        """Where a step was seen is known now, by its number; nothing where it is not held any more."""
+        for step in chain(reversed(self._exact.steps), reversed(self._packed.steps) if self._packed else ()):
+            if step.record.step <= number:
+                if step.record.step == number:
+                    step.record = replace(step.record, pose=pose)
+                return
+        if self.far:
+            self.far.place(number, pose)
 
     def prefix(self) -> list[MemoryView]:
         """The prefix, once it was seen."""
@@ -303,14 +318,15 @@ class DetailedCache:
 
     def mean_key(self, step: HeldStep, visual: bool = False) -> torch.Tensor:
         """A step's keys before rotation, averaged over its tokens or `visual` ones: [layers, kv_heads, head_dim] fp32. Kept."""
+        if step.page < self.pages.near:
+            mean = self.far.mean_key(step, self._bias, visual)
+            if mean is None:        # it is asked for again
+                mean = torch.zeros(self.layout.layers, self.layout.kv_heads, self.layout.head_dim, device=self.layout.device)
+            return mean
         name, tokens = ('visual_mean', step.record.visual) if visual else ('mean', slice(None))
         if getattr(step, name) is None:
             # Rotation would blur the mean: the tokens of a step stand at different places.
-            if step.page < self.pages.near:
-                mean = self.far.mean_key(step, self._bias, tokens)
-                if mean is None:        # it is asked for again
-                    return torch.zeros(self.layout.layers, self.layout.kv_heads, self.layout.head_dim, device=self.layout.device)
-            elif step.slot is None:
+            if step.slot is None:
                 mean = self._unrotated(step)[:, :, tokens].mean(dim=2)
             else:
                 mean = self._packed.decoded(step)[0][:, :, tokens].mean(dim=2) + (0 if self._bias is None else self._bias)
@@ -318,7 +334,11 @@ class DetailedCache:
         return getattr(step, name)
 
     def _held(self) -> Iterator[HeldStep]:
-        return chain(self.far.steps if self.far else (), self._packed.steps if self._packed else (), self._exact.steps)
+        return chain(self.far.steps if self.far else (), self._near())
+
+    def _near(self) -> Iterator[HeldStep]:
+        """Steps on the device."""
+        return chain(self._packed.steps if self._packed else (), self._exact.steps)
 
     def _unrotated(self, step: HeldStep) -> torch.Tensor:
         """Keys of an exact step before rotation, fp32."""
@@ -382,7 +402,8 @@ class DetailedCache:
         step = self._exact.pop(readable=not self.by_pages)
         key, value, _ = self._exact.rows
         rows = slice(step.row, step.row + step.record.tokens)
-        return self._leave(step, lambda: {'key': key[:, :, rows], 'value': value[:, :, rows]})
+        return self._leave(step, lambda: {'key': key[:, :, rows], 'value': value[:, :, rows],
+                                          'key_positions': step.positions.reshape(-1, step.record.tokens)})
 
     def _leave(self, step: HeldStep, parts: Callable[[], dict[str, torch.Tensor]]) -> int:
         """The oldest step on the device is no longer held there; its parts, as tiers have them, still lie in its rows."""

@@ -1,8 +1,6 @@
 """Steps that have left the device: which they are, which tier has them, and their pages brought up when an answer reads them."""
 from __future__ import annotations
 
-from array import array
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,7 +14,9 @@ from statekv_ros.memory.detailed.fetching import Fetched, PageFetcher
 from statekv_ros.memory.detailed.formats import Format
 from statekv_ros.memory.detailed.pages import HeldStep
 from statekv_ros.memory.detailed.staging import Staging
+from statekv_ros.memory.detailed.step_rows import StepRows
 from statekv_ros.memory.detailed.tiers import HostTier, Tier
+from statekv_ros.memory.pose import Pose
 
 _MOST_WAITING = 8       # steps in main memory beyond its bound, until the tier below has them
 
@@ -44,14 +44,15 @@ class FarSteps:
         staging: where pages are read from; None until the first.
     """
 
-    def __init__(self, backbone: Backbone, form: Format, below: Sequence[Tier], host_cache_bytes: int, staging_bytes: int):
-        self.steps: list[HeldStep] = []
+    def __init__(self, backbone: Backbone, form: Format, below: Sequence[Tier], host_cache_bytes: int, staging_bytes: int,
+                 page_tokens: int):
+        self.steps = StepRows(page_tokens)
         self.host = HostTier(host_cache_bytes, backbone.device)
         self.staging: Staging | None = None
         self._backbone, self._form, self._staging_bytes = backbone, form, staging_bytes
         self._below = tuple(below)
         self._fetcher = PageFetcher(backbone, form, (self.host, *below))
-        self._first_pages = array('q')      # of each step
+        self._means: dict[tuple[int, bool], torch.Tensor] = {}  # by step and whether of visual tokens alone
         self._longest = 0
 
     @property
@@ -70,7 +71,9 @@ class FarSteps:
     def adopt(self, step: HeldStep) -> None:
         """Hold a step, newer than all that are here, that a tier below has."""
         self.steps.append(step)
-        self._first_pages.append(step.page)
+        for visual, mean in enumerate((step.mean, step.visual_mean)):
+            if mean is not None:
+                self._means[step.record.step, bool(visual)] = mean
         self._longest = max(self._longest, *step.lengths)
 
     def pop_lost(self) -> list[HeldStep]:
@@ -80,11 +83,11 @@ class FarSteps:
             numbers += tier.gone()
         lost = []
         for number in sorted(set(numbers)):
-            at = bisect_left(self.steps, number, key=_number)
-            here = at < len(self.steps) and _number(self.steps[at]) == number
-            if here and not self._is_held(number):
+            at = self.steps.find(number)
+            if at is not None and not self._is_held(number):
                 lost.append(self.steps.pop(at))
-                del self._first_pages[at]
+                for visual in (False, True):
+                    self._means.pop((number, visual), None)
                 self._fetcher.forget(number)
         return lost
 
@@ -110,9 +113,24 @@ class FarSteps:
             yield self._round([[(column, slots[page], length) for column, (page, length) in enumerate(zip(row, of_row))
                                 if length and page in slots] for row, of_row in zip(numbers, tokens)])
 
-    def mean_key(self, step: HeldStep, bias: torch.Tensor | None, tokens: slice) -> torch.Tensor | None:
-        """A step's keys before rotation, averaged over some of its tokens, [layers, kv_heads, head_dim] fp32; None when it cannot
-        be read."""
+    def mean_key(self, step: HeldStep, bias: torch.Tensor | None, visual: bool) -> torch.Tensor | None:
+        """A step's keys before rotation, averaged over its tokens or `visual` ones, [layers, kv_heads, head_dim] fp32, kept; None
+        when it cannot be read."""
+        name = step.record.step, visual
+        if name not in self._means:
+            mean = self._mean_key(step, bias, step.record.visual if visual else slice(None))
+            if mean is None:
+                return None
+            self._means[name] = mean
+        return self._means[name]
+
+    def place(self, number: int, pose: Pose) -> None:
+        """Where a step was seen is known now; nothing where it is not here."""
+        at = self.steps.find(number)
+        if at is not None:
+            self.steps.place(at, pose)
+
+    def _mean_key(self, step: HeldStep, bias: torch.Tensor | None, tokens: slice) -> torch.Tensor | None:
         layout, record = self._backbone.layout, step.record
         if self._form.rotated:
             shape = layout.layers, layout.kv_heads, record.tokens, layout.head_dim
@@ -167,8 +185,7 @@ class FarSteps:
         missing = self.staging.missing(layer, pages)
         if not missing:
             return
-        steps = [self.steps[at - 1] for at in np.searchsorted(
-            np.frombuffer(self._first_pages, np.int64), missing, 'right').tolist()]
+        steps = [self.steps[at - 1] for at in np.searchsorted(self.steps.column('page'), missing, 'right').tolist()]
         for found in self._fetcher.fetch(layer, list(zip(missing, steps))):
             data = self._turned(found) if found.turn else found.data
             self.staging.fill(layer, self.staging.place(layer, found.pages), found.lengths, data, found.tokens)
@@ -182,7 +199,3 @@ class FarSteps:
             key, value = page.chunk(2)
             turned += self._backbone.rotate(key, found.turn), value
         return torch.cat(turned).flatten().view(torch.uint8)
-
-
-def _number(step: HeldStep) -> int:
-    return step.record.step

@@ -1,4 +1,5 @@
 """What lies where in the detailed cache: steps, the stretches of positions they stand in, and views of them for answers."""
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -102,15 +103,12 @@ def page_lengths(tokens: int, page_tokens: int) -> tuple[int, ...]:
 def by_stretch(steps: Sequence[HeldStep]) -> Iterator[tuple[int, int]]:
     """Where the steps of each stretch begin and end. Over hours steps are many, stretches are few: not every step is
     looked at."""
-    begin, length = 0, 1
+    begin = 0
     while begin < len(steps):
-        stretch, end = steps[begin].stretch, min(begin + length, len(steps))    # mostly about as many as the one before
-        while steps[end - 1].stretch is not stretch:
-            end -= 1
-        while end < len(steps) and steps[end].stretch is stretch:
-            end += 1
+        stretch = steps[begin].stretch
+        end = bisect_left(steps, True, begin, key=lambda step: step.stretch is not stretch)
         yield begin, end
-        begin, length = end, end - begin
+        begin = end
 
 
 def runs(steps: Sequence[HeldStep], seamless: bool = False, anywhere: bool = False,

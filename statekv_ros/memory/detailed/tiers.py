@@ -1,6 +1,6 @@
 """Where steps lie that have left the device: in main memory, or wherever else a tier takes them from (the disk, for one).
 
-A step's parts are `packed` (see `blobs`) and `key_positions` [axes, tokens] int32 where the format is of few bits, else
+A step's parts are `key_positions` [axes, tokens] int32 and, where the format is of few bits, `packed` (see `blobs`), else
 `key` and `value` [layers, kv_heads, tokens, head_dim].
 """
 from collections import OrderedDict

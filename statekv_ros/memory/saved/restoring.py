@@ -1,8 +1,9 @@
 """A stream that goes on where another one was saved: carried context, newest steps and waiting frames, equal to the bit."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -24,14 +25,11 @@ Loaded = tuple[dict[str, Any], dict[str, Any]]
 class Saved(Protocol):
     """Where saved steps lie, by camera; `statekv_ros.store.StoreReader` is one."""
 
-    def steps(self, camera: str) -> list[tuple[int, dict[str, Any]]]:
+    def headers(self, camera: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Number and header of each step, oldest first."""
 
-    def load_step(self, camera: str, step: int) -> Loaded | None:
-        """Header and parts of a step. Raises StoreError when it is damaged."""
-
-    def load_part(self, camera: str, step: int, part: str) -> Any:
-        """One part of a step. Raises StoreError when it is damaged or not there."""
+    def load_step(self, camera: str, step: int, only: str | None = None) -> Loaded | None:
+        """Header and parts of a step (`only` one). Raises StoreError when it is damaged, or has no such part."""
 
     def load_state(self, camera: str) -> Loaded | None:
         """Header and parts of the newest snapshot of the carried context. Raises StoreError when it is damaged."""
@@ -52,6 +50,19 @@ class Restored:
     damaged: tuple[str, ...] = ()
 
 
+class _Known(NamedTuple):
+    """What is remembered of a step's header, from the first look at all of them on."""
+    tokens: int
+    frames: int
+    packed: bool
+    oldest_ns: int | None
+
+    @staticmethod
+    def of(header: dict) -> _Known:
+        record = header['record']
+        return _Known(record['tokens'], record['frames'], header.get('packed', False), header['before']['oldest_ns'])
+
+
 @torch.inference_mode()
 def restore(stream: VideoStream, saved: Saved, camera: str, most_tokens: int | None = None) -> Restored:
     """Fill a stream that has seen nothing.
@@ -63,32 +74,34 @@ def restore(stream: VideoStream, saved: Saved, camera: str, most_tokens: int | N
     Raises:
         StoreError: what leads to the carried context is damaged or gone; reset the stream.
     """
-    headers, snapshot = dict(saved.steps(camera)), saved.load_state(camera)
-    numbers = [number for number in headers if number >= 0]
+    steps, has_prefix, newest, snapshot = {}, False, None, saved.load_state(camera)
+    for number, header in saved.headers(camera):
+        if number >= 0:
+            steps[number], newest = _Known.of(header), header
+        has_prefix |= number == PREFIX
+    numbers = list(steps)
     if not numbers and snapshot is None:
         return _with_waiting(stream, saved, camera, Restored())
-    begin, last, newest = _chain(headers, numbers, snapshot)
+    begin, last, newest = _chain(numbers, newest, snapshot)
     chain = range(begin, last + 1)
-    missing = [number for number in chain if number not in headers]
+    missing = [number for number in chain if number not in steps and not (number == PREFIX and has_prefix)]
     if missing:
         raise StoreError(f'step {missing[0]} of camera {camera!r} is gone, and what was carried after step {last} cannot be '
                          'told without it: choose another folder (parameter "memory_dir")')
     room = stream.detailed.room() if most_tokens is None else min(most_tokens, stream.detailed.room())
-    near, damaged = _near(stream, headers, numbers, room), []
+    near, damaged = _near(stream, steps, numbers, room), []
     chosen, far = set(numbers[near:]), {number for number in numbers[:near] if stream.holds_below(number)}
     if snapshot is not None and begin == snapshot[0]['after']['steps']:
         _put_share(stream, snapshot)
         stream.saving.needs.begin_at(begin, snapshot[0]['after']['next_ordinal'], stream.carried.tokens)
-    for number in sorted({*chain, *chosen, *far, *({PREFIX} & headers.keys())}):
+    for number in sorted({*chain, *chosen, *far, *([PREFIX] if has_prefix else [])}):
         try:
-            if number in chain or number in chosen or number == PREFIX:
-                loaded = saved.load_step(camera, number)
-                if loaded is None:
-                    raise StoreError(f'step {number} of camera {camera!r} is gone')
-                if number in chain:
-                    _carry_again(stream, loaded)
-            else:
-                loaded = headers[number], {'index': saved.load_part(camera, number, 'index')}
+            whole = number in chain or number in chosen or number == PREFIX
+            loaded = saved.load_step(camera, number, None if whole else 'index')
+            if loaded is None:
+                raise StoreError(f'step {number} of camera {camera!r} is gone')
+            if number in chain:
+                _carry_again(stream, loaded)
             if number in chosen or number in far or number == PREFIX:
                 _hold_again(stream, loaded, number, number not in far)
         except StoreError as error:
@@ -96,33 +109,33 @@ def restore(stream: VideoStream, saved: Saved, camera: str, most_tokens: int | N
                 raise
             damaged.append(str(error))
     progress = newest['after']
-    stream.saving.packed_already({number for number in numbers if headers[number].get('packed')})
+    stream.saving.packed_already({number for number in numbers if steps[number].packed})
     stream.saving.resume(newest['share'], _oldest_ns(newest))
     stream.resume(progress)
     if newest['stretch']:
         stream.detailed.resume(Stretch(*newest['stretch']))
-    held = [record.step for record in stream.detailed.records()]    # fewer where memory was full
-    _count_forgotten(stream, headers, held, progress['frames'], _oldest_ns(newest))
-    frames = sum(headers[number]['record']['frames'] for number in held)
+    frames = int(stream.detailed.steps().column('frames').sum())    # fewer where memory was full
+    _count_forgotten(stream, steps, progress['frames'] - frames, _oldest_ns(newest))
     return _with_waiting(stream, saved, camera, Restored(progress['frames'], frames, stream.last_stamp_ns, tuple(damaged)))
 
 
-def _chain(headers: dict[int, dict], numbers: list[int], snapshot: Loaded | None) -> tuple[int, int, dict]:
-    """First and last of the steps that lead to the newest carried context, and the header of what was saved last."""
+def _chain(numbers: list[int], newest: dict | None, snapshot: Loaded | None) -> tuple[int, int, dict]:
+    """First and last of the steps that lead to the newest carried context, and the header of what was saved last, with that of
+    the `newest` step."""
     last = numbers[-1] if numbers else PREFIX - 1
     if snapshot is None:
-        return headers[last]['needs'], last, headers[last]
+        return newest['needs'], last, newest
     behind = snapshot[0]['after']['steps']
     if behind > last:
         return behind, behind - 1, snapshot[0]
-    return max(behind, headers[last]['needs']), last, headers[last]
+    return max(behind, newest['needs']), last, newest
 
 
-def _near(stream: VideoStream, headers: dict[int, dict], numbers: list[int], tokens: int) -> int:
+def _near(stream: VideoStream, steps: dict[int, _Known], numbers: list[int], tokens: int) -> int:
     """Index of the first of the newest steps that are no more than so many tokens, and those right before them that no tier below
     holds yet."""
     begin = len(numbers)
-    while begin and (tokens := tokens - headers[numbers[begin - 1]]['record']['tokens']) >= 0:
+    while begin and (tokens := tokens - steps[numbers[begin - 1]].tokens) >= 0:
         begin -= 1
     if stream.detailed.far is not None:
         for _ in range(min(begin, _UNPACKED)):
@@ -192,12 +205,14 @@ def _oldest_ns(header: dict) -> int:
     return min(before or header['first_stamp_ns'], header['first_stamp_ns'])
 
 
-def _count_forgotten(stream: VideoStream, headers: dict[int, dict], held: list[int], frames: int, oldest_ns: int) -> None:
-    stream.detailed.forgotten_frames = frames - sum(headers[number]['record']['frames'] for number in held)
-    if stream.detailed.forgotten_frames:
-        before = headers[held[0]]['before']['oldest_ns'] if held else oldest_ns
+def _count_forgotten(stream: VideoStream, steps: dict[int, _Known], frames: int, oldest_ns: int) -> None:
+    """frames: that are not held any more."""
+    stream.detailed.forgotten_frames = frames
+    if frames:
+        first = next(stream.detailed.records(), None)
+        before = steps[first.step].oldest_ns if first else oldest_ns
         # Where only steps in between are missing, the first one held is as old.
-        stream.detailed.forgotten_first_ns = before or headers[held[0]]['first_stamp_ns']
+        stream.detailed.forgotten_first_ns = before or first.first_stamp_ns
 
 
 def _with_waiting(stream: VideoStream, saved: Saved, camera: str, restored: Restored) -> Restored:
