@@ -20,20 +20,21 @@ class Below:
         self.broken: set[int] = set()
         self.host = None
         self._gone: list[int] = []
-        self.reads = 0
+        self.reads = self.calls = 0
 
     def holds(self, step):
         if self.host and self.host.holds(step):
             self.steps.setdefault(step, self.host._steps[step])
         return step in self.steps
 
-    def runs(self, part, wanted):
-        self.reads += len(wanted)
-        return [None if run.step in self.broken else self._run(self.steps[run.step][part], run) for run in wanted]
+    def runs(self, part, steps, size, runs):
+        self.reads, self.calls = self.reads + len(steps), self.calls + (part == 'packed')
+        return [None if step in self.broken else self._runs(self.steps[step][part], size, runs) for step in steps]
 
-    def _run(self, whole, run):
-        assert whole.nbytes == run.size
-        return whole.flatten().view(torch.uint8).numpy()[run.begin:run.end].tobytes()
+    def _runs(self, whole, size, runs):
+        assert whole.nbytes == size
+        whole = whole.flatten().view(torch.uint8).numpy()
+        return b''.join(whole[run].tobytes() for run in runs)
 
     def gone(self):
         gone, self._gone = self._gone, []
@@ -110,6 +111,14 @@ def test_what_stays_chosen_is_not_brought_up_again(backbones, frames):  # noqa: 
     assert first >= layers * len(stream.detailed.far.steps)
     stream.answer(QUESTION, answer_policy='all', max_tokens=8)
     assert below.reads == first, 'all of it is staged'
+
+
+def test_pages_that_lie_alike_in_their_steps_are_read_at_once(backbones, frames):  # noqa: F811
+    stream = small(backbones['qwen3_vl'], frames, 'int4', below=(below := Below()), host_cache_bytes=0)
+    stream.detailed.far._staging_bytes = 2**24
+    stream.answer(QUESTION, answer_policy='all', max_tokens=1)
+    kinds = {(step.lengths, page) for step in stream.detailed.far.steps for page in range(len(step.lengths))}
+    assert 1 < len(kinds) < len(stream.detailed.far.steps) and below.calls == len(kinds) * stream.backbone.layout.layers
 
 
 @pytest.mark.parametrize('form', FORMATS)
