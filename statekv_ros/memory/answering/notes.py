@@ -1,11 +1,15 @@
 """What an answer looked at: attention noted pass by pass, and the steps that got most of it."""
+from bisect import bisect_right
 from collections.abc import Sequence
+from operator import attrgetter
 
 import numpy as np
 import torch
 
 from statekv_ros.memory.detailed.pages import HeldStep
 from statekv_ros.memory.records import Evidence, StepRecord
+
+_FIRST_PAGE = attrgetter('page')
 
 
 class Notes:
@@ -28,7 +32,6 @@ class Notes:
         self._of_pages: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._of_tail: list[torch.Tensor] = []
         self._added = True
-        self._step_pages: np.ndarray | None = None      # first page of each step
         self._spans: tuple[torch.Tensor, torch.Tensor] | None = None    # stream indices of visual tokens
 
     def begin(self) -> None:
@@ -95,10 +98,8 @@ class Notes:
         """tokens: stream indices and masses, of one shape."""
         if not records or limit <= 0:
             return ()
-        # Steps whose pages are chosen are the first of `records`. There may be many, so none is looked at by itself.
-        if self._step_pages is None:
-            self._step_pages = np.fromiter((step.page for step in self._steps), np.int64, len(self._steps)) - self._first_page
-        step = np.searchsorted(self._step_pages, pages.cpu().numpy(), 'right') - 1
+        # Steps whose pages are chosen are the first of `records`. There may be many, so only those of attended pages are looked up.
+        step = np.array([bisect_right(self._steps, self._first_page + page, key=_FIRST_PAGE) - 1 for page in pages.tolist()], int)
         masses = np.bincount(step, page_masses.double().cpu().numpy(), len(records)).astype(float)    # of nothing, it is of int
         if len(records) > len(self._steps):
             masses[len(self._steps):] = self._by_tokens(records[len(self._steps):], tokens).cpu().numpy()
