@@ -9,7 +9,9 @@ from statekv_ros.errors import PolicyError
 from statekv_ros.memory import VideoStream, parse_answer_policy
 from statekv_ros.memory.answering.choosing import PageChooser
 from statekv_ros.memory.answering.decoding import Answering
+from statekv_ros.memory.answering.notes import Notes
 from statekv_ros.memory.answering.snapshot import take_snapshot
+from statekv_ros.memory.records import StepRecord
 
 FAMILIES = ['qwen3_vl', 'qwen2_5_vl', 'internvl', 'llava_onevision', 'eagle2_5']
 QUESTION = 'where did you last see the red toolbox?'
@@ -263,6 +265,30 @@ def test_asking_takes_no_operation_per_step_held(backbones, frames):
             answering.result()
         counts.append(count.calls)
     assert counts[0] == counts[1]
+
+
+def test_evidence_looks_at_few_of_many_steps():
+    """Of pages by number, in steps that are many after hours."""
+    looked_at = []
+
+    class Step:
+        lengths = 9, 9
+
+        def __init__(self, number: int):
+            self.number = number
+
+        @property
+        def page(self) -> int:
+            looked_at.append(self.number)
+            return 2 * self.number
+
+    steps = [Step(number) for number in range(20_000)]
+    records = [StepRecord(step.number, 0, 0, 0, 1, 18 * step.number, 18, 0, 18, 0, 0) for step in steps]
+    notes = Notes(torch.device('cpu'), 0, steps)
+    notes.begin()
+    notes.add_pages(torch.tensor([[11, 39_999], [1400, 10]]), torch.tensor([[1.0, 2.0], [4.0, 1.0]]))
+    assert [(each.step, each.share) for each in notes.newest_evidence(records, 9)] == [(700, .5), (5, .25), (19_999, .25)]
+    assert len(looked_at) < 100
 
 
 def test_a_span_of_a_looped_stream_reads_and_names_nothing_between_its_two_halves(backbones, frames, monkeypatch):
