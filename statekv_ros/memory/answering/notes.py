@@ -98,7 +98,7 @@ class Notes:
         """tokens: stream indices and masses, of one shape."""
         if not records or limit <= 0:
             return ()
-        # Steps whose pages are chosen are the first of `records`. There may be many, so only those of attended pages are looked up.
+        # Steps whose pages are chosen are the first of `records`. There may be many: only those of attended pages are looked up.
         step = np.array([bisect_right(self._steps, self._first_page + page, key=_FIRST_PAGE) - 1 for page in pages.tolist()], int)
         masses = np.bincount(step, page_masses.double().cpu().numpy(), len(records)).astype(float)    # of nothing, it is of int
         if len(records) > len(self._steps):

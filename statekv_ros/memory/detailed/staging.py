@@ -1,4 +1,4 @@
-"""Where pages from below the device lie while they are read: slots of rows per layer, in which what is read again stays longest."""
+"""Where pages from below the device lie while they are read: slots of rows per layer, where what is read again stays longest."""
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import groupby
@@ -61,8 +61,8 @@ class Staging:
         return [page for page in wanted if page not in held]
 
     def place(self, layer: int, missing: Sequence[int]) -> list[int]:
-        """Slots for pages to `fill`; what was read longest ago makes way, of those read once first: else each question displaced all
-        that the one before it read, and what many of them want would be brought up for each."""
+        """Slots for pages to `fill`; what was read longest ago makes way, of those read once first: else each question displaced
+        all that the one before it read, and what many of them want would be brought up for each."""
         held, once, again, slots = self._slot_of[layer], self._once[layer], self._again[layer], []
         for page in missing:
             if len(held) < self.slots:

@@ -133,7 +133,7 @@ class PageTable:
         return self._entries[:, :, self._at(pages)]
 
     def lying(self, layer: int, pages: slice) -> tuple[slice | torch.Tensor, torch.Tensor]:
-        """The places of pages by number, as a line of `page_votes` takes them, and which page each is, [kv_heads or 1, pages] int64."""
+        """The places of pages by number, as a `Line` has them, and which page each is, [kv_heads or 1, pages] int64."""
         chapters, device = self.leaves.chapters(layer), self.device
         first, stop = chapters.start * CHAPTER, chapters.stop * CHAPTER
         begin, end = pages.start, pages.stop
