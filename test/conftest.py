@@ -19,6 +19,15 @@ os.environ |= {'OMP_NUM_THREADS': '1', 'ROS_DOMAIN_ID': str(new_domain(keep=True
 SECOND = 10**9
 
 
+def entries_at(table, layer: int, places: slice | torch.Tensor) -> torch.Tensor:
+    """Index entries of a `PageTable` at some places, or at places [kv_heads, pages] that each KV head has of its own,
+    [kv_heads, pages, entry_width]."""
+    entries, offset = table.layer(layer)
+    if isinstance(places, slice):
+        return entries[:, places.start + offset:places.stop + offset]
+    return entries.gather(1, (places + offset)[..., None].expand(-1, -1, entries.shape[-1]))
+
+
 @pytest.fixture(scope='session')
 def tiny_model_dir(tmp_path_factory) -> str:
     """Directory of a 3-layer Qwen3-VL with random weights."""

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from conftest import SECOND
+from conftest import SECOND, entries_at
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
@@ -48,8 +48,8 @@ def chooser_of(table: PageTable, leaves: int | None, *groups: Group) -> Candidat
 def by_number(table: PageTable, layer: int) -> torch.Tensor:
     """Entries of all pages held, [kv_heads, pages, entry_width], the oldest page first."""
     places, pages = table.lying(layer, slice(table.first, table.stop))
-    return table.entries(layer, places).gather(1, pages.expand(HEADS, -1).argsort(dim=-1)[..., None].expand(
-        -1, -1, table._entries.shape[-1]))
+    entries = entries_at(table, layer, places)
+    return entries.gather(1, pages.expand(HEADS, -1).argsort(dim=-1)[..., None].expand_as(entries))
 
 
 def entries_of(table: PageTable, layer: int, pages: torch.Tensor) -> torch.Tensor:
@@ -78,8 +78,8 @@ def test_a_chapter_has_each_page_in_one_leaf_of_alike_pages():
         assert table.leaves.stops[layer] == 1
         pages = table.leaves.pages(layer, slice(0, 1))
         assert (pages.sort(dim=-1).values == torch.arange(CHAPTER)).all()
-        parts = table.entries(layer, slice(0, CHAPTER)).view(HEADS, LEAVES, LEAF, DIM)
-        assert torch.allclose(table.leaves.entries(layer, slice(0, 1)), parts.mean(dim=2), atol=1e-5)
+        parts = entries_at(table, layer, slice(0, CHAPTER)).view(HEADS, LEAVES, LEAF, DIM)
+        assert torch.allclose(table.leaves.layer(layer)[0][:, :LEAVES], parts.mean(dim=2), atol=1e-5)
         in_a_row = by_number(table, layer)[:, :CHAPTER].view(HEADS, LEAVES, LEAF, DIM)
         assert parts.var(dim=2).mean() < .5 * in_a_row.var(dim=2).mean()
 
@@ -117,7 +117,7 @@ def test_each_row_has_one_vote_however_far_its_leaves_are_from_what_is_in_them(i
     rows = size * torch.randn(HEADS, 5, DIM, generator=torch.Generator().manual_seed(4))
     pages, found = chooser_of(table, 32).votes(0, rows, 0)
     queries, in_leaves = table.index.queries(rows).double(), table.leaves.pages(0, slice(0, 4)).view(HEADS, -1, LEAF)
-    of_leaves = queries @ table.leaves.entries(0, slice(0, 4)).double().transpose(1, 2) + math.log(9 * LEAF)
+    of_leaves = queries @ table.leaves.layer(0)[0][:, :4 * LEAVES].double().transpose(1, 2) + math.log(9 * LEAF)
     is_open = torch.stack([torch.isin(leaf[:, 0], of_head) for leaf, of_head in zip(in_leaves, pages)])
     assert (is_open.sum(dim=-1) == 32).all()
     closed = of_leaves.masked_fill(is_open[:, None], float('-inf')).logsumexp(dim=-1, keepdim=True)
@@ -170,7 +170,7 @@ def test_leaves_are_of_pages_that_are_held_however_many_came_and_went(count, hel
                 if part.start >= part.stop:
                     continue
                 places, pages = table.lying(layer, part)
-                assert (table.entries(layer, places)[..., 0] == pages).all()
+                assert (entries_at(table, layer, places)[..., 0] == pages).all()
                 assert (pages.sort(dim=-1).values == torch.arange(part.start, part.stop)).all()
         assert (table.newest_entries(slice(table.stop - count, table.stop)) == entries_given.half()).all()
     assert len(used) > 1
@@ -234,7 +234,7 @@ def test_a_volume_that_loses_pages_is_chapters_of_alike_pages_again():
     of_all = votes_of_all(table, 1, rows, table.first)
     kept = of_all.gather(1, pages.gather(1, votes.topk(20, dim=-1).indices).long() - table.first).sum(dim=-1)
     assert (kept > .88 * of_all.topk(20, dim=-1).values.sum(dim=-1)).all()
-    in_leaves = table.entries(1, slice((VOLUME + 1) * CHAPTER, 2 * VOLUME * CHAPTER)).view(HEADS, -1, LEAF, DIM)
+    in_leaves = entries_at(table, 1, slice((VOLUME + 1) * CHAPTER, 2 * VOLUME * CHAPTER)).view(HEADS, -1, LEAF, DIM)
     in_a_row = by_number(table, 1)[:, CHAPTER - 900:][:, :(VOLUME - 1) * CHAPTER].view(HEADS, -1, LEAF, DIM)
     assert in_leaves.var(dim=2).mean() < .5 * in_a_row.var(dim=2).mean()
 
@@ -248,7 +248,7 @@ def test_what_has_no_say_in_scores_has_none_in_what_is_alike():
         table = PageTable(LAYOUT, INDEXES['mean'], given)
         for _ in range(2):      # what is complete is sorted with what comes next
             table.append(entries, 0, 9 * CHAPTER)
-        spreads.append(table.entries(0, slice(0, CHAPTER)).view(HEADS, LEAVES, LEAF, DIM)[..., ::2].var(dim=2).mean())
+        spreads.append(entries_at(table, 0, slice(0, CHAPTER)).view(HEADS, LEAVES, LEAF, DIM)[..., ::2].var(dim=2).mean())
     assert spreads[1] < .7 * spreads[0]
 
 
@@ -297,8 +297,7 @@ def test_a_choice_through_leaves_reads_the_rows_of_the_pages_that_it_names(long_
     chooser, choices = chosen(long_stream)
     assert chooser._candidates.votes(0, torch.zeros(long_stream.backbone.layout.kv_heads, 1, DIM), 0)[0] is not None
     for choice in choices:
-        held = slice(table.first, table.stop)
-        assert (choice.starts == table.starts(held)[choice.pages]).all() and (choice.lengths == 1).all()
+        assert (choice.starts == table.places(choice.pages)[0]).all() and (choice.lengths == 1).all()
         assert all(len(set(of_head.tolist())) == 20 for of_head in choice.pages)
 
 

@@ -227,6 +227,23 @@ def test_reading_in_pieces_changes_nothing(case, piece, monkeypatch):
     assert_close(measure(case, 'naive'), case.dtype)
 
 
+def test_pages_that_no_kv_head_uses_are_not_gathered(monkeypatch):
+    """Of several pools each has few of the pages that are chosen."""
+    key, starts = torch.randn(2, 100, 16), torch.arange(0, 90, 3).repeat(2, 1).int()
+    lengths = torch.zeros_like(starts)
+    lengths[0, [4, 7, 20]], lengths[1, 29] = 3, 2
+    gathered, gather = [], naive._gather
+    monkeypatch.setattr(naive, '_gather', lambda key, value, pages, *rest: gathered.append(pages.starts.shape[1]) or gather(
+        key, value, pages, *rest))
+    output, lse, of_pages = paged_attention(query := torch.randn(2, 4, 16), key, key, starts, lengths, .25,
+                                            noted=torch.ones(100, dtype=torch.bool))
+    assert gathered == [3] and of_pages.shape == (2, 4, 30)
+    assert torch.equal(of_pages.isfinite(), (lengths > 0)[:, None].expand(-1, 4, -1))
+    scores = query[1] @ key[1, 87:89].T * .25
+    assert torch.allclose(of_pages[1, :, 29], scores.logsumexp(-1)) and torch.allclose(lse[1], scores.logsumexp(-1))
+    assert torch.allclose(output[1], scores.softmax(-1) @ key[1, 87:89], atol=1e-6)
+
+
 def test_no_temporary_of_the_naive_twin_is_larger_than_its_bound(monkeypatch):
     monkeypatch.setattr(naive, 'PIECE', 2**14)
     sizes, multiply = [], torch.bmm

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from conftest import SECOND
+from conftest import SECOND, entries_at
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import VideoStream
@@ -76,8 +76,8 @@ def test_pages_are_found_by_number_however_many_came_and_went(events):
         held = slice(table.first, table.stop)
         assert [*range(table.first, table.stop)] == numbers
         assert table.lengths(held).tolist() == [10] * len(numbers)
-        assert table.starts(held).tolist() == [starts[number] for number in numbers]
-        assert table.entries(1, held)[2, :, 0].tolist() == numbers
+        assert table.places(torch.tensor(numbers, dtype=torch.int64))[0].tolist() == [starts[number] for number in numbers]
+        assert entries_at(table, 1, held)[2, :, 0].tolist() == numbers
 
 
 @pytest.mark.parametrize('name', INDEXES)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SECOND
+from conftest import SECOND, entries_at
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.errors import StoreError
@@ -83,7 +83,8 @@ def assert_same(ours: VideoStream, theirs: VideoStream) -> None:
         assert torch.equal(one.positions, other.positions) and one.stretch == other.stretch and one.lengths == other.lengths
         pages = slice(one.page, one.page + len(one.lengths)), slice(other.page, other.page + len(other.lengths))
         for layer in range(ours.backbone.layout.layers):
-            assert torch.equal(ours.detailed.pages.entries(layer, pages[0]), theirs.detailed.pages.entries(layer, pages[1]))
+            assert torch.equal(entries_at(ours.detailed.pages, layer, pages[0]),
+                               entries_at(theirs.detailed.pages, layer, pages[1]))
         for a, b in zip(ours.detailed.views([one]), theirs.detailed.views([other]), strict=True):
             assert torch.equal(a.key, b.key) and torch.equal(a.value, b.value) and torch.equal(a.ordinal, b.ordinal)
             assert (a.position, a.shift, a.first_ordinal) == (b.position, b.shift, b.first_ordinal)

@@ -5,6 +5,7 @@ from statistics import median
 import pytest
 import torch
 
+from conftest import entries_at
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.detailed.cache import EXACT_STEPS
 from statekv_ros.memory.detailed.formats import find_format
@@ -65,7 +66,7 @@ def everything(stream: VideoStream) -> list:
                 rows = slice(start, start + length)
                 held.append((layer, number, [part[..., rows].clone() if part.ndim < 3 else part[:, rows].clone()
                                              for part in parts]))
-        held.append((layer, -1, [detailed.pages.entries(layer, slice(detailed.pages.first, detailed.pages.stop)).clone()]))
+        held.append((layer, -1, [entries_at(detailed.pages, layer, slice(detailed.pages.first, detailed.pages.stop)).clone()]))
     held.sort(key=lambda entry: entry[:2])
     return held
 

@@ -9,7 +9,12 @@ from statekv_ros.errors import PolicyError
 from statekv_ros.memory import VideoStream, parse_answer_policy
 from statekv_ros.memory.answering.choosing import PageChooser
 from statekv_ros.memory.answering.decoding import Answering
+from statekv_ros.memory.answering.notes import Notes
 from statekv_ros.memory.answering.snapshot import take_snapshot
+from statekv_ros.memory.detailed.held import HeldSteps, Records
+from statekv_ros.memory.detailed.pages import HeldStep, Stretch
+from statekv_ros.memory.detailed.step_rows import StepRows
+from statekv_ros.memory.records import StepRecord
 
 FAMILIES = ['qwen3_vl', 'qwen2_5_vl', 'internvl', 'llava_onevision', 'eagle2_5']
 QUESTION = 'where did you last see the red toolbox?'
@@ -263,6 +268,21 @@ def test_asking_takes_no_operation_per_step_held(backbones, frames):
             answering.result()
         counts.append(count.calls)
     assert counts[0] == counts[1]
+
+
+def test_evidence_looks_at_few_of_many_steps(monkeypatch):
+    """Of pages by number, in steps that are many after hours."""
+    rows, stretch, made, make = StepRows(9), Stretch(0, 0), [], StepRows.__getitem__
+    for number in range(20_000):
+        record = StepRecord(number, 0, 0, 0, 1, 18 * number, 18, 0, 18, 0, 0)
+        rows.append(HeldStep(record, -1, stretch, 2 * number, (9, 9), None))
+    monkeypatch.setattr(StepRows, '__getitem__', lambda self, index: made.append(index) or make(self, index))
+    steps = HeldSteps(rows)
+    notes = Notes(torch.device('cpu'), 0, steps)
+    notes.begin()
+    notes.add_pages(torch.tensor([[11, 39_999], [1400, 10]]), torch.tensor([[1.0, 2.0], [4.0, 1.0]]))
+    assert [(each.step, each.share) for each in notes.newest_evidence(Records(steps), 9)] == [(700, .5), (5, .25), (19_999, .25)]
+    assert len(made) < 20
 
 
 def test_a_span_of_a_looped_stream_reads_and_names_nothing_between_its_two_halves(backbones, frames, monkeypatch):

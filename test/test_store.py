@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from store_writer import IDENTITY, QUOTA_BYTES, SHAPE, parts_of
 
 from statekv_ros.errors import ParameterError, StoreError, StoreFull, StoreMismatch
-from statekv_ros.memory.detailed.tiers import Run
 from statekv_ros.store import MemoryStore, StoreReader
 from statekv_ros.store.cli import main as statekv_memory
 from statekv_ros.store.folder import file_system
@@ -60,14 +59,13 @@ def test_every_tensor_comes_back_bit_equal_whatever_its_dtype_and_strides(store,
 def test_runs_equal_the_bytes_of_the_whole_and_own_their_memory(tmp_path):
     wholes = {step: parts_of(step)['key'].view(torch.uint8).flatten().numpy().tobytes() for step in (4, 5, 6)}
     size = len(wholes[4])
-    wanted = [Run(step, size, begin, end) for step, begin, end in (
-        (5, 0, size), (4, 7, 40), (6, size - 1, size), (4, 8, 8), (5, size // 2, size // 2 + 99))]
+    asked = [((5,), [slice(0, size)]), ((4, 6), [slice(7, 40)]), ((6, 5, 6), [slice(size - 1, size), slice(8, 8), slice(2, 101)])]
     with opened(tmp_path) as store:
         for step in wholes:
             store.put('front', step, {}, parts_of(step))
-        found = store.runs('front', 'key', wanted)
+        found = [store.runs('front', 'key', steps, size, runs) for steps, runs in asked]
         store.clear('front')
-    assert found == [wholes[run.step][run.begin:run.end] for run in wanted]
+    assert found == [[b''.join(wholes[step][run] for run in runs) for step in steps] for steps, runs in asked]
 
 
 def test_headers_states_and_bytes_survive_the_next_start(tmp_path):
@@ -150,9 +148,10 @@ def test_a_step_larger_than_the_quota_is_refused_and_nothing_leaves_for_it(store
 
 def test_what_is_not_there_or_has_another_size_is_not_read_and_names_that_cannot_be_are_refused(store):
     store.put('front', 0, {}, {'value': torch.zeros(4)})
-    there = Run(0, 16, 0, 4)
-    assert store.runs('front', 'value', [there, Run(1, 16, 0, 4), Run(0, 20, 0, 4), there]) == [b'\0' * 4, None, None, b'\0' * 4]
-    assert store.runs('front', 'key', [there]) == store.runs('back', 'value', [there]) == [None]
+    begin = [slice(0, 4)]
+    assert store.runs('front', 'value', [0, 1, 0], 16, begin) == [b'\0' * 4, None, b'\0' * 4]
+    assert store.runs('front', 'value', [0], 20, begin) == [None]
+    assert store.runs('front', 'key', [0], 16, begin) == store.runs('back', 'value', [0], 16, begin) == [None]
     for camera in ('', 'a\0b', 'x' * 300):
         with pytest.raises(StoreError, match='camera must have 1 to 255 bytes'):
             store.put(camera, 0, {}, {})

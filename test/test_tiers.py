@@ -4,6 +4,8 @@ import torch
 
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.detailed.cache import EXACT_STEPS
+from statekv_ros.memory.detailed.formats import find_format
+from statekv_ros.memory.detailed.staging import Staging
 from test_packed_memory import FAMILIES, PAGE, QUESTION, backbones, held, logits_of, stamp, stream_of  # noqa: F401
 
 FORMATS = ['bf16', 'int8', 'int4']
@@ -20,20 +22,21 @@ class Below:
         self.broken: set[int] = set()
         self.host = None
         self._gone: list[int] = []
-        self.reads = 0
+        self.reads = self.calls = 0
 
     def holds(self, step):
         if self.host and self.host.holds(step):
             self.steps.setdefault(step, self.host._steps[step])
         return step in self.steps
 
-    def runs(self, part, wanted):
-        self.reads += len(wanted)
-        return [None if run.step in self.broken else self._run(self.steps[run.step][part], run) for run in wanted]
+    def runs(self, part, steps, size, runs):
+        self.reads, self.calls = self.reads + len(steps), self.calls + (part == 'packed')
+        return [None if step in self.broken else self._runs(self.steps[step][part], size, runs) for step in steps]
 
-    def _run(self, whole, run):
-        assert whole.nbytes == run.size
-        return whole.flatten().view(torch.uint8).numpy()[run.begin:run.end].tobytes()
+    def _runs(self, whole, size, runs):
+        assert whole.nbytes == size
+        whole = whole.flatten().view(torch.uint8).numpy()
+        return b''.join(whole[run].tobytes() for run in runs)
 
     def gone(self):
         gone, self._gone = self._gone, []
@@ -110,6 +113,32 @@ def test_what_stays_chosen_is_not_brought_up_again(backbones, frames):  # noqa: 
     assert first >= layers * len(stream.detailed.far.steps)
     stream.answer(QUESTION, answer_policy='all', max_tokens=8)
     assert below.reads == first, 'all of it is staged'
+
+
+def test_what_is_read_again_stays_longest_and_a_pass_displaces_nothing_of_its_own(backbones):  # noqa: F811
+    layout, form = backbones['internvl'].layout, find_format('int4')
+    staging = Staging(layout, form, 1, 4, 5 * Staging(layout, form, 1, 4, 0).bytes)
+
+    def brought_up(*pages: int) -> list[int]:
+        missing = staging.missing(1, pages)
+        slots = staging.place(1, missing[:1]) + staging.place(1, missing[1:])       # as what lies apart is placed
+        assert len(set(slots)) == len(slots) and all(page in staging.slot_of(1) for page in pages)
+        assert sorted(staging.slot_of(1).values()) == list(range(len(staging.slot_of(1))))
+        return missing
+
+    assert staging.slots == 5 and brought_up(1, 2) == [1, 2] and brought_up(1, 2) == []
+    for pages in ((3, 4), (5, 6), (7, 8)):
+        assert brought_up(*pages) == list(pages)
+    assert brought_up(1, 2, 8) == []
+    assert brought_up(3, 4, 5, 6) == [3, 4, 5] and brought_up(3, 4, 5, 6, 8) == []
+
+
+def test_pages_that_lie_alike_in_their_steps_are_read_at_once(backbones, frames):  # noqa: F811
+    stream = small(backbones['qwen3_vl'], frames, 'int4', below=(below := Below()), host_cache_bytes=0)
+    stream.detailed.far._staging_bytes = 2**24
+    stream.answer(QUESTION, answer_policy='all', max_tokens=1)
+    kinds = {(step.lengths, page) for step in stream.detailed.far.steps for page in range(len(step.lengths))}
+    assert 1 < len(kinds) < len(stream.detailed.far.steps) and below.calls == len(kinds) * stream.backbone.layout.layers
 
 
 @pytest.mark.parametrize('form', FORMATS)

@@ -47,6 +47,16 @@ def naive_paged_attention(query: torch.Tensor, key: torch.Tensor | PackedPool, v
     count = starts.shape[1]
     shortest, longest = (end.item() for end in lengths.aminmax()) if lengths.numel() else (0, 0)
     pages = Pages(starts, lengths, moves, entries)
+    if shortest <= 0 and (most := int((lengths != 0).sum(dim=1).max()) if count else 0) < count:
+        # Of several pools, most pages of each may lie elsewhere.
+        order = (lengths == 0).int().argsort(dim=1, stable=True)[:, :most]
+        pages = (part if part is None else part.gather(1, order) for part in pages)
+        starts, lengths, moves, entries = pages
+        output, lse, of_used = naive_paged_attention(query, key, value, starts, lengths, scale, moves, noted, rope, entries)
+        if of_used is not None:
+            of_all = of_used.new_full((kv_heads, rows, count), float('-inf'))
+            of_used = of_all.scatter_(2, order[:, None].expand(-1, rows, -1), of_used)
+        return output, lse, of_used
     if shortest <= 0:
         # Such an entry may say anything. Row 0 stands for its tokens, hidden.
         unused = lengths == 0

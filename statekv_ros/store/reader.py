@@ -20,8 +20,6 @@ from statekv_ros.store.records import (STATE, STEP, Record, camera_and_step, par
 if TYPE_CHECKING:
     import torch
 
-    from statekv_ros.memory.detailed.tiers import Run
-
 FORMAT_VERSION = 2      # 1 had records that were not deflated; they can be read
 ABOUT, RECORDS, VALUES = b'about', b'records', b'values'      # in LMDB's main table: what made it, and two tables
 _AT_ONCE = 256          # records that are read in one transaction
@@ -110,18 +108,18 @@ class StoreReader:
                 more = cursor.next()
         return found, None
 
-    def runs(self, camera: str, part: str, wanted: Sequence[Run]) -> list[bytes | None]:
-        """Bytes of one part of several steps, in one transaction; None where there is no such step or part, or it has another
-        size. Pages that are not asked for are not touched.
+    def runs(self, camera: str, part: str, steps: Sequence[int], size: int, runs: Sequence[slice]) -> list[bytes | None]:
+        """The same runs of bytes of one part of several steps, one behind the other, in one transaction; None where there is no
+        such step or part, or it has not `size` bytes. Pages of the file that are not asked for are not touched.
 
         Raises:
             StoreError: the file cannot be read.
         """
         found, values = [], self._values
         with self._reading(buffers=True) as transaction:
-            for run, key in zip(wanted, part_keys(camera, part, [run.step for run in wanted])):
-                value = transaction.get(key, db=values)
-                found.append(None if value is None or len(value) != run.size else bytes(value[run.begin:run.end]))
+            for key in part_keys(camera, part, steps):
+                value = transaction.get(key, None, values)
+                found.append(None if value is None or len(value) != size else b''.join([value[run] for run in runs]))
         return found
 
     def load_state(self, camera: str) -> tuple[dict[str, Any], dict[str, torch.Tensor | bytes]] | None:

@@ -3,14 +3,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from statekv_ros.errors import StoreError
 from statekv_ros.store.reader import StoreReader
 from statekv_ros.store.step_set import StepSet
-
-if TYPE_CHECKING:       # `statekv-memory` looks into a memory without loading torch
-    from statekv_ros.memory.detailed.tiers import Run
 
 PACKED, INDEX, KEY_POSITIONS = 'packed', 'index', 'key_positions'
 PACKED_PARTS = PACKED, INDEX, KEY_POSITIONS     # all that is read of a step in few bits
@@ -61,11 +57,11 @@ class DiskTier:
     def holds(self, step: int) -> bool:
         return step in self._steps
 
-    def runs(self, part: str, wanted: Sequence[Run]) -> Sequence[bytes | None]:
+    def runs(self, part: str, steps: Sequence[int], size: int, runs: Sequence[slice]) -> Sequence[bytes | None]:
         try:
-            return self._store.runs(self._camera, part, wanted)
+            return self._store.runs(self._camera, part, steps, size, runs)
         except StoreError:      # the file cannot be read
-            return [None] * len(wanted)
+            return [None] * len(steps)
 
     def gone(self) -> Iterable[int]:
         gone = []

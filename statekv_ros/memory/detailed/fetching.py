@@ -3,8 +3,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, chain
-from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +13,7 @@ from statekv_ros.memory.detailed.blobs import page_cuts
 from statekv_ros.memory.detailed.formats import Format
 from statekv_ros.memory.detailed.pages import HeldStep
 from statekv_ros.memory.detailed.staging import row_bytes
-from statekv_ros.memory.detailed.tiers import Run, Tier
+from statekv_ros.memory.detailed.tiers import Tier
 
 _TOKENS_KEPT = 4096     # steps of which it stays on the host where their tokens stand
 
@@ -35,34 +33,32 @@ class Fetched(NamedTuple):
     tokens: torch.Tensor
 
 
-class _Cut(NamedTuple):
-    """How steps of some lengths of pages are cut: first token of each page, and, in few bits, its first byte in a layer."""
-    tokens: list[int]
-    data: list[int]
-
-
 class PageFetcher:
-    """Reads from tiers, the nearest first."""
+    """Reads from tiers, the nearest first. Pages that lie alike in their steps are read together: over hours steps are many, and
+    lengths are few."""
 
     def __init__(self, backbone: Backbone, form: Format, tiers: Sequence[Tier]):
         self._backbone, self._form, self._tiers = backbone, form, tiers
         self._tokens: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._cuts: dict[tuple[int, ...], _Cut] = {}
+        self._cuts: dict[tuple[int, ...], list[int]] = {}   # in few bits, where pages of steps of these lengths begin
 
     def fetch(self, layer: int, pages: Sequence[tuple[int, HeldStep]]) -> Iterator[Fetched]:
         """A layer of pages by number, each with its step; those that no tier can read are left out."""
         self._read_tokens([step for _, step in pages])
         alike = defaultdict(list)
-        for (page, step), (turn, data) in zip(pages, self._data(layer, pages)):
-            tokens = self._tokens.get(step.record.step)
-            if data is not None and tokens is not None:
-                number = page - step.page
-                begin, length = self._cut(step).tokens[number], step.lengths[number]
-                alike[turn].append((length, page, tokens[:, begin:begin + length], data))
-        for turn, found in alike.items():
-            found.sort(key=itemgetter(0))
-            lengths, numbers, tokens, data = zip(*found)
-            data = torch.frombuffer(bytearray().join(chain.from_iterable(data)), dtype=torch.uint8)
+        for page, step in pages:
+            alike[step.lengths, page - step.page].append((page, step))
+        found = defaultdict(list)   # by turn
+        for (lengths, number), together in sorted(alike.items(), key=lambda item: item[0][0][item[0][1]]):
+            begin, length = sum(lengths[:number]), lengths[number]
+            read = self._data(layer, lengths, number, [step for _, step in together])
+            for (page, step), (turn, data) in zip(together, read):
+                tokens = self._tokens.get(step.record.step)
+                if data is not None and tokens is not None:
+                    found[turn].append((page, length, tokens[:, begin:begin + length], data))
+        for turn, of_turn in found.items():
+            numbers, lengths, tokens, data = zip(*of_turn)
+            data = torch.frombuffer(bytearray().join(data), dtype=torch.uint8)
             yield Fetched(numbers, turn, lengths, data, torch.from_numpy(np.concatenate(tokens, axis=1)))
 
     def positions_of(self, step: HeldStep) -> torch.Tensor | None:
@@ -78,49 +74,34 @@ class PageFetcher:
     def read(self, step: HeldStep, part: str, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[torch.Tensor, bool] | None:
         """All of a part, and whether keys are as the model computed them; None when no tier can read it."""
         size = dtype.itemsize * int(np.prod(shape))
-        [(data, as_computed)] = self._runs(part, [Run(step.record.step, size, 0, size)])
+        [(data, as_computed)] = self._runs(part, [step.record.step], size, [slice(0, size)])
         if data is None:
             return None
         return torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype).view(shape), as_computed
 
-    def _data(self, layer: int, pages: Sequence[tuple[int, HeldStep]]) -> list[tuple[int, list | None]]:
-        """Of each page, by how much its keys have to be turned, and the runs of bytes that make it; None: it cannot be read."""
-        layout = self._backbone.layout
+    def _data(self, layer: int, lengths: tuple[int, ...], number: int,
+              steps: Sequence[HeldStep]) -> list[tuple[int, bytes | memoryview | None]]:
+        """A page of a layer of each of some steps with pages of such lengths: by how much its keys have to be turned, and its
+        bytes; None: it cannot be read."""
+        layout, numbers = self._backbone.layout, [step.record.step for step in steps]
         if not self._form.rotated:
-            runs = []
-            for page, step in pages:
-                cuts, number = self._cut(step).data, page - step.page
-                begin = layer * cuts[-1]
-                runs.append(Run(step.record.step, layout.layers * cuts[-1], begin + cuts[number], begin + cuts[number + 1]))
-            return [(0, None if data is None else (data,)) for data, _ in self._runs('packed', runs)]
-        heads, width = layout.kv_heads, row_bytes(layout, self._form)
-        runs = []
-        for page, step in pages:
-            tokens, begin = step.record.tokens, self._cut(step).tokens[page - step.page]
-            for head in range(layer * heads, (layer + 1) * heads):
-                first = (head * tokens + begin) * width
-                runs.append(Run(step.record.step, layout.layers * heads * tokens * width, first,
-                                first + step.lengths[page - step.page] * width))
-        keys, values = self._runs('key', runs), self._runs('value', runs)
-        found = []
-        for number, (_, step) in enumerate(pages):
-            of_page = slice(number * heads, (number + 1) * heads)
-            parts = [data for data, _ in (*keys[of_page], *values[of_page])]
-            # Each part may come from a tier of its own; it is keys that are turned.
-            turn = step.turn if keys[of_page][0][1] else 0
-            found.append((turn, None if any(data is None for data in parts) else parts))
-        return found
-
-    def _cut(self, step: HeldStep) -> _Cut:
-        lengths = step.lengths      # steps alike share it
-        if lengths not in self._cuts:
-            self._cuts[lengths] = _Cut([0, *accumulate(lengths)], [] if self._form.rotated else page_cuts(
-                self._backbone.layout, self._form.bits, lengths))
-        return self._cuts[lengths]
+            cuts = self._cuts.get(lengths)
+            if cuts is None:        # steps alike share them
+                cuts = self._cuts[lengths] = page_cuts(layout, self._form.bits, lengths)
+            begin = layer * cuts[-1]
+            run = slice(begin + cuts[number], begin + cuts[number + 1])
+            return [(0, data) for data, _ in self._runs('packed', numbers, layout.layers * cuts[-1], [run])]
+        heads, width, tokens, begin = layout.kv_heads, row_bytes(layout, self._form), sum(lengths), sum(lengths[:number])
+        firsts = [(head * tokens + begin) * width for head in range(layer * heads, (layer + 1) * heads)]
+        runs = [slice(first, first + lengths[number] * width) for first in firsts]
+        keys, values = (self._runs(part, numbers, layout.layers * heads * tokens * width, runs) for part in ('key', 'value'))
+        # Each may come from a tier of its own; it is keys that are turned.
+        return [(step.turn if as_computed else 0, None if key is None or value is None else b''.join((key, value)))
+                for step, (key, as_computed), (value, _) in zip(steps, keys, values)]
 
     def _read_tokens(self, steps: Sequence[HeldStep]) -> None:
         """Have what `Staging.tokens` has of these steps at hand, as far as it can be read."""
-        held, missing = self._tokens, {}
+        held, missing = self._tokens, defaultdict(dict)
         for step in steps:
             number = step.record.step
             if number in held:
@@ -128,24 +109,25 @@ class PageFetcher:
             elif step.positions is not None:
                 held[number] = _tokens(step, step.positions.reshape(-1, step.record.tokens).cpu().numpy())
             else:
-                missing[number] = step
-        if missing:
-            axes = self._backbone.position_axes
-            sizes = {number: axes * np.int32().itemsize * step.record.tokens for number, step in missing.items()}
-            runs = [Run(number, size, 0, size) for number, size in sizes.items()]
-            for step, (data, _) in zip(missing.values(), self._runs('key_positions', runs)):
+                missing[step.record.tokens][number] = step
+        axes = self._backbone.position_axes
+        for tokens, of_length in missing.items():
+            size = axes * np.int32().itemsize * tokens
+            for step, (data, _) in zip(of_length.values(), self._runs('key_positions', list(of_length), size, [slice(0, size)])):
                 if data is not None:
                     held[step.record.step] = _tokens(step, np.frombuffer(data, np.int32).reshape(axes, -1))
         while len(held) > max(_TOKENS_KEPT, len(steps)):
             held.popitem(last=False)
 
-    def _runs(self, part: str, runs: Sequence[Run]) -> list[tuple[bytes | memoryview | None, bool]]:
-        """What the nearest tier has of each, and whether its keys are as the model computed them; None when none can read it."""
-        found: list = [(None, False)] * len(runs)
-        left = list(range(len(runs)))
+    def _runs(self, part: str, steps: Sequence[int], size: int,
+              runs: Sequence[slice]) -> list[tuple[bytes | memoryview | None, bool]]:
+        """What the nearest tier has of each step, and whether its keys are as the model computed them; None when none can read
+        it."""
+        found: list = [(None, False)] * len(steps)
+        left = range(len(steps))
         for tier in self._tiers:
-            here = [at for at in left if tier.holds(runs[at].step)]
-            for at, data in zip(here, tier.runs(part, [runs[at] for at in here]) if here else ()):
+            here = [at for at in left if tier.holds(steps[at])]
+            for at, data in zip(here, tier.runs(part, [steps[at] for at in here], size, runs) if here else ()):
                 found[at] = data, tier.as_computed
             left = [at for at in left if found[at][0] is None]
         return found

@@ -117,10 +117,6 @@ class Leaves:
         """Those that are sorted."""
         return slice(self.first, max(self.first, self._stops[layer]))
 
-    def entries(self, layer: int, chapters: slice) -> torch.Tensor:
-        """Of the leaves of some chapters, as `page_votes` takes them, [kv_heads, leaves, entry_width]."""
-        return self._entries[layer, :, self._at(chapters)]
-
     def pages(self, layer: int, chapters: slice) -> torch.Tensor:
         """Pages by number, leaf by leaf, of some chapters, [kv_heads, pages] int64."""
         return self._pages[layer, :, self._at(chapters)].flatten(1).long()

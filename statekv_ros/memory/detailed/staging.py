@@ -1,4 +1,4 @@
-"""Where pages from below the device lie while they are read: slots of rows per layer, in which what was read last stays."""
+"""Where pages from below the device lie while they are read: slots of rows per layer, where what is read again stays longest."""
 from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import groupby
@@ -38,27 +38,39 @@ class Staging:
         self._rows = torch.zeros(layout.layers, self._numbers_stop + SCALES * layout.kv_heads * self.slots * self._in_scale,
                                  self._width, dtype=torch.uint8, device=layout.device)
         self.tokens = torch.zeros(layout.layers, axes + 1, rows, dtype=torch.int32, device=layout.device)
-        self._slot_of: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(layout.layers)]     # the last read is last
+        self._slot_of: list[dict[int, int]] = [{} for _ in range(layout.layers)]
+        # Pages read once since they are there, and those read again: when it was last, the latest last.
+        self._once: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(layout.layers)]
+        self._again: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(layout.layers)]
+        self._now = 0
         self._places: dict[int, tuple[np.ndarray, np.ndarray]] = {}     # by length
 
-    def slot_of(self, layer: int) -> OrderedDict[int, int]:
+    def slot_of(self, layer: int) -> dict[int, int]:
         """Slots of the pages that a layer has, by their numbers."""
         return self._slot_of[layer]
 
     def missing(self, layer: int, wanted: Sequence[int]) -> list[int]:
-        """Those of the pages that a layer does not have; the others count as read now."""
-        held = self._slot_of[layer]
+        """Those of the pages that a layer does not have, to be placed next; the others count as read now."""
+        held, once, again = self._slot_of[layer], self._once[layer], self._again[layer]
+        self._now += 1
         for page in wanted:
             if page in held:
-                held.move_to_end(page)
+                once.pop(page, None)
+                again[page] = self._now
+                again.move_to_end(page)
         return [page for page in wanted if page not in held]
 
     def place(self, layer: int, missing: Sequence[int]) -> list[int]:
-        """Slots for pages to `fill`; what was read longest ago makes way."""
-        held, slots = self._slot_of[layer], []
+        """Slots for pages to `fill`; what was read longest ago makes way, of those read once first: else each question displaced
+        all that the one before it read, and what many of them want would be brought up for each."""
+        held, once, again, slots = self._slot_of[layer], self._once[layer], self._again[layer], []
         for page in missing:
-            slots.append(len(held) if len(held) < self.slots else held.popitem(last=False)[1])
-            held[page] = slots[-1]
+            if len(held) < self.slots:
+                slots.append(len(held))
+            else:
+                is_past = once and next(iter(once.values())) < self._now
+                slots.append(held.pop((once if is_past or not again else again).popitem(last=False)[0]))
+            held[page], once[page] = slots[-1], self._now
         return slots
 
     def fill(self, layer: int, slots: Sequence[int], lengths: Sequence[int], data: torch.Tensor, tokens: torch.Tensor) -> None:

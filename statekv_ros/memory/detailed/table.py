@@ -115,10 +115,6 @@ class PageTable:
         self._slots[at] = torch.arange(slot, slot + count, dtype=torch.int32, device=self._layout.device)
         self.boundary += count
 
-    def starts(self, pages: slice) -> torch.Tensor:
-        """First row of pages by number in their pool, [pages] int32."""
-        return self._starts[self._at(pages)]
-
     def lengths(self, pages: slice) -> torch.Tensor:
         """Rows of pages by number, [pages] int32."""
         return self._lengths[self._at(pages)]
@@ -137,7 +133,7 @@ class PageTable:
         return self._entries[:, :, self._at(pages)]
 
     def lying(self, layer: int, pages: slice) -> tuple[slice | torch.Tensor, torch.Tensor]:
-        """The places of pages by number, as `entries` takes them, and which page each is, [kv_heads or 1, pages] int64."""
+        """The places of pages by number, as a `Line` has them, and which page each is, [kv_heads or 1, pages] int64."""
         chapters, device = self.leaves.chapters(layer), self.device
         first, stop = chapters.start * CHAPTER, chapters.stop * CHAPTER
         begin, end = pages.start, pages.stop
@@ -158,14 +154,6 @@ class PageTable:
         wanted = (numbers >= pages.start) & (numbers < pages.stop)
         places = wanted.int().argsort(dim=-1, descending=True, stable=True)[:, :pages.stop - pages.start]
         return places + whole.start, numbers.gather(1, places)
-
-    def entries(self, layer: int, places: slice | torch.Tensor) -> torch.Tensor:
-        """Index entries at some places, or at places [kv_heads, pages] that each KV head has of its own,
-        [kv_heads, pages, entry_width]."""
-        if isinstance(places, slice):
-            return self._entries[layer, :, self._at(places)]
-        return self._entries[layer].gather(1, (places + (self._front - self.first))[..., None].expand(
-            -1, -1, self._entries.shape[-1]))
 
     def layer(self, layer: int) -> tuple[torch.Tensor, int]:
         """Index entries of a layer [kv_heads, capacity, entry_width], and what to add to a place to find it there."""

@@ -5,17 +5,9 @@ A step's parts are `key_positions` [axes, tokens] int32 and, where the format is
 """
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
-
-
-class Run(NamedTuple):
-    """Bytes `begin` to before `end` of a part of a step, by its number; the whole part has `size` bytes."""
-    step: int
-    size: int
-    begin: int
-    end: int
 
 
 class Tier(Protocol):
@@ -29,8 +21,12 @@ class Tier(Protocol):
     def holds(self, step: int) -> bool:
         """Whether a step can be read here, by its number."""
 
-    def runs(self, part: str, wanted: Sequence[Run]) -> Sequence[bytes | memoryview | None]:
-        """Runs of one part of steps that are held, on the host; None for one that cannot be had."""
+    def runs(self, part: str, steps: Sequence[int], size: int, runs: Sequence[slice]) -> Sequence[bytes | memoryview | None]:
+        """Runs of bytes of one part, the same ones of each of some steps that are held, one behind the other, on the host.
+
+        Args:
+            size: of the whole part in bytes; of a step where it has another one, as of one that cannot be had, it is None.
+        """
 
     def gone(self) -> Iterable[int]:
         """Steps that were here and no longer are, since the last call."""
@@ -87,12 +83,11 @@ class HostTier:
     def holds(self, step: int) -> bool:
         return step in self._steps
 
-    def runs(self, part: str, wanted: Sequence[Run]) -> list[memoryview]:
+    def runs(self, part: str, steps: Sequence[int], size: int, runs: Sequence[slice]) -> list[bytes | memoryview]:
         found = []
-        for run in wanted:
-            self._wait_for(run.step)
-            data = self._steps[run.step][part].reshape(-1).view(torch.uint8).numpy()
-            found.append(memoryview(data)[run.begin:run.end])
+        for step in steps:
+            self._wait_for(step)
+            found.append(side_by_side(memoryview(self._steps[step][part].reshape(-1).view(torch.uint8).numpy()), runs))
         return found
 
     def _wait_for(self, step: int) -> None:
@@ -105,6 +100,11 @@ class HostTier:
         if self._pinned:
             return torch.empty(part.shape, dtype=part.dtype, pin_memory=True).copy_(part, non_blocking=True)
         return part.to('cpu', copy=True, memory_format=torch.contiguous_format)
+
+
+def side_by_side(data: memoryview, runs: Sequence[slice]) -> bytes | memoryview:
+    """Runs of bytes, one behind the other; of a single one no copy."""
+    return data[runs[0]] if len(runs) == 1 else b''.join([data[run] for run in runs])
 
 
 def _bytes(parts: dict[str, torch.Tensor]) -> int:
