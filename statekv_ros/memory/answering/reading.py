@@ -10,13 +10,16 @@ from statekv_ros.errors import Interrupted
 from statekv_ros.kernels.page_votes import Places
 from statekv_ros.kernels.paged_attention import PoolPages, Read, Span, masses, read_span, span_and_pages, together
 from statekv_ros.memory.answering.choosing import FixedPages, PageChooser, turns_of
-from statekv_ros.memory.answering.notes import Notes
+from statekv_ros.memory.answering.notes import Noted, Notes
 from statekv_ros.memory.answering.snapshot import Snapshot
 from statekv_ros.memory.detailed.cache import DetailedCache
 from statekv_ros.memory.detailed.pages import HeldStep, MemoryView
 from statekv_ros.memory.records import Evidence, StepRecord
 
 _FIRST_CAPACITY = 64
+# Tokens that a recorded pass reads as they lie, at most. Each layer makes them fp32, in memory that stays with the recording; of
+# more of them the host has queued the next layer long before the device is done with one.
+MOST_IN_PARTS = 2**13
 MOST_SCORES = 2**25     # of one tensor of scores, in fp32: a long question is read in parts, whatever the memory holds
 
 
@@ -88,7 +91,9 @@ class Reading:
         self._positions = torch.zeros(0)
         self._tail_tokens = self._step_tokens = self._overwritten = 0
         self._before = sum(part.tokens for part in before)      # tokens that lie before the tail
+        # With room for more: what is there is told on the device, by the places of the tokens that ask.
         self._tail_key, self._tail_value = self._layout.empty(self._before), self._layout.empty(self._before)
+        self._places = torch.zeros(0)
         if before:      # turned once, rather than the queries in each pass
             torch.cat([backbone.rotate(part.view.key, -part.turn) for part in before], dim=2, out=self._tail_key)
             torch.cat([part.view.value for part in before], dim=2, out=self._tail_value)
@@ -118,14 +123,51 @@ class Reading:
                 for part in parts:
                     part.let_go(self._overwritten)
                 self._read_in(layer, parts)
-        self._step_tokens = tokens
-        held = self._before + self._tail_tokens
+        self._step_tokens, held = tokens, self.next_place
         needed = held + tokens
         if needed > self._tail_key.shape[2]:
-            key, value = (self._layout.empty(max(2 * needed, _FIRST_CAPACITY)) for _ in range(2))
+            key, value = (self._layout.empty(max(2 * needed, _FIRST_CAPACITY)).zero_() for _ in range(2))
             key[:, :, :held], value[:, :, :held] = self._tail_key[:, :, :held], self._tail_value[:, :, :held]
             self._tail_key, self._tail_value = key, value
-        self._notes.make_room(needed - self._before)
+        self._notes.make_room(self._tail_key.shape[2] - self._before)
+        self._places = torch.arange(held, needed, device=self._layout.device)
+
+    def begin_at(self, place: torch.Tensor) -> None:
+        """Instead of `begin`, where there is room for one more token: the device is told its place in the tail, [1] int64."""
+        self._places = place
+
+    @property
+    def next_place(self) -> int:
+        """Where the next token comes to lie in the tail, what lies before it included."""
+        return self._before + self._tail_tokens
+
+    def place(self) -> tuple | None:
+        """What the host knows that a pass of one token depends on, beside its place: while this stays the same, all of them are the
+        same work on the same memory. None where the host has to look on in mid pass, or where recording it would gain nothing."""
+        if self._chooser is not None or max(sum(part.tokens for part in parts) for parts in self._parts.values()) > MOST_IN_PARTS:
+            return None
+        pages = [each.place() for each in {id(each): each for each in self._pages if each is not None}.values()]
+        if None in pages:
+            return None
+        rows = self._detailed.place() if pages else ()
+        return self._tail_key.data_ptr(), self._tail_key.shape[2], self._overwritten, *rows, *pages
+
+    def newest_row(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where the tokens of the pass that just ended lie in the tail, and a copy of their keys and values, for `put_row`."""
+        return self._places, self._tail_key[:, :, self._places], self._tail_value[:, :, self._places]
+
+    def put_row(self, row: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
+        """As `newest_row` found it."""
+        self._places, key, value = row
+        self._tail_key[:, :, self._places], self._tail_value[:, :, self._places] = key, value
+
+    def noted(self) -> Noted:
+        """What the pass that just ended noted, which is forgotten here; see `note`."""
+        return self._notes.newest()
+
+    def note(self, noted: Noted) -> None:
+        """Have this noted by the pass that just ended, and nothing else."""
+        self._notes.put(noted)
 
     def commit(self) -> None:
         """Keep the tokens of the forward pass that just ended."""
@@ -144,22 +186,18 @@ class Reading:
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                scale: float) -> torch.Tensor:
         """Prefix-causal attention over [parts ; chosen pages ; tail]; see `AttentionMemory`."""
-        if self._cancelled():
-            raise Interrupted('the answer was interrupted')
+        self.check_cancelled()
         if self._chooser is not None:
             asking = self._backbone.unrotated(query[0].float(), self._positions)[:, self._question].mean(dim=1)
             parts, self._pages[layer] = self._chooser.choose(layer, asking)
             self._read_in(layer, parts)
         tokens, kv_heads = query.shape[2], key.shape[1]
-        held = self._before + self._tail_tokens
-        end = held + tokens
-        self._tail_key[layer, :, held:end] = key[0]
-        self._tail_value[layer, :, held:end] = value[0]
+        span = Span(self._tail_key[layer].index_copy_(1, self._places, key[0]),
+                    self._tail_value[layer].index_copy_(1, self._places, value[0]), self._places)
         # [kv_heads, group x tokens, head_dim]: the query heads of a group share their keys.
         rows = (query[0].float() * scale).reshape(kv_heads, -1, query.shape[-1])
         noting = self.scoring and tokens == 1
         chosen = self._pages[layer].choose(layer, rows) if self._pages[layer] else ()
-        span = Span(self._tail_key[layer, :, :end], self._tail_value[layer, :, :end], tokens)
         whole, numbers = self._read(layer, query[0].reshape(rows.shape), span, chosen, scale, noting)
         noted, memory = whole.noted, self._parts[layer]
         of_parts = self._read_parts(layer, rows, noting)
@@ -173,6 +211,11 @@ class Reading:
             for pages, mass in zip(numbers, of_pages, strict=True):
                 self._notes.add_pages(pages, mass)
         return whole.output.reshape(query.shape).to(query.dtype)
+
+    def check_cancelled(self) -> None:
+        """Raise Interrupted when `cancelled` says so."""
+        if self._cancelled():
+            raise Interrupted('the answer was interrupted')
 
     def evidence(self, records: Sequence[StepRecord], limit: int) -> tuple[Evidence, ...]:
         """The most attended steps among `records`, greatest share first; see `Notes`."""
