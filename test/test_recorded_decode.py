@@ -159,6 +159,15 @@ def test_stretches_that_queries_are_turned_for_are_read_as_eagerly(backbones, fr
             reading._pages[0]._moves is not None
 
 
+@pytest.mark.parametrize('family', LIBRARIES)
+def test_tokens_on_the_device_are_embedded_as_the_hosts(family, backbones):
+    """A model may say any token, one too that stands for something else in its prompt."""
+    backbone = backbones[family]
+    for token in (7, *(backbone._token_id(each) for each in backbone.special_tokens)):
+        expected, inputs = backbone.embed([token], 9), backbone.embed_there(torch.tensor([[token]]), torch.tensor([[9]]))
+        assert torch.equal(inputs.embeds, expected.embeds) and torch.equal(inputs.positions, expected.positions)
+
+
 @pytest.mark.parametrize('temperature', [0.0, 0.9])
 def test_tokens_are_sampled_as_eagerly(temperature, backbones, frames):
     camera = Camera(backbones['qwen3_vl'], frames, 30)
