@@ -1,5 +1,5 @@
-"""A stand-in for CUDA graphs that does what they do: the operations that were queued are queued again, with the tensors that they had,
-wherever these have been written since, and the numbers that the host gave them then, whatever it knows now."""
+"""A stand-in for CUDA graphs that does what they do: the operations that were queued are queued again, with the tensors that they
+had, whatever was written there since, and the numbers that the host gave them then, whatever it knows now."""
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves

@@ -79,7 +79,7 @@ def test_missing_kernels_and_recordings_that_went_off_are_told_and_nothing_while
     with pytest.warns(RuntimeWarning, match='stepped one by one'):
         together._pause('MemoryError: no room')
     for words in ('paged_attention without its Triton kernel', 'camera front: frame steps are not replayed',
-                  'camera rear: tokens of answers are not replayed as CUDA graphs but run eagerly, which is slower: RuntimeError: nor',
+                  'camera rear: tokens of answers are not replayed as CUDA graphs but run eagerly, which is slower: RuntimeError',
                   'cameras are stepped one by one, which is slower: MemoryError: no room (tried again in 60 s)'):
         assert words in accelerator.problem
     assert accelerator.facts()['attention'] == 'naive'

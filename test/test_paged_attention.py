@@ -312,7 +312,8 @@ class Whole(NamedTuple):
 WHOLES = [Whole(*each) for each in [
     (1, 1, 1, 32, torch.float32, ()), (130, 1, 7, 64, torch.float32, (16,)), (65, 5, 3, 80, torch.float32, (4, 16)),
     (20, 20, 2, 32, torch.float16, (8,)), (40, 1, 8, 32, torch.bfloat16, (4, 16)), (30, 2, 4, 32, torch.float32, (16, 8, 4), 2),
-    (3, 1, 4, 32, torch.float32, (), 0, 300), (140, 9, 2, 64, torch.float32, (16,), 0, 0), (70, 1, 2, 32, torch.float32, (), 0, 0)]]
+    (3, 1, 4, 32, torch.float32, (), 0, 300), (140, 9, 2, 64, torch.float32, (16,), 0, 0),
+    (70, 1, 2, 32, torch.float32, (), 0, 0)]]
 
 
 def whole_errors(case: Whole, implementation: str | None, device: str = 'cpu') -> Errors:
@@ -353,9 +354,10 @@ def test_a_span_and_pages_of_several_pools_are_read_as_one(case):
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'places': torch.arange(0)}, 'span must have the 0 tokens that ask'), ({'places': torch.arange(10)}, 'got 9 tokens and 4 rows'),
-    ({'places': torch.arange(3)}, 'as many rows of each'), ({'places': torch.arange(2).int()}, 'places of span must be int64'),
-     ({'value': None}, 'value must be .* got None'),
+    ({'places': torch.arange(0)}, 'span must have the 0 tokens that ask'),
+    ({'places': torch.arange(10)}, 'got 9 tokens and 4 rows'), ({'places': torch.arange(3)}, 'as many rows of each'),
+    ({'places': torch.arange(2).int()}, 'places of span must be int64'),
+    ({'value': None}, 'value must be .* got None'),
     ({'key': torch.zeros(KV_HEADS, 9, 32).half()}, 'key is torch.float16')])
 def test_a_bad_span_is_named(change, words):
     span = Span(*torch.zeros(2, KV_HEADS, 9, 32), torch.tensor([7, 8]))

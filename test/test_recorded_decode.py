@@ -1,7 +1,7 @@
-"""Tokens of answers as recorded graphs: those of eager passes, whatever happens to the memory in between, and eager where recording
-does not pay or fails.
+"""Tokens of answers as recorded graphs: those of eager passes, whatever happens to the memory in between, and eager where
+recording does not pay or fails.
 
-Without a GPU the recorder is a stand-in that queues the same operations again, with the numbers that the host gave them (`queued`).
+Without a GPU the recorder is a stand-in that queues the same operations again, with the host's numbers as they were (`queued`).
 """
 import warnings
 
@@ -95,8 +95,9 @@ def in_slices(pair, camera, tokens: int = 4, between=lambda: None) -> None:
 
 
 @pytest.mark.parametrize('family, policy, form', [
-    *((family, 'sparse(40)', 'bf16') for family in LIBRARIES), ('internvl', 'sparse(40)', 'int4'), ('qwen3_vl', 'sparse(60)', 'int8'),
-    ('internvl', 'all', 'bf16'), ('internvl', 'state', 'bf16'), ('qwen3_vl', 'last(6)', 'bf16'), ('internvl', 'last(6)', 'int4'),
+    *((family, 'sparse(40)', 'bf16') for family in LIBRARIES), ('internvl', 'sparse(40)', 'int4'),
+    ('qwen3_vl', 'sparse(60)', 'int8'), ('internvl', 'all', 'bf16'), ('internvl', 'state', 'bf16'),
+    ('qwen3_vl', 'last(6)', 'bf16'), ('internvl', 'last(6)', 'int4'),
     ('qwen3_vl', 'retrieve(4)', 'bf16'), ('internvl', 'retrieve(3)', 'int4'), ('internvl', 'rekv(3)', 'bf16')])
 def test_a_long_answer_is_that_of_eager_passes_while_frames_come_in(family, policy, form, backbones, frames):
     """70 tokens, in which the tail doubles; 17 steps, in which pools grow and pages are put into few bits."""
@@ -188,7 +189,8 @@ def test_a_short_answer_pays_for_no_recording(tokens, backbones, frames):
 def test_two_answers_side_by_side_have_each_its_own(backbones, frames):
     """By themselves, with what they share in between: only the newest recording may be replayed, for they share memory."""
     camera = Camera(backbones['internvl'], frames, 30, at=2)
-    pairs = [camera.asked(policy, question, max_tokens=60) for policy, question in (('sparse(40)', QUESTION), ('all', 'what now?'))]
+    pairs = [camera.asked(policy, question, max_tokens=60)
+             for policy, question in (('sparse(40)', QUESTION), ('all', 'what now?'))]
     for turn in range(6):
         for pair in pairs:
             for each in pair:

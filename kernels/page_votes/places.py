@@ -11,7 +11,7 @@ class PageColumns(NamedTuple):
         columns: first row, rows and slot of the scales of each, [3 or more, capacity] int32.
         offset: to add to a page's number to find its column.
         near, stop: pages before number `near` are not on the device, and `stop` is none any more.
-        boundary: pages before this number are in few bits, [1] int64, on the device: while an answer is decoded more and more are.
+        boundary: pages before this number are in few bits, [1] int64, on the device: more and more are as answers are decoded.
         packed: whether there are such pages on the device.
         exact: so many pages, the last ones, may be exact where others are in few bits.
         base: number of the first page in `moves` and `unwanted`.

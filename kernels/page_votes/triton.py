@@ -96,8 +96,8 @@ def triton_page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: 
     best = best.contiguous()
     with _on(best.device):
         places_kernel[kv_heads,](
-            best, numbers, table.columns, table.moves, table.unwanted, table.boundary, pages, placed, chosen, exact, tokens, first,
-            table.offset, table.base, near, stop, 0 if numbers is None else _head_stride(numbers), table.columns.stride(0),
+            best, numbers, table.columns, table.moves, table.unwanted, table.boundary, pages, placed, chosen, exact, tokens,
+            first, table.offset, table.base, near, stop, 0 if numbers is None else _head_stride(numbers), table.columns.stride(0),
             chosen + exact, CHOSEN=max(LEAST, triton.next_power_of_2(chosen)), EXACT=EXACT, SPLIT=split, **_options(PLACES))
     starts, lengths, slots, moves, below = placed
     moves = None if table.moves is None else moves

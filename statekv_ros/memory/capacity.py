@@ -36,8 +36,9 @@ class Plan:
         workspace_bytes: estimate of a step's temporaries.
         reserve_bytes: estimate of what a GPU takes besides: for each camera the memory of its recorded steps, where a step's
             temporaries lie once more, and the workspace of its matrix products, and that of the recorded selection after them and
-            of a recorded token of an answer; where there are several, that of the steps for all of them as one batch, recorded or
-            not; temporaries of the vision tower; scores and masses of an answer, and the copy of one camera's state that it reads.
+            of a recorded token of an answer; where there are several, that of the steps for all of them as one batch, recorded
+            or not; temporaries of the vision tower; scores and masses of an answer, and the copy of one camera's state that it
+            reads.
         steps_per_hour: frame steps.
     """
     size: ModelSize
@@ -239,7 +240,7 @@ def _reserve_bytes(size: ModelSize, policy: PrefillPolicy, cameras: int, state_b
 
 
 def _selection_bytes(size: ModelSize, policy: PrefillPolicy) -> int:
-    """Temporaries of what selects the state, all layers at once: ranks of all slots, and the keys or values of a step that move."""
+    """Temporaries of what selects the state, all layers at once: ranks of slots, and the keys or values of a step that move."""
     if policy.kind != 'statekv' or policy.budget == UNLIMITED:
         return 0
     slots = size.layers * size.kv_heads * (policy.budget + size.step_tokens)

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from statekv_ros.memory.pauses import Pauses
 from statekv_ros.memory.recorded import Recorder, Result
 
-# A recording takes the time of about three tokens: the pass is queued once more, made a graph, and replayed to be compared. So it
-# is made at this token in one place, and if as many may follow: a short answer never pays for one, and one that ends right after it
-# has lost less than half of what it took.
+# A recording takes the time of about three tokens, by count: the pass is queued once more, made a graph, and replayed to be
+# compared. So it is made at this token in one place, and if as many may follow: a short answer never pays for one, and one that
+# ends right after it has lost less than half of what it took.
 RECORDED_AT = 8
 
 

@@ -53,7 +53,8 @@ class PageChooser:
         self._groups = self._grouped(turns + shifts - positions)
         shortest = int(torch.where(lengths > 0, lengths, lengths.max()).min())      # 0: lost
         self._count = max(1, self.tokens // max(1, shortest))
-        self._exact = self._stop - max(self._first, min(self._stop, self._table.boundary))      # never more while this answer lasts
+        # Pages that are exact: never more while this answer lasts.
+        self._exact = self._stop - max(self._first, min(self._stop, self._table.boundary))
         # Where pages that nobody wants lie between, leaves would be full of them.
         leaves = max(OPEN_LEAVES, self._count) if self._unwanted is None else None
         self._candidates = Candidates(self._table, snapshot.seen.backbone.rotate, self._groups, leaves, self._unwanted)

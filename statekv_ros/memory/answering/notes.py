@@ -13,8 +13,8 @@ class Noted(NamedTuple):
     """What one forward pass noted, layer by layer.
 
     Attributes:
-        of_parts: where it is to be added up, mass, and stream indices of the tokens; of_pages: numbers in the page table, and mass
-            of visual tokens; of_tail: mass of each token.
+        of_parts: where it is to be added up, mass, and stream indices of the tokens; of_pages: numbers in the page table, and
+            mass of visual tokens; of_tail: mass of each token.
     """
     of_parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
     of_pages: list[tuple[torch.Tensor, torch.Tensor]]

@@ -1,10 +1,10 @@
 """An answer's pass of one token as recorded work: the host launches it at once, rather than kernel by kernel.
 
-What changes from token to token - the token, its position, its place in the tail - is read on the device. What the host decides
-besides, from how many pages are held to where they lie (`Reading.place`), is part of the recording: when it changes, because frames
-came in between and something grew, slid, was sorted or forgotten, or because the tail grew, passes run eagerly until it has paid
-to record anew. Which pages are in few bits already is read on the device, too, for each frame changes it. So runs whatever the
-host has to look at in mid pass, as pages that it fetches from below the device, and what several answers share (`Rows`).
+What changes from token to token is read on the device: the token, its position, its place in the tail; and which pages are in few
+bits by now, for each frame changes that. What the host decides besides, from how many pages are held to where they lie, is part
+of the recording (`Reading.place`): when it changes, because something grew, slid, was sorted or forgotten as frames came in between,
+or because the tail grew, passes run eagerly until it pays to record anew. Eager are also those in whose middle the host has to
+look, as for pages that it fetches from below the device, and those that several answers share (`Rows`).
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ class TokenPasses:
         """Record a pass that has just been run eagerly; whatever happens, the reading stays as that left it."""
         reading, given = self._reading, torch.zeros(3, dtype=torch.int64, device=self._backbone.device)
         self._give(given, token, position)
-        row, eager = reading.newest_row(), reading.noted()
+        row, eager = reading.tail.newest(), reading.noted()
         try:
             replay, (said, noted) = self._graphs.record(lambda: self._pass(given))
             replay()
@@ -91,16 +91,16 @@ class TokenPasses:
         else:
             self._recording = _Recording(place, given, replay, said, noted)
         finally:
-            reading.put_row(row)
+            reading.tail.put_back(row)
             reading.note(eager)
 
     def _pass(self, given: torch.Tensor) -> tuple[torch.Tensor, Noted]:
         """What is recorded: logits, and what is noted."""
         token, position, place = given.split(1)
-        self._reading.begin_at(place)
+        self._reading.tail.begin_at(place)
         inputs = self._backbone.embed_there(token[None], position[None])
         logits = self._backbone.logits(self._backbone.forward(inputs, self._reading)[:, -1])
         return logits, self._reading.noted()
 
     def _give(self, given: torch.Tensor, token: int, position: int) -> None:
-        copy_to_device(torch.tensor([token, position, self._reading.next_place]), given)
+        copy_to_device(torch.tensor([token, position, self._reading.tail.next_place]), given)

@@ -7,16 +7,17 @@ import torch
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.errors import Interrupted
+from statekv_ros.kernels import fitness
 from statekv_ros.kernels.page_votes import Places
-from statekv_ros.kernels.paged_attention import PoolPages, Read, Span, masses, read_span, span_and_pages, together
+from statekv_ros.kernels.paged_attention import OPERATION, PoolPages, Read, Span, masses, read_span, span_and_pages, together
 from statekv_ros.memory.answering.choosing import FixedPages, PageChooser, turns_of
 from statekv_ros.memory.answering.notes import Noted, Notes
 from statekv_ros.memory.answering.snapshot import Snapshot
+from statekv_ros.memory.answering.tail import Tail
 from statekv_ros.memory.detailed.cache import DetailedCache
 from statekv_ros.memory.detailed.pages import HeldStep, MemoryView
 from statekv_ros.memory.records import Evidence, StepRecord
 
-_FIRST_CAPACITY = 64
 # Tokens that a recorded pass reads as they lie, at most. Each layer makes them fp32, in memory that stays with the recording; of
 # more of them the host has queued the next layer long before the device is done with one.
 MOST_IN_PARTS = 2**13
@@ -63,6 +64,7 @@ class Reading:
 
     Attributes:
         scoring: while true, the attention that single tokens pay is noted for `evidence`.
+        tail: the answer's own tokens.
     """
 
     def __init__(self, backbone: Backbone, cancelled: Callable[[], bool], parts: Sequence[Part] = (), ordinal: int = 0,
@@ -89,20 +91,15 @@ class Reading:
         self._chooser: Chooser | None = None
         self._question = slice(0)
         self._positions = torch.zeros(0)
-        self._tail_tokens = self._step_tokens = self._overwritten = 0
-        self._before = sum(part.tokens for part in before)      # tokens that lie before the tail
-        # With room for more: what is there is told on the device, by the places of the tokens that ask.
-        self._tail_key, self._tail_value = self._layout.empty(self._before), self._layout.empty(self._before)
-        self._places = torch.zeros(0)
-        if before:      # turned once, rather than the queries in each pass
-            torch.cat([backbone.rotate(part.view.key, -part.turn) for part in before], dim=2, out=self._tail_key)
-            torch.cat([part.view.value for part in before], dim=2, out=self._tail_value)
+        self._overwritten = 0
+        # Turned once, rather than the queries in each pass.
+        self.tail = Tail(self._layout, [(backbone.rotate(part.view.key, -part.turn), part.view.value) for part in before])
 
     @property
     def tokens(self) -> int:
         """Tokens of the memory that a pass reads in a layer and KV head, at most."""
-        return self._before + max(sum(part.tokens for part in parts) + (pages.tokens if pages else 0)
-                                  for parts, pages in zip(self._parts.values(), self._pages))
+        return self.tail.before + max(sum(part.tokens for part in parts) + (pages.tokens if pages else 0)
+                                      for parts, pages in zip(self._parts.values(), self._pages))
 
     @property
     def most_tokens(self) -> int:
@@ -123,43 +120,20 @@ class Reading:
                 for part in parts:
                     part.let_go(self._overwritten)
                 self._read_in(layer, parts)
-        self._step_tokens, held = tokens, self.next_place
-        needed = held + tokens
-        if needed > self._tail_key.shape[2]:
-            key, value = (self._layout.empty(max(2 * needed, _FIRST_CAPACITY)).zero_() for _ in range(2))
-            key[:, :, :held], value[:, :, :held] = self._tail_key[:, :, :held], self._tail_value[:, :, :held]
-            self._tail_key, self._tail_value = key, value
-        self._notes.make_room(self._tail_key.shape[2] - self._before)
-        self._places = torch.arange(held, needed, device=self._layout.device)
-
-    def begin_at(self, place: torch.Tensor) -> None:
-        """Instead of `begin`, where there is room for one more token: the device is told its place in the tail, [1] int64."""
-        self._places = place
-
-    @property
-    def next_place(self) -> int:
-        """Where the next token comes to lie in the tail, what lies before it included."""
-        return self._before + self._tail_tokens
+        self.tail.begin(tokens)
+        self._notes.make_room(self.tail.capacity)
 
     def place(self) -> tuple | None:
-        """What the host knows that a pass of one token depends on, beside its place: while this stays the same, all of them are the
-        same work on the same memory. None where the host has to look on in mid pass, or where recording it would gain nothing."""
+        """What a pass of one token depends on that the host knows, but for the token and its place: while this stays the same,
+        all of them are the same work on the same memory. None where the host has to look in mid pass, or little would be gained.
+        """
         if self._chooser is not None or max(sum(part.tokens for part in parts) for parts in self._parts.values()) > MOST_IN_PARTS:
             return None
         pages = [each.place() for each in {id(each): each for each in self._pages if each is not None}.values()]
-        if None in pages:
+        if None in pages or pages and fitness.problem(OPERATION, self._layout.device):      # the naive twin looks at lengths
             return None
         rows = self._detailed.place() if pages else ()
-        return self._tail_key.data_ptr(), self._tail_key.shape[2], self._overwritten, *rows, *pages
-
-    def newest_row(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Where the tokens of the pass that just ended lie in the tail, and a copy of their keys and values, for `put_row`."""
-        return self._places, self._tail_key[:, :, self._places], self._tail_value[:, :, self._places]
-
-    def put_row(self, row: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
-        """As `newest_row` found it."""
-        self._places, key, value = row
-        self._tail_key[:, :, self._places], self._tail_value[:, :, self._places] = key, value
+        return *self.tail.place(), self._overwritten, *rows, *pages
 
     def noted(self) -> Noted:
         """What the pass that just ended noted, which is forgotten here; see `note`."""
@@ -171,7 +145,7 @@ class Reading:
 
     def commit(self) -> None:
         """Keep the tokens of the forward pass that just ended."""
-        self._tail_tokens += self._step_tokens
+        self.tail.commit()
         self._chooser = None
 
     def drop(self) -> None:
@@ -181,7 +155,7 @@ class Reading:
     @property
     def tail_mass(self) -> torch.Tensor:
         """Attention paid to each token of the tail while `scoring`, summed over layers and query heads, [tokens] fp32."""
-        return self._notes.tail(self._tail_tokens)
+        return self._notes.tail(self.tail.tokens)
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                scale: float) -> torch.Tensor:
@@ -192,8 +166,7 @@ class Reading:
             parts, self._pages[layer] = self._chooser.choose(layer, asking)
             self._read_in(layer, parts)
         tokens, kv_heads = query.shape[2], key.shape[1]
-        span = Span(self._tail_key[layer].index_copy_(1, self._places, key[0]),
-                    self._tail_value[layer].index_copy_(1, self._places, value[0]), self._places)
+        span = self.tail.put(layer, key[0], value[0])
         # [kv_heads, group x tokens, head_dim]: the query heads of a group share their keys.
         rows = (query[0].float() * scale).reshape(kv_heads, -1, query.shape[-1])
         noting = self.scoring and tokens == 1
@@ -207,7 +180,7 @@ class Reading:
             for part, of_part in zip(memory, of_parts):
                 self._notes.add_part(part, layer, *masses(of_part.noted, whole.lse))
             tail, *of_pages = masses(noted, whole.lse)
-            self._notes.add_tail(tail[:, self._before:])
+            self._notes.add_tail(tail[:, self.tail.before:])
             for pages, mass in zip(numbers, of_pages, strict=True):
                 self._notes.add_pages(pages, mass)
         return whole.output.reshape(query.shape).to(query.dtype)
@@ -220,7 +193,7 @@ class Reading:
     def evidence(self, records: Sequence[StepRecord], limit: int) -> tuple[Evidence, ...]:
         """The most attended steps among `records`, greatest share first; see `Notes`."""
         parts = {id(part): part for parts in self._parts.values() for part in parts}.values()    # layers may share them
-        return self._notes.evidence(records, limit, list(parts), self._tail_tokens)
+        return self._notes.evidence(records, limit, list(parts), self.tail.tokens)
 
     def newest_evidence(self, records: Sequence[StepRecord], limit: int) -> tuple[Evidence, ...]:
         """As `evidence`, of the newest token alone."""

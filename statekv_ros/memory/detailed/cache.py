@@ -289,7 +289,7 @@ class DetailedCache:
     def place(self) -> tuple[int, ...]:
         """Where the rows of steps on the device lie."""
         pools = [self._exact.rows, *((self._packed.rows, self._packed.scales) if self._packed else ())]
-        return tuple(number for rows in pools for each in rows for number in (each.data_ptr(), each.shape[-1 if each.ndim < 4 else 2]))
+        return tuple(number for rows in pools for each in rows for number in (each.data_ptr(), each.numel()))
 
     def packed(self, layer: int) -> tuple[PackedPool, Rope, torch.Tensor]:
         """All rows of one layer of the steps in few bits, how they turn, and whether they are visual tokens, [capacity]."""
