@@ -11,6 +11,7 @@ import torch
 from conftest import SECOND
 from family_libraries import LIBRARIES
 from queued import Queued, as_kernels
+from test_answer_passes import Operations
 from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.errors import Code, Interrupted, QuestionError
@@ -175,6 +176,30 @@ def test_tokens_are_sampled_as_eagerly(temperature, backbones, frames):
     pair = camera.asked('sparse(40)', temperature=temperature, seed=5)
     in_slices(pair, camera)
     assert len(set(pair[0].token_ids)) > 1 and camera.graphs.replays > 30
+
+
+@pytest.mark.parametrize('policy, form', [('sparse(40)', 'bf16'), ('sparse(40)', 'int4'), ('last(6)', 'bf16')])
+def test_what_the_host_queues_for_a_replayed_token_does_not_grow_with_the_layers(policy, form, tmp_path, frames):
+    queued = []
+    for layers in (3, 9):
+        folder = write_tiny_checkpoint(tmp_path / str(layers), family='internvl', layers=layers)
+        backbone = load_backbone(str(folder), device='cpu', dtype='float32')
+        backbone.stop_token_ids = frozenset()
+        operations = Operations()
+
+        def record(function):
+            replay, result = Queued()(function)
+            return lambda: (operations.left_out(replay) if operations.on else replay)(), result
+
+        camera = Camera(backbone, frames, 20, record, detailed_format=form)
+        answering = camera.asked(policy)[0]
+        answering.advance(6)
+        replays, operations.on = camera.graphs.replays, True
+        with operations:
+            answering.advance(1)
+        assert camera.graphs.replays == replays + 1
+        queued.append(operations.count)
+    assert queued[0] == queued[1] <= 20, queued
 
 
 @pytest.mark.parametrize('tokens', [1, 5, RECORDED_AT, 2 * RECORDED_AT - 1])

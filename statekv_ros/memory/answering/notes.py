@@ -20,6 +20,16 @@ class Noted(NamedTuple):
     of_pages: list[tuple[torch.Tensor, torch.Tensor]]
     of_tail: list[torch.Tensor]
 
+    def in_few(self) -> 'Noted':
+        """The same in as few tensors as may be, so that adding it up is little work however many layers there are."""
+        of_parts = {}
+        for where, mass, ordinals in self.of_parts:
+            so_far = of_parts.get(id(where))
+            of_parts[id(where)] = where, mass if so_far is None else so_far[1] + mass, ordinals
+        of_pages = [tuple(torch.cat([each.flatten() for each in every]) for every in zip(*self.of_pages))]
+        of_tail = [torch.cat(self.of_tail).sum(dim=0, keepdim=True)]
+        return Noted(list(of_parts.values()), of_pages if self.of_pages else [], of_tail)
+
     def sums(self) -> torch.Tensor:
         """All mass of each part, choice of pages and tail, [...] fp32."""
         masses = [*(mass for _, mass, _ in self.of_parts), *(mass for _, mass in self.of_pages), *self.of_tail]

@@ -83,7 +83,7 @@ class TokenPasses:
             replay()
             if reading.place() != place:
                 raise RuntimeError('what a token attends to moved while it was recorded')
-            require_same('token', [said, noted.sums()], [logits, eager.sums()], 'logits, attention noted')
+            require_same('token', [said, noted.sums()], [logits, eager.in_few().sums()], 'logits, attention noted')
         except Interrupted:
             raise
         except Exception as error:  # CUDA and the library raise many kinds; eager passes go on after any of them
@@ -100,7 +100,7 @@ class TokenPasses:
         self._reading.tail.begin_at(place)
         inputs = self._backbone.embed_there(token[None], position[None])
         logits = self._backbone.logits(self._backbone.forward(inputs, self._reading)[:, -1])
-        return logits, self._reading.noted()
+        return logits, self._reading.noted().in_few()
 
     def _give(self, given: torch.Tensor, token: int, position: int) -> None:
         copy_to_device(torch.tensor([token, position, self._reading.tail.next_place]), given)
