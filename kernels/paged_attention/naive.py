@@ -126,9 +126,9 @@ def _read_rows(rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor, place
     """As `read_span`; `first`: number of the first of these rows, keys [kv_heads, head_dim, tokens], all in fp32."""
     scores = rows @ key
     if places is not None:
-        row = torch.arange(first, first + rows.shape[1], device=rows.device) % len(places)
-        column = torch.arange(scores.shape[2], device=rows.device)
-        scores.masked_fill_(column > places[row, None], float('-inf'))
+        if len(places) > 1:
+            places = places[torch.arange(first, first + rows.shape[1], device=rows.device) % len(places), None]
+        scores.masked_fill_(torch.arange(scores.shape[2], device=rows.device) > places, float('-inf'))
     weights = torch.log_softmax(scores, dim=-1)
     lse = scores[..., 0] - weights[..., 0]     # every row sees the first token
     weights.exp_()
