@@ -3,7 +3,9 @@ recording does not pay or fails.
 
 Without a GPU the recorder is a stand-in that queues the same operations again, with the host's numbers as they were (`queued`).
 """
+import gc
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -317,6 +319,46 @@ def test_much_that_is_read_as_it_lies_is_not_recorded(backbones, frames, monkeyp
     assert camera.record.recorded == 0
     in_slices(camera.asked('last(2)', max_tokens=12), camera)
     assert camera.record.recorded == 1
+
+
+def test_pages_that_a_naive_twin_would_look_at_are_not_recorded(backbones, frames, monkeypatch):
+    monkeypatch.setattr(reading_module.fitness, 'problem', lambda operation, device: 'no compiler')
+    camera = Camera(backbones['internvl'], frames, 30)
+    in_slices(camera.asked('sparse(40)', max_tokens=12), camera)
+    assert camera.record.recorded == 0
+    in_slices(camera.asked('state', max_tokens=12), camera)
+    assert camera.record.recorded >= 1
+
+
+def test_the_pool_of_a_recording_is_kept_for_the_next_and_a_new_recorder_taken_after_a_reset(backbones, frames):
+    """The pool of a recorder dies with its recordings: torch may record none in it any more."""
+    made, camera = [], Camera(backbones['internvl'], frames, 20)
+
+    def record_while_alive():
+        recorded = []
+
+        def record(function):
+            again, result = Queued()(function)
+            assert not recorded or recorded[-1]() is not None, 'use_count > 0'
+            recorded.append(weakref.ref(again))
+            return again, result
+
+        made.append(recorded)
+        return record
+
+    camera.ours.decodes = DecodeGraphs(record_while_alive, AT)
+    for _ in range(2):
+        for _ in range(2):
+            answering = camera.ours.begin_answer(QUESTION, 'sparse(40)', max_tokens=20)
+            while not answering.advance(4):
+                pass
+            del answering
+            gc.collect()
+        assert sum(each() is not None for each in made[-1]) == 1 and camera.ours.decodes.problem == ''
+        camera.ours.reset()
+        assert not any(each() is not None for each in made[-1])
+        camera.watch(20)
+    assert len(made) == 2 and all(len(recorded) == 2 for recorded in made)
 
 
 def test_graphs_of_answers_are_for_a_gpu(backbones):
