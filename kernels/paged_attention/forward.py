@@ -40,6 +40,14 @@ def _load_turned(K, KEY_SCALE, KEY_ZERO, BIAS, POSITIONS, FREQUENCIES, STREAM, A
     pointers = K + row[:, None] * k_row + byte[None, :]
     first, second = _load(pointers, there, BYTES, BITS), _load(pointers + HALF_BYTES, there, BYTES, BITS)
     if BITS < 16:
+        # Angles first: the other way round, 4 bits take more registers than sm_100 has.
+        axis = tl.load(AXES + at, mask=dim_exists, other=0)
+        position = tl.load(POSITIONS + axis[None, :] * p_axis + row[:, None], mask=exists[:, None], other=0)
+        frequency = tl.load(FREQUENCIES + at, mask=dim_exists, other=0.0)
+        if MOVED:
+            # Whole numbers are added, so that a page hours away that is read from close by loses nothing to fp32.
+            advances = tl.load(STREAM + at, mask=dim_exists, other=0.0) != 0.0
+            position += tl.where(advances, move, 0)[None, :]
         scale, zero, bias = KEY_SCALE + s_entry + dim, KEY_ZERO + s_entry + dim, BIAS
         first_zero = tl.load(zero, mask=dim_exists, other=0.0).to(tl.float32)
         second_zero = tl.load(zero + HALF_DIM, mask=dim_exists, other=0.0).to(tl.float32)
@@ -50,13 +58,6 @@ def _load_turned(K, KEY_SCALE, KEY_ZERO, BIAS, POSITIONS, FREQUENCIES, STREAM, A
         second_scale = tl.load(scale + HALF_DIM, mask=dim_exists, other=0.0).to(tl.float32)
         first = first.to(tl.float32) * first_scale[None, :] + first_zero[None, :]
         second = second.to(tl.float32) * second_scale[None, :] + second_zero[None, :]
-        axis = tl.load(AXES + at, mask=dim_exists, other=0)
-        position = tl.load(POSITIONS + axis[None, :] * p_axis + row[:, None], mask=exists[:, None], other=0)
-        frequency = tl.load(FREQUENCIES + at, mask=dim_exists, other=0.0)
-        if MOVED:
-            # Whole numbers are added, so that a page hours away that is read from close by loses nothing to fp32.
-            advances = tl.load(STREAM + at, mask=dim_exists, other=0.0) != 0.0
-            position += tl.where(advances, move, 0)[None, :]
         first, second = turned(first, second, position.to(tl.float32) * frequency[None, :])
     else:
         angle = move.to(tl.float32) * tl.load(STREAM + at, mask=dim_exists, other=0.0)
