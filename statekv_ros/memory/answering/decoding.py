@@ -8,8 +8,8 @@ import torch
 from statekv_ros.backbones.base import TokenInputs
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import Code, ModelError, QuestionError
-from statekv_ros.memory.answering.reading import Rows, read_snapshot
 from statekv_ros.memory.answering.passes import TokenPasses
+from statekv_ros.memory.answering.reading import Rows, read_snapshot
 from statekv_ros.memory.answering.rekv import BareRetrieval
 from statekv_ros.memory.answering.retrieval import Retrieval
 from statekv_ros.memory.answering.sampling import NOT_FINITE, Sampling, next_tokens
