@@ -11,6 +11,7 @@ from live import Graph, NodeProcess, image, new_domain  # noqa: E402
 from statekv_ros.kernels import fitness  # noqa: E402
 from statekv_ros.memory import VideoStream  # noqa: E402
 from statekv_ros.memory.graphs import StepGraphs  # noqa: E402
+from statekv_ros.memory.recorded_decode import DecodeGraphs  # noqa: E402
 from statekv_ros.memory.together import Together  # noqa: E402
 from statekv_ros.memory.warmup import WarmUp  # noqa: E402
 from statekv_ros.node.accelerator import Accelerator  # noqa: E402
@@ -58,7 +59,7 @@ def test_a_node_tells_that_its_steps_are_not_replayed_and_when_that_is_tried_aga
         node.stop(signal.SIGINT)
 
 
-@pytest.mark.filterwarnings('ignore:.*is the naive one', 'ignore:frame steps are not replayed')
+@pytest.mark.filterwarnings('ignore:.*is the naive one', 'ignore:.* are not replayed')
 def test_missing_kernels_and_recordings_that_went_off_are_told_and_nothing_while_all_is_well(backbone, monkeypatch):
     monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
     fitness._unfit.cache_clear()
@@ -67,13 +68,18 @@ def test_missing_kernels_and_recordings_that_went_off_are_told_and_nothing_while
     streams['front'].graphs = StepGraphs(backbone, lambda: None)
     together = Together()
     accelerator = Accelerator(CUDA, streams, together, WarmUp(3.21, ('20 tokens',), 6, 8, ()))
-    assert accelerator.problem == '' and accelerator.facts() == {'attention': 'triton', 'warm_up_s': 3.2, 'replayed_steps': 0}
-    streams['front'].graphs._pause('RuntimeError: no')
+    streams['front'].decodes, streams['rear'].decodes = DecodeGraphs(lambda: None), DecodeGraphs(lambda: None)
+    streams['front'].decodes.replays, streams['rear'].decodes.replays = 3, 4
+    assert accelerator.problem == '' and accelerator.facts() == {'attention': 'triton', 'warm_up_s': 3.2, 'replayed_steps': 0,
+                                                                'replayed_tokens': 7}
+    streams['front'].graphs._pauses.failed(RuntimeError('no'))
+    streams['rear'].decodes.failed(RuntimeError('nor this'))
     fitness.note_failure('paged_attention', CUDA, RuntimeError('no'))
     assert accelerator.problem.count(';') >= 1
     with pytest.warns(RuntimeWarning, match='stepped one by one'):
         together._pause('MemoryError: no room')
     for words in ('paged_attention without its Triton kernel', 'camera front: frame steps are not replayed',
+                  'camera rear: tokens of answers are not replayed as CUDA graphs but run eagerly, which is slower: RuntimeError',
                   'cameras are stepped one by one, which is slower: MemoryError: no room (tried again in 60 s)'):
         assert words in accelerator.problem
     assert accelerator.facts()['attention'] == 'naive'

@@ -3,7 +3,9 @@ import json
 
 import pytest
 
+from queued import Queued, as_kernels
 from statekv_ros.bench import cli
+from statekv_ros.memory.recorded_decode import DecodeGraphs
 
 
 def test_a_memory_of_noise_is_asked_wherever_its_pages_lie(capsys):
@@ -28,6 +30,23 @@ def test_a_published_model_is_measured_with_random_weights(benchmark, arguments,
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert (result['model'], result['dtype'], result['step_tokens']) == ('Qwen3-VL-2B', 'float32', 24)
     assert all(value > 0 for row in result['rows'] for key, value in row.items() if '_ms' in key)
+
+
+def test_a_token_is_measured_as_a_graph_and_eagerly(capsys, monkeypatch):
+    as_kernels(monkeypatch, 'statekv_ros.memory.answering.reading.span_and_pages')
+    monkeypatch.setattr('statekv_ros.memory.stream.make_decodes', lambda mode, backbone: DecodeGraphs(Queued))
+    assert cli.main('decode --steps 8 30 --rounds 6 --policy sparse(288) --json'.split()) == 0
+    result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert [row['steps'] for row in result['rows']] == [8, 30]
+    for row in result['rows']:
+        assert 0 < row['replayed'] <= 5 and row['recorded'] and row['why_not'] == '' and row['recording_ms'] > row['eager_ms'] > 0
+        assert row['replayed_over_eager'] == pytest.approx(row['replayed_ms'] / row['eager_ms'], abs=1e-3)
+
+
+def test_where_nothing_is_recorded_the_benchmark_says_so(capsys):
+    assert cli.main('decode --steps 8 --rounds 2 --policy sparse(288)'.split()) == 0
+    assert 'a CPU has no graphs' in capsys.readouterr().out
+    assert cli.main('decode --rounds 0'.split()) == 2 and '--steps and --rounds must be positive' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('arguments, word', [

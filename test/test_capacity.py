@@ -43,13 +43,16 @@ def test_the_reserve_covers_recorded_steps_of_each_camera_and_one_answer():
     vision, product = 205 * 2**17, 32 * 2**20
     answer = 3 * 4 * 16 * 64 * (4096 + 205) + one.state_bytes   # 16 heads' scores, exponentials, fp32 keys; the state
     assert one.workspace_bytes < vision, 'so it is the vision tower that a recording needs most memory for'
-    assert one.reserve_bytes == (vision + product) + product + vision + answer
+    selection = 28 * 8 * (4096 + 205) * 4 * 8 + 205 * 28 * 8 * 128 * 2      # ranks, and the rows of keys that move
+    # Logits; keys and values in fp32 of 8192 tokens, three times 16 heads' scores, and 28 layers' masses of 8 heads.
+    token = product + 4 * size.vocabulary + 8192 * 4 * (2 * 8 * 128 + 3 * 16 + 28 * 8)
+    assert one.reserve_bytes == (vision + product + selection + token) + product + vision + answer
     batch = 7 * vision + product        # of four as one, and recorded
-    assert four.reserve_bytes - one.reserve_bytes == 3 * (vision + product) + batch
+    assert four.reserve_bytes - one.reserve_bytes == 3 * (vision + product + selection + token) + batch
     assert one.at_start_bytes == one.weights_bytes + one.state_bytes + one.workspace_bytes + one.reserve_bytes
     # Whatever the memory holds, an answer's scores are bounded.
     full = make_plan(size, parse_prefill_policy('full'), rate_hz=2.0)
-    assert full.reserve_bytes == 2 * (vision + product) + 3 * 4 * 2**25
+    assert full.reserve_bytes == 2 * (vision + product) + 3 * 4 * 2**25 + token
     with pytest.raises(ParameterError, match='a reserve for 99 camera.*"cameras"'):
         require_fit(make_plan(PUBLISHED['Qwen3-VL-2B'].size(448, 448), parse_prefill_policy('none'), 2.0, cameras=99),
                     5 * 10**9, 'a GPU')

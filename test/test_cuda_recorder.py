@@ -15,20 +15,31 @@ from statekv_ros.memory.recorded import CudaRecorder
 SECOND_GPU = torch.device('cuda:1')
 
 
+@pytest.mark.parametrize('tidy', [True, False])
 @pytest.mark.parametrize('device', ['cuda', 'cuda:1'])
-def test_a_capture_that_cannot_end_leaves_the_thread_where_it_was(device, cuda: FakeCuda):  # noqa: F811
-    before, record = (cuda.device, cuda.current_stream(0), cuda.current_stream(1)), CudaRecorder(torch.device(device))
+def test_a_capture_that_cannot_end_leaves_the_thread_where_it_was(device, tidy, cuda: FakeCuda):  # noqa: F811
+    before, record = (cuda.device, cuda.current_stream(0), cuda.current_stream(1)), CudaRecorder(torch.device(device), tidy)
     cuda.refuses_to_end = True
     with pytest.raises(RuntimeError, match='previous error during capture'):
         record(cuda.multiply)
     assert (cuda.device, cuda.current_stream(0), cuda.current_stream(1)) == before
     cuda.refuses_to_end = False
-    CudaRecorder(torch.device(device))(cuda.multiply)
+    CudaRecorder(torch.device(device), tidy)(cuda.multiply)
     assert (cuda.device, cuda.current_stream(0), cuda.current_stream(1)) == before
 
 
+def test_only_a_tidy_recorder_gives_memory_back_to_the_driver(cuda: FakeCuda, monkeypatch):  # noqa: F811
+    given = []
+    monkeypatch.setattr(torch.cuda, 'empty_cache', lambda: given.append(1))
+    for tidy, times in ((False, 0), (True, 2)):
+        record = CudaRecorder(SECOND_GPU, tidy)
+        replays = [record(cuda.multiply)[0] for _ in range(2)]
+        assert len(given) == times and len({replay.__self__.pool() for replay in replays}) == 1
+
+
+@pytest.mark.parametrize('tidy', [True, False])
 @pytest.mark.parametrize('ends, kept', [(False, 1), (True, 0)])
-def test_a_half_captured_graph_is_kept_for_the_allocator_that_asks_it(ends, kept, cuda: FakeCuda, monkeypatch):  # noqa: F811
+def test_a_half_captured_graph_is_kept_for_the_allocator_that_asks_it(ends, kept, tidy, cuda: FakeCuda, monkeypatch):  # noqa: F811
     monkeypatch.setattr(recorded, '_half_captured', [])
     cuda.refuses_to_end = not ends
 
@@ -36,7 +47,7 @@ def test_a_half_captured_graph_is_kept_for_the_allocator_that_asks_it(ends, kept
         raise ValueError('in mid capture')
 
     with pytest.raises(ValueError if ends else RuntimeError):
-        CudaRecorder(SECOND_GPU)(fails)
+        CudaRecorder(SECOND_GPU, tidy)(fails)
     assert len(recorded._half_captured) == kept
 
 

@@ -24,7 +24,7 @@ OTHERS = {'git', 'rosdep', 'pip', 'colcon', 'source', 'export', 'docker', 'apt',
 # Why a command is not run here; each is parsed all the same.
 NOT_RUN = {
     'make ': 'what CI is, or what runs for minutes; tests of their own',
-    'statekv-bench (step|answers|hours|aot)': 'a GPU or minutes; test_bench_*.py',
+    'statekv-bench (step|decode|answers|hours|aot)': 'a GPU or minutes; test_bench_*.py',
     'statekv-bench floor --device-name orin$': 'half a minute for ten models; test_bench_floor.py',
     'statekv-patrol make (p64|p128|f64|shifts)': 'hundreds of videos',
     'statekv-eval (p64|f64|shifts)/': 'hours',

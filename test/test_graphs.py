@@ -17,7 +17,8 @@ from statekv_ros.backbones import TokenInputs, load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.errors import Interrupted, ParameterError
 from statekv_ros.memory import VideoStream
-from statekv_ros.memory.graphs import PAUSES_S, StepGraphs, make_commits, make_graphs
+from statekv_ros.memory.graphs import StepGraphs, make_commits, make_graphs
+from statekv_ros.memory.pauses import PAUSES_S
 from statekv_ros.memory.recorded_commit import CommitGraphs
 
 BUDGET = 30

@@ -132,7 +132,7 @@ def on(given: Inputs, device: str) -> Inputs:
 
 class Chosen(NamedTuple):
     """A call of `page_places`: `pages` there are, the first `below` of them not on the device, `packed` before all that are
-    exact; `chosen` of them."""
+    exact, `since` of them since an answer began; `chosen` of them."""
 
     pages: int
     chosen: int
@@ -142,12 +142,14 @@ class Chosen(NamedTuple):
     numbered: bool
     moved: bool
     unwanted: bool
+    since: int = 0
 
 
 CHOSEN = [Chosen(*each) for each in [
     (9, 1, 50, 0, 0, False, False, False), (40, 33, 120, 0, 0, True, True, False), (40, 7, 60, 0, 30, False, True, True),
     (90, 20, 99, 30, 80, True, False, False), (90, 90, 9999, 30, 30, False, True, False), (50, 9, 30, 50, 50, True, True, False),
-    (50, 17, 80, 0, 50, False, False, True), (70, 11, 5, 9, 20, False, False, False)]]
+    (50, 17, 80, 0, 50, False, False, True), (70, 11, 5, 9, 20, False, False, False),
+    (40, 30, 300, 0, 33, False, True, False, 7), (30, 30, 999, 4, 30, True, True, False, 12)]]
 
 
 def places(case: Chosen, implementation: str, device: str = 'cpu') -> list:
@@ -157,7 +159,9 @@ def places(case: Chosen, implementation: str, device: str = 'cpu') -> list:
     numbers = None
     if case.numbered:
         numbers = torch.stack([torch.randperm(case.pages, generator=random) for _ in range(heads)]).int() + first
-    table = PageColumns(columns.to(device), 4 - first, first + case.below, first + case.packed, first + case.pages, first - 3,
+    table = PageColumns(columns.to(device), 4 - first, first + case.below, first + case.pages,
+                        torch.tensor([first + case.packed], device=device), case.packed > case.below,
+                        min(case.pages - case.packed + case.since, case.pages), first - 3,
                         torch.randint(-99, 99, (case.pages + 3,), generator=random).int().to(device) if case.moved else None,
                         (torch.rand(case.pages + 3, generator=random) < .3).to(device) if case.unwanted else None)
     numbers = numbers if numbers is None else numbers.to(device)
@@ -194,6 +198,7 @@ def test_places_hold_no_more_than_the_tokens_and_each_page_once(case):
             read = pages[of_pages > 0].tolist()
             assert len(read) == len(set(read))
             assert all(page < 100 + case.below if part.far else page >= 100 + case.below for page in read)
+            assert part.far or all((page < 100 + case.packed) == (part.slots is not None) for page in read)
 
 
 @pytest.mark.timeout(300)
@@ -221,6 +226,6 @@ def test_bad_arguments_are_errors_that_name_them(change, words):
 
 
 def test_best_pages_of_another_kind_are_named():
-    table = PageColumns(torch.zeros(3, 9).int(), 0, 0, 0, 9, 0, None, None)
+    table = PageColumns(torch.zeros(3, 9).int(), 0, 0, 9, torch.tensor([0]), False, 0, 0, None, None)
     with pytest.raises(ValueError, match='best must be int64'):
         page_places(torch.zeros(2, 3).int(), None, 0, table, 9)

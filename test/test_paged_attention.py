@@ -310,7 +310,8 @@ def test_a_page_of_hours_ago_that_is_read_from_close_by_loses_nothing():
 
 
 class Whole(NamedTuple):
-    """A span of `tokens`, of which `new` ask with `group` rows each, and pages of pools, `later` of which come later."""
+    """A span of `tokens`, of which the last `new` ask with `group` rows each, and room `behind` them; and pages of pools, `later`
+    of which come later."""
 
     tokens: int
     new: int
@@ -319,6 +320,7 @@ class Whole(NamedTuple):
     dtype: torch.dtype
     bits: tuple[int, ...]
     later: int = 0
+    behind: int = 5
 
     def __str__(self):
         return '-'.join(map(str, self)).replace('torch.', '')
@@ -326,7 +328,9 @@ class Whole(NamedTuple):
 
 WHOLES = [Whole(*each) for each in [
     (1, 1, 1, 32, torch.float32, ()), (130, 1, 7, 64, torch.float32, (16,)), (65, 5, 3, 80, torch.float32, (4, 16)),
-    (20, 20, 2, 32, torch.float16, (8,)), (40, 1, 8, 32, torch.bfloat16, (4, 16)), (30, 2, 4, 32, torch.float32, (16, 8, 4), 2)]]
+    (20, 20, 2, 32, torch.float16, (8,)), (40, 1, 8, 32, torch.bfloat16, (4, 16)), (30, 2, 4, 32, torch.float32, (16, 8, 4), 2),
+    (3, 1, 4, 32, torch.float32, (), 0, 300), (140, 9, 2, 64, torch.float32, (16,), 0, 0),
+    (70, 1, 2, 32, torch.float32, (), 0, 0)]]
 
 
 def whole_errors(case: Whole, implementation: str | None, device: str = 'cpu') -> Errors:
@@ -335,13 +339,15 @@ def whole_errors(case: Whole, implementation: str | None, device: str = 'cpu') -
     given = [inputs(Case(5 + 2 * number, 9, rows, case.head_dim, case.dtype, bits, number % 2 == 0, seed=number))
              for number, bits in enumerate(case.bits)]
     query = given[0].query if given else torch.randn(KV_HEADS, rows, case.head_dim, generator=random).to(case.dtype)
-    room = torch.randn(2, KV_HEADS, case.tokens + 5, case.head_dim, generator=random).to(case.dtype)
-    span = Span(*room[:, :, :case.tokens], case.new)
+    room = torch.randn(2, KV_HEADS, case.tokens + case.behind, case.head_dim, generator=random).to(case.dtype)
+    span, places = Span(*room[:, :, :case.tokens]), torch.arange(case.tokens - case.new, case.tokens)
     pools = [PoolPages(*(on(each, device)[at] for at in (1, 2, 3, 4, 6, 7, 8, 9))) for each in given]
     near, scale = len(pools) - case.later, case.head_dim ** -0.5
-    read = span_and_pages(query.to(device), Span(span.key.to(device), span.value.to(device), case.new), pools[:near], scale, True,
-                          lambda: iter(pools[near:]), implementation)
+    given_span = Span(*room.to(device), places.to(device)) if case.behind or case.new > 1 else Span(*room.to(device))
+    read = span_and_pages(query.to(device), given_span, pools[:near], scale, True, lambda: iter(pools[near:]), implementation)
     mass = [part.cpu() for part in masses(read.noted, read.lse, implementation)]
+    assert (mass[0][:, case.tokens:] == 0).all(), 'nobody sees what lies behind'
+    mass[0] = mass[0][:, :case.tokens]
 
     scores = query.double() @ span.key.double().transpose(1, 2) * scale
     hidden = torch.arange(case.tokens) - (case.tokens - case.new) > (torch.arange(rows) % case.new)[:, None]
@@ -365,11 +371,13 @@ def test_a_span_and_pages_of_several_pools_are_read_as_one(case):
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'new': 0}, 'span must have the 0 tokens that ask'), ({'new': 10}, 'got 9 tokens and 4 rows'),
-    ({'new': 3}, 'as many rows of each'), ({'value': None}, 'value must be .* got None'),
+    ({'places': torch.arange(0)}, 'span must have the 0 tokens that ask'),
+    ({'places': torch.arange(10)}, 'got 9 tokens and 4 rows'), ({'places': torch.arange(3)}, 'as many rows of each'),
+    ({'places': torch.arange(2).int()}, 'places of span must be int64'),
+    ({'value': None}, 'value must be .* got None'),
     ({'key': torch.zeros(KV_HEADS, 9, 32).half()}, 'key is torch.float16')])
 def test_a_bad_span_is_named(change, words):
-    span = Span(*torch.zeros(2, KV_HEADS, 9, 32), 2)
+    span = Span(*torch.zeros(2, KV_HEADS, 9, 32), torch.tensor([7, 8]))
     with pytest.raises(ValueError, match=words):
         span_and_pages(torch.zeros(KV_HEADS, 4, 32), span._replace(**change), (), 1.0)
 

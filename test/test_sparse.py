@@ -125,7 +125,7 @@ def test_an_answer_equals_dense_attention_over_what_was_chosen(family, count, ba
         output = attend(self, layer, query, key, value, scale)
         _, rows, choice = spy.choices[-1]
         pool_key, pool_value, _ = stream.detailed.rows()
-        tokens, own = query.shape[2], slice(self._before, self._before + self._tail_tokens + query.shape[2])
+        tokens, own = query.shape[2], slice(self.tail.before, self.tail.next_place + query.shape[2])
         for head in range(key.shape[1]):
             keys, values = [], []
             for view in snapshot.views:
@@ -135,8 +135,8 @@ def test_an_answer_equals_dense_attention_over_what_was_chosen(family, count, ba
             for start, length, move in zip(choice.starts[head].tolist(), choice.lengths[head].tolist(), moves[head].tolist()):
                 keys.append(backbone.rotate(pool_key[layer, head, start:start + length], move))
                 values.append(pool_value[layer, head, start:start + length])
-            keys.append(self._tail_key[layer, head, own])
-            values.append(self._tail_value[layer, head, own])
+            keys.append(self.tail.key[layer, head, own])
+            values.append(self.tail.value[layer, head, own])
             scores = rows[head].double() @ torch.cat(keys).double().T
             future = torch.ones(tokens, tokens, dtype=torch.bool).triu_(1).repeat(len(scores) // tokens, 1)
             scores[:, -tokens:].masked_fill_(future, float('-inf'))

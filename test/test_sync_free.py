@@ -21,6 +21,7 @@ from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.kernels.paged_attention import Noted, Read
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.answering.shared import decode_together
+from statekv_ros.memory.recorded_decode import DecodeGraphs
 from statekv_ros.memory.together import Given, Together
 
 FAMILIES = list(LIBRARIES)
@@ -208,6 +209,34 @@ def test_a_pass_of_answers_is_one_look_of_eight_bytes_a_token_however_they_are_s
     with no_waiting(Looking) as mode:
         assert decode_together(answerings, 2 * len(answerings)) == [None] * len(answerings)
     assert mode.looks == [8 * len(answerings)] * 2 and mode.uploads == 2, 'tokens and positions go in one piece'
+
+
+@pytest.mark.parametrize('form, policy', [('bf16', 'sparse(40)'), ('int4', 'sparse(40)'), ('int8', 'last(3)'), ('bf16', 'state'),
+                                          ('bf16', 'all'), ('int4', 'retrieve(3)')])
+def test_a_recorded_token_waits_for_nothing_and_a_replay_sends_one_tensor_and_reads_eight_bytes(form, policy, folders, frames,
+                                                                                               monkeypatch):
+    monkeypatch.setattr('statekv_ros.memory.answering.reading.span_and_pages', as_on_a_gpu)
+    checkpoint = load_checkpoint(str(folders['qwen3_vl']), 'cpu', 'float32')
+    checkpoint = replace(checkpoint, model=checkpoint.model.to(META))
+    backbone = ADAPTERS[checkpoint.model.config.model_type](checkpoint, 448 * 448, 64 * 64, '', 0)
+    stream, recorded, replayed = full_stream(backbone, frames, f'statekv({BUDGET})', 16, detailed_format=form), [], []
+
+    def record(function):
+        with NoWaiting() as mode:       # nor may it send anything: a graph would send the same again
+            recorded.append(function())
+        assert mode.uploads == 0
+        return lambda: replayed.append(1), recorded[-1]
+
+    stream.decodes = DecodeGraphs(lambda: record, 3)
+    with no_waiting(Looking):
+        answering = stream.begin_answer('where?', policy, max_tokens=50)
+        while not recorded:
+            answering.advance(4)
+    said, count = len(answering.token_ids), len(replayed)
+    with no_waiting(Looking) as mode:
+        answering.advance(3)
+    assert len(answering.token_ids) == said + 3 and len(replayed) == count + 3 and stream.decodes.problem == ''
+    assert mode.looks == [8] * 3 and mode.uploads == 3, 'token, position and place go in one piece'
 
 
 @pytest.mark.parametrize('wait', [

@@ -53,8 +53,8 @@ def page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: int, ta
         implementation: as of `page_votes`.
 
     Returns:
-        Those below the device, where it has not all; those on it; and, where only some are in few bits, the exact ones by
-        themselves: these are few, so each is there, chosen or not.
+        Those below the device, where it has not all; those on it; and, where only some are in few bits, those that may be exact
+        by themselves: these are few, so each is there, chosen or not.
     """
     if best.ndim != 2 or best.dtype != torch.int64 or tokens < 1:
         raise ValueError(f'best must be int64 [kv_heads, n] and tokens positive, got {best.dtype} {tuple(best.shape)} and '

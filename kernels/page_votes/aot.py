@@ -10,7 +10,7 @@ from .scores import open_kernel, score_kernel
 
 PASSES = 'score lines', 'score leaves', 'open', 'votes', 'places', 'places split'
 _KERNELS = {'score': score_kernel, 'open': open_kernel, 'votes': votes_kernel, 'places': places_kernel}
-_POINTERS = {'i64': ('BEST', 'FOUND'), 'i32': ('PLACES', 'GROUPS', 'PAGES', 'NUMBERS', 'COLUMNS', 'MOVES', 'PLACED'),
+_POINTERS = {'i64': ('BEST', 'FOUND', 'BOUNDARY'), 'i32': ('PLACES', 'GROUPS', 'PAGES', 'NUMBERS', 'COLUMNS', 'MOVES', 'PLACED'),
              'i1': ('UNWANTED',), 'fp16': ('ENTRIES',), 'fp32': ('Q', 'SIZES', 'SCORES', 'TOPS', 'SUMS', 'VOTES')}
 _LEAF, _MOST = 16, 256      # pages of a leaf; pages or leaves that are chosen
 

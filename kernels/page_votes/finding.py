@@ -3,15 +3,15 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=['chosen', 'exact', 'tokens', 'first', 'offset', 'base', 'near', 'boundary', 'n_head', 'c_row',
+@triton.jit(do_not_specialize=['chosen', 'exact', 'tokens', 'first', 'offset', 'base', 'near', 'stop', 'n_head', 'c_row',
                                'width'])
-def places_kernel(BEST, NUMBERS, COLUMNS, MOVES, UNWANTED, FOUND, PLACED, chosen, exact, tokens, first, offset, base, near,
-                  boundary, n_head, c_row, width, CHOSEN: tl.constexpr, EXACT: tl.constexpr, SPLIT: tl.constexpr):
+def places_kernel(BEST, NUMBERS, COLUMNS, MOVES, UNWANTED, BOUNDARY, FOUND, PLACED, chosen, exact, tokens, first, offset, base,
+                  near, stop, n_head, c_row, width, CHOSEN: tl.constexpr, EXACT: tl.constexpr, SPLIT: tl.constexpr):
     """All pages of a KV head; grid (KV heads). See `naive_page_places`.
 
     COLUMNS is [3 or more, capacity], `c_row` apart. FOUND [kv_heads, width] int64 gets the numbers, PLACED [5, kv_heads,
-    width] int32 starts, lengths, slots, moves and lengths of what is below the device: `chosen` pages, then `exact` exact ones
-    where SPLIT.
+    width] int32 starts, lengths, slots, moves and lengths of what is below the device: `chosen` pages, then, where SPLIT, the
+    last `exact` ones, of which those before BOUNDARY are in few bits like the others.
     """
     head, heads = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     at = tl.arange(0, CHOSEN)
@@ -27,7 +27,11 @@ def places_kernel(BEST, NUMBERS, COLUMNS, MOVES, UNWANTED, FOUND, PLACED, chosen
         length = tl.where(tl.load(UNWANTED + (page - base), mask=exists, other=1) != 0, 0, length)
     below = tl.where(page < near, length, 0)
     length -= below
-    here = tl.where(page < boundary, length, 0) if SPLIT else length
+    here = length
+    if SPLIT:
+        in_few_bits = page < tl.load(BOUNDARY)
+        here = tl.where(in_few_bits, length, 0)
+        length = tl.where(in_few_bits, 0, length)
     FOUND += head * width
     PLACED += head * width
     field = heads.to(tl.int64) * width
@@ -45,7 +49,7 @@ def places_kernel(BEST, NUMBERS, COLUMNS, MOVES, UNWANTED, FOUND, PLACED, chosen
         for begin in range(0, exact, EXACT):
             each = begin + tl.arange(0, EXACT)
             there = each < exact
-            number = each.to(tl.int64) + boundary
+            number = each.to(tl.int64) + (stop - exact)
             tl.store(FOUND + each, number, mask=there)
             tl.store(PLACED + each, tl.load(COLUMNS + number + offset, mask=there, other=0), mask=there)
             own = tl.sum(tl.where(page[:, None] == number[None, :], length[:, None], 0), 0)

@@ -98,7 +98,7 @@ def naive_page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: i
     if table.unwanted is not None:
         lengths = lengths.masked_fill(table.unwanted[pages - table.base], 0)
     moves = None if table.moves is None else table.moves[pages - table.base]
-    near, boundary, stop = table.near, table.boundary, table.stop
+    near, stop = table.near, table.stop
     far = []
     if near > first:
         below = lengths.masked_fill(pages >= near, 0)
@@ -106,20 +106,22 @@ def naive_page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: i
         if near >= stop:
             return far
         lengths = lengths - below
-    if boundary <= max(first, near):
+    if not table.packed:
         return [*far, Places(pages, starts, lengths, moves)]
-    if boundary >= stop:
+    if not table.exact:
         return [*far, Places(pages, starts, lengths, moves, slots)]
     # Few pages are exact: each is read or not, rather than found among the best.
-    exact = torch.arange(boundary, stop, device=pages.device)
-    chosen = torch.where(pages[..., None] == exact, lengths[..., None], 0).sum(dim=1, dtype=torch.int32)
+    exact, in_few_bits = torch.arange(stop - table.exact, stop, device=pages.device), pages < table.boundary
+    of_exact = lengths.masked_fill(in_few_bits, 0)[..., None]
+    chosen = torch.where(pages[..., None] == exact, of_exact, 0).sum(dim=1, dtype=torch.int32)
+    own = slice(stop - table.exact, stop)
 
     def of_all_heads(columns: torch.Tensor) -> torch.Tensor:
         return columns.expand(heads, -1)
 
-    return [*far, Places(pages, starts, lengths.masked_fill(pages >= boundary, 0), moves, slots),
-            Places(of_all_heads(exact), of_all_heads(table.columns[0, boundary + table.offset:stop + table.offset]), chosen,
-                   None if table.moves is None else of_all_heads(table.moves[boundary - table.base:]))]
+    return [*far, Places(pages, starts, lengths.masked_fill(~in_few_bits, 0), moves, slots),
+            Places(of_all_heads(exact), of_all_heads(table.columns[0, own.start + table.offset:own.stop + table.offset]), chosen,
+                   None if table.moves is None else of_all_heads(table.moves[own.start - table.base:own.stop - table.base]))]
 
 
 def _lying(entries: torch.Tensor, places: slice | torch.Tensor, offset: int) -> torch.Tensor:

@@ -10,8 +10,10 @@ class PageColumns(NamedTuple):
     Attributes:
         columns: first row, rows and slot of the scales of each, [3 or more, capacity] int32.
         offset: to add to a page's number to find its column.
-        near, boundary, stop: pages before number `near` are not on the device, those before `boundary` are in few bits, and
-            `stop` is none any more.
+        near, stop: pages before number `near` are not on the device, and `stop` is none any more.
+        boundary: pages before this number are in few bits, [1] int64, on the device: more and more are as answers are decoded.
+        packed: whether there are such pages on the device.
+        exact: so many pages, the last ones, may be exact where others are in few bits.
         base: number of the first page in `moves` and `unwanted`.
         moves: how many positions further right each page is read, [pages] int32; None: all where they stand.
         unwanted: pages that are not read, [pages] bool; None: all are wanted.
@@ -19,8 +21,10 @@ class PageColumns(NamedTuple):
     columns: torch.Tensor
     offset: int
     near: int
-    boundary: int
     stop: int
+    boundary: torch.Tensor
+    packed: bool
+    exact: int
     base: int
     moves: torch.Tensor | None
     unwanted: torch.Tensor | None

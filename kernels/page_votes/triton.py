@@ -89,16 +89,15 @@ def triton_page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: 
     """
     _check(best, table.columns, *(each for each in (numbers, table.moves, table.unwanted) if each is not None))
     kv_heads, chosen = best.shape
-    near, boundary, stop = table.near, table.boundary, table.stop
-    split = max(first, near) < boundary < stop
-    exact = stop - boundary if split else 0
+    near, stop, split = table.near, table.stop, table.packed and table.exact > 0
+    exact = table.exact if split else 0
     pages = torch.empty(kv_heads, chosen + exact, dtype=torch.int64, device=best.device)
     placed = torch.empty(5, *pages.shape, dtype=torch.int32, device=best.device)
     best = best.contiguous()
     with _on(best.device):
         places_kernel[kv_heads,](
-            best, numbers, table.columns, table.moves, table.unwanted, pages, placed, chosen, exact, tokens, first, table.offset,
-            table.base, near, boundary, 0 if numbers is None else _head_stride(numbers), table.columns.stride(0),
+            best, numbers, table.columns, table.moves, table.unwanted, table.boundary, pages, placed, chosen, exact, tokens,
+            first, table.offset, table.base, near, stop, 0 if numbers is None else _head_stride(numbers), table.columns.stride(0),
             chosen + exact, CHOSEN=max(LEAST, triton.next_power_of_2(chosen)), EXACT=EXACT, SPLIT=split, **_options(PLACES))
     starts, lengths, slots, moves, below = placed
     moves = None if table.moves is None else moves
@@ -111,7 +110,7 @@ def triton_page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: 
     found = [of(own, below, False, far=True)] if near > first else []
     if near >= stop:
         return found
-    found.append(of(own, lengths, boundary > max(first, near)))
+    found.append(of(own, lengths, table.packed))
     return [*found, of(slice(chosen, None), lengths, False)] if split else found
 
 

@@ -39,11 +39,13 @@ def run_variants(kv_heads: int, width: int, leaf: int, dtype: torch.dtype, devic
         triton_page_votes(queries, entries, 0, listed, each)
     ran = ['pages one by one', 'pages through leaves']
     columns, moves = (torch.ones(*shape, pages, dtype=torch.int32, device=device) for shape in ((3,), ()))
+    boundary = torch.tensor([pages - 1], device=device)
     for count in sorted({min(each, pages) for each in chosen}):
         best = torch.arange(count, device=device).repeat(kv_heads, 1)
-        for boundary in (0, pages - 1):
+        for packed in (False, True):
             for of_pages in (None, numbers[None]):
                 for moved in (None, moves):
-                    triton_page_places(best, of_pages, 0, PageColumns(columns, 0, 0, boundary, pages, 0, moved, None), count)
+                    triton_page_places(best, of_pages, 0, PageColumns(columns, 0, 0, pages, boundary, packed, 1, 0, moved, None),
+                                       count)
         ran.append(f'places of {count} pages')
     return ran

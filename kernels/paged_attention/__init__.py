@@ -73,7 +73,8 @@ def span_and_pages(query: torch.Tensor, span: Span, pools: Sequence[PoolPages], 
 
     Args:
         query: [kv_heads, rows, head_dim], rotated, rows = query heads of a KV head x `span.new` tokens. bf16, fp16 or fp32.
-        span: a token at least, in the dtype of `query`.
+        span: a token at least, in the dtype of `query`. Where it has places, these say how far it is read: how long it is, nobody
+            but the device needs to know.
         pools: as `paged_attention` takes them.
         noting: keep what `masses` needs; each of the pools then says which rows are `noted`.
         later: gives further pools, of which each is read before the next one is asked for; may be called again.

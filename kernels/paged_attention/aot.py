@@ -42,7 +42,7 @@ def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Compi
     elif name != 'combine':
         kernel, bits = forward_kernel, POOLS.get(name.split()[0], 16)
         stored = dtype if bits == 16 else 'u8'
-        pointers |= {'Q': dtype, 'K': stored, 'V': stored, 'NOTED': 'i1', 'AXES': 'i64'}
+        pointers |= {'Q': dtype, 'K': stored, 'V': stored, 'NOTED': 'i1', 'AXES': 'i64', 'WHERE': 'i64'}
         pointers |= dict.fromkeys(('KEY_SCALE', 'KEY_ZERO', 'VALUE_SCALE', 'VALUE_ZERO'), 'fp16')
         pointers |= dict.fromkeys(('STARTS', 'LENGTHS', 'MOVES', 'ENTRIES', 'POSITIONS'), 'i32')
         constants |= {'KEYS': tile.keys, 'BITS': bits, 'PRECISION': 'ieee', 'UPCAST': False} | _without(name, bits)
@@ -64,7 +64,7 @@ def compile_pass(name: str, capability: int, head_dim: int, dtype: str) -> Compi
 
 def _without(name: str, bits: int) -> dict[str, None]:
     """What such a call does not have."""
-    missing = ['STARTS', 'LENGTHS', 'NOTED'] if name.startswith('span') else []
+    missing = ['STARTS', 'LENGTHS', 'NOTED'] if name.startswith('span') else ['WHERE']
     missing += [] if bits < 16 else ['KEY_SCALE', 'KEY_ZERO', 'VALUE_SCALE', 'VALUE_ZERO', 'ENTRIES', 'FREQUENCIES', 'AXES',
                                     'POSITIONS', 'BIAS']
     if 'moved' not in name:

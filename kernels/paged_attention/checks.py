@@ -41,6 +41,10 @@ def check_span(query: torch.Tensor, span: Span) -> None:
     if not 0 < span.new <= tokens or query.shape[1] % span.new:
         raise ValueError(f'span must have the {span.new} tokens that ask, and each KV head as many rows of each, got {tokens} '
                          f'tokens and {query.shape[1]} rows')
+    if span.places is not None and (span.places.ndim != 1 or span.places.dtype != torch.int64
+                                    or span.places.device != query.device):
+        raise ValueError(f'places of span must be int64 [new] on {query.device} like query, got {span.places.dtype} '
+                         f'{tuple(span.places.shape)} on {span.places.device}')
 
 
 def _check_query(query: torch.Tensor) -> None:

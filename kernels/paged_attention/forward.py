@@ -40,6 +40,14 @@ def _load_turned(K, KEY_SCALE, KEY_ZERO, BIAS, POSITIONS, FREQUENCIES, STREAM, A
     pointers = K + row[:, None] * k_row + byte[None, :]
     first, second = _load(pointers, there, BYTES, BITS), _load(pointers + HALF_BYTES, there, BYTES, BITS)
     if BITS < 16:
+        # Angles first: the other way round, 4 bits take more registers than sm_100 has.
+        axis = tl.load(AXES + at, mask=dim_exists, other=0)
+        position = tl.load(POSITIONS + axis[None, :] * p_axis + row[:, None], mask=exists[:, None], other=0)
+        frequency = tl.load(FREQUENCIES + at, mask=dim_exists, other=0.0)
+        if MOVED:
+            # Whole numbers are added, so that a page hours away that is read from close by loses nothing to fp32.
+            advances = tl.load(STREAM + at, mask=dim_exists, other=0.0) != 0.0
+            position += tl.where(advances, move, 0)[None, :]
         scale, zero, bias = KEY_SCALE + s_entry + dim, KEY_ZERO + s_entry + dim, BIAS
         first_zero = tl.load(zero, mask=dim_exists, other=0.0).to(tl.float32)
         second_zero = tl.load(zero + HALF_DIM, mask=dim_exists, other=0.0).to(tl.float32)
@@ -50,13 +58,6 @@ def _load_turned(K, KEY_SCALE, KEY_ZERO, BIAS, POSITIONS, FREQUENCIES, STREAM, A
         second_scale = tl.load(scale + HALF_DIM, mask=dim_exists, other=0.0).to(tl.float32)
         first = first.to(tl.float32) * first_scale[None, :] + first_zero[None, :]
         second = second.to(tl.float32) * second_scale[None, :] + second_zero[None, :]
-        axis = tl.load(AXES + at, mask=dim_exists, other=0)
-        position = tl.load(POSITIONS + axis[None, :] * p_axis + row[:, None], mask=exists[:, None], other=0)
-        frequency = tl.load(FREQUENCIES + at, mask=dim_exists, other=0.0)
-        if MOVED:
-            # Whole numbers are added, so that a page hours away that is read from close by loses nothing to fp32.
-            advances = tl.load(STREAM + at, mask=dim_exists, other=0.0) != 0.0
-            position += tl.where(advances, move, 0)[None, :]
         first, second = turned(first, second, position.to(tl.float32) * frequency[None, :])
     else:
         angle = move.to(tl.float32) * tl.load(STREAM + at, mask=dim_exists, other=0.0)
@@ -83,8 +84,8 @@ def _load_values(V, VALUE_SCALE, VALUE_ZERO, row, exists, v_row, s_entry, HEAD_D
 # Numbers that change from token to token are not specialised, nor are pointers into the middle of a tensor: an answer would
 # compile anew whenever one is a multiple of 16.
 @triton.jit(do_not_specialize=['STARTS', 'LENGTHS', 'MOVES', 'ENTRIES', 'LSE', 'PAGE_LSE', 'rows', 'pages', 'pages_per_split',
-                               't_head', 'l_row', 'tokens', 'new', 'p_axis'])
-def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS, LENGTHS, MOVES, ENTRIES, NOTED,
+                               't_head', 'l_row', 'tokens', 'new', 'p_axis', 'WHERE'])
+def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS, LENGTHS, MOVES, ENTRIES, NOTED, WHERE,
                    FREQUENCIES, STREAM, AXES, POSITIONS, BIAS, O, LSE, PAGE_LSE, scale_log2, rows, pages, pages_per_split,
                    t_head, l_row, tokens, new, q_head, q_row, k_head, k_row, v_head, v_row, s_head, s_row, p_axis,
                    HEAD_DIM: tl.constexpr, HEAD_BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
@@ -95,8 +96,8 @@ def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS
     fp32, rows `l_row` apart; logarithms are natural. Tables have a row for each KV head, `t_head` apart. Pointers of what a call
     has not are None; BITS is 16 for a raw pool of whatever dtype.
 
-    Without STARTS the pool is `tokens` tokens side by side, in pages of KEYS; the last `new` are those of the rows, and each
-    sees none that comes after it. PAGE_LSE is then of tokens.
+    Without STARTS the pool is `tokens` tokens side by side, in pages of KEYS; the rows are of `new` tokens, which lie at WHERE
+    [new] int64, and each sees none that comes after it. PAGE_LSE is then of tokens.
     """
     HALF_DIM: tl.constexpr = HEAD_DIM // 2
     TURNED: tl.constexpr = BITS < 16 or MOVES is not None
@@ -117,6 +118,10 @@ def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS
     V += head * v_head
     if BIAS is not None:
         BIAS += head * HEAD_DIM
+    last = tl.zeros((ROWS,), tl.int32)
+    if WHERE is not None:
+        last = tl.load(WHERE + row % new).to(tl.int32)
+    there = tl.max(last, 0)
 
     accumulator = tl.zeros((ROWS, HEAD_BLOCK), tl.float32)
     # Finite, so that a row without a key yet gives weights of 0 rather than NaN.
@@ -139,6 +144,8 @@ def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS
         noted_total = tl.zeros((ROWS,), tl.float32)
         for begin in range(0, length, KEYS):
             exists = begin + token < length
+            if WHERE is not None:       # what nobody sees need not have been written
+                exists &= start + token <= there
             # Always 0, but not to the compiler: what depends on it is loaded where it is used, once a tile, rather than kept in
             # registers from the page's beginning, which are too few.
             here = tl.minimum(begin, 0)
@@ -154,10 +161,11 @@ def forward_kernel(Q, K, V, KEY_SCALE, KEY_ZERO, VALUE_SCALE, VALUE_ZERO, STARTS
             scores = tl.dot(query, tl.trans(keys.to(DOT)), input_precision=PRECISION)
             scores = tl.where(exists[None, :], scores, float('-inf'))
             if STARTS is None:
-                scores = tl.where((pool_row - (tokens - new))[None, :] <= (row % new)[:, None], scores, float('-inf'))
+                if WHERE is not None:
+                    scores = tl.where(pool_row[None, :] <= last[:, None], scores, float('-inf'))
                 if PAGE_LSE is not None:
-                    tl.store(PAGE_LSE + (head * rows + row)[:, None] * l_row + pool_row[None, :], scores * (scale_log2 * LN2),
-                             mask=(row < rows)[:, None] & exists[None, :])
+                    tl.store(PAGE_LSE + (head * rows + row)[:, None] * l_row + (start + token)[None, :],
+                             scores * (scale_log2 * LN2), mask=(row < rows)[:, None] & (token < length)[None, :])
             larger = tl.maximum(largest, tl.max(scores, 1))
             weight = tl.exp2(scores * scale_log2 - (larger * scale_log2)[:, None])
             fade = tl.exp2((largest - larger) * scale_log2)

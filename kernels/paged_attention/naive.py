@@ -122,7 +122,7 @@ def read_span(rows: torch.Tensor, span: Span, noting: bool, most: int) -> Read:
     kv_heads, count, tokens = *rows.shape[:2], span.key.shape[1]
     key, value = span.key.float().transpose(1, 2), span.value.float()
     per_piece = max(1, most // (kv_heads * max(1, tokens)))
-    read = [_read_rows(rows[:, begin:begin + per_piece], key, value, span.new, begin, noting)
+    read = [_read_rows(rows[:, begin:begin + per_piece], key, value, span.places, begin, noting)
             for begin in range(0, count, per_piece)]
     if len(read) == 1:
         return read[0]
@@ -131,12 +131,14 @@ def read_span(rows: torch.Tensor, span: Span, noting: bool, most: int) -> Read:
     return Read(output, lse, [Noted(each, [tokens]) for each in scores])
 
 
-def _read_rows(rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor, new: int, first: int, noting: bool) -> Read:
+def _read_rows(rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor, places: torch.Tensor | None, first: int,
+               noting: bool) -> Read:
     """As `read_span`; `first`: number of the first of these rows, keys [kv_heads, head_dim, tokens], all in fp32."""
     scores = rows @ key
-    if new > 1:
-        row, column = torch.arange(first, first + rows.shape[1], device=rows.device), torch.arange(new, device=rows.device)
-        scores[..., -new:].masked_fill_(column > row[:, None] % new, float('-inf'))
+    if places is not None:
+        if len(places) > 1:
+            places = places[torch.arange(first, first + rows.shape[1], device=rows.device) % len(places), None]
+        scores.masked_fill_(torch.arange(scores.shape[2], device=rows.device) > places, float('-inf'))
     weights = torch.log_softmax(scores, dim=-1)
     lse = scores[..., 0] - weights[..., 0]     # every row sees the first token
     weights.exp_()

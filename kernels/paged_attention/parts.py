@@ -7,11 +7,20 @@ from .pool import PackedPool, Rope
 
 
 class Span(NamedTuple):
-    """Tokens side by side, key and value [kv_heads, tokens, head_dim], of which the last `new` are those that ask: none of them
-    sees what comes after it."""
+    """Tokens side by side, which every row sees, but for what lies behind the token that asks.
+
+    Attributes:
+        key, value: [kv_heads, tokens, head_dim]; what nobody sees must be finite.
+        places: of the tokens that ask, one behind the other, [new] int64 on the device; None: nothing lies behind any.
+    """
     key: torch.Tensor
     value: torch.Tensor
-    new: int = 1
+    places: torch.Tensor | None = None
+
+    @property
+    def new(self) -> int:
+        """Tokens that ask; with no places, any number of them."""
+        return 1 if self.places is None else len(self.places)
 
 
 class PoolPages(NamedTuple):

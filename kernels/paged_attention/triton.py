@@ -121,7 +121,7 @@ def _launch(query: torch.Tensor, one: _Pass, scale: float, output: torch.Tensor,
     kv_heads, rows, head_dim = query.shape
     source, tile = one.source, one.tile
     scales, s_stride, turn, p_axis, tables, noted, t_head, bits = (None,) * 4, (0, 0), (None,) * 5, 0, (None,) * 4, None, 0, 16
-    tokens, new = (source.key.shape[1], source.new) if isinstance(source, Span) else (0, 1)
+    tokens, new, places = (source.key.shape[1], source.new, source.places) if isinstance(source, Span) else (0, 1, None)
     pools = source.key, source.value
     if isinstance(source, PoolPages):
         rope, pool, noted, bits = source.rope, source.key, source.noted, source.bits
@@ -136,7 +136,7 @@ def _launch(query: torch.Tensor, one: _Pass, scale: float, output: torch.Tensor,
             turn = (None, rope.stream_frequencies, None, None, None)
     # 'ieee' matters to fp32 alone: its dots are exact rather than rounded to tf32.
     forward_kernel[one.row_tiles, one.splits, kv_heads](
-        query, *pools, *scales, *tables, noted, *turn, output, lse, page_lse, scale * math.log2(math.e), rows, one.pages,
+        query, *pools, *scales, *tables, noted, places, *turn, output, lse, page_lse, scale * math.log2(math.e), rows, one.pages,
         one.pages_per_split, t_head, 0 if page_lse is None else page_lse.stride(1), tokens, new, *query.stride()[:2],
         *pools[0].stride()[:2], *pools[1].stride()[:2], *s_stride, p_axis, HEAD_DIM=head_dim, HEAD_BLOCK=head_block(head_dim),
         ROWS=tile.rows, KEYS=tile.keys, BITS=bits, PRECISION='ieee', UPCAST=INTERPRETED and query.dtype == torch.bfloat16,

@@ -224,8 +224,14 @@ class Family(Backbone):
     def embed_rows(self, token_ids: Sequence[int], positions: Sequence[int]) -> TokenInputs:
         """One text token a row, each at a position of its own; next_position and start are the first one's."""
         ids, places = to_device(torch.tensor([token_ids, positions], dtype=torch.long)[..., None], self.device)
-        places = places if self.position_axes == 1 else places.expand(self.position_axes, -1, -1)
-        return TokenInputs(self._language.embed_tokens(ids), places, positions[0] + 1, positions[0])
+        return replace(self.embed_there(ids, places), next_position=positions[0] + 1, start=positions[0])
+
+    @torch.inference_mode()
+    def embed_there(self, token_ids: torch.Tensor, positions: torch.Tensor) -> TokenInputs:
+        """As `embed_rows`, of ids and positions on the device, [rows, 1] int64 each; next_position and start, which nobody has
+        told the host, are 0."""
+        places = positions if self.position_axes == 1 else positions.expand(self.position_axes, -1, -1)
+        return TokenInputs(self._language.embed_tokens(token_ids), places, 0, 0)
 
     def pick(self, inputs: TokenInputs, chosen: torch.Tensor) -> TokenInputs:
         """Some of a step's visual tokens, with all that the text model is given of them, where they stand in the stream.

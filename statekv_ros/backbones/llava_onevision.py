@@ -6,6 +6,7 @@ newline's embedding, which it has nowhere else. No system prompt unless the user
 """
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -39,6 +40,12 @@ class LlavaOnevision(SquareFrames):
             if token == self._newline_id:
                 inputs.embeds[0, index] = self._model.model.image_newline
         return inputs
+
+    @torch.inference_mode()
+    def embed_there(self, token_ids: torch.Tensor, positions: torch.Tensor) -> TokenInputs:
+        inputs = super().embed_there(token_ids, positions)
+        is_newline, newline = token_ids[..., None] == self._newline_id, self._model.model.image_newline
+        return replace(inputs, embeds=torch.where(is_newline, newline, inputs.embeds))
 
     def _step_text(self, number: int, seconds: Sequence[float]) -> tuple[str, str]:
         return '', ''

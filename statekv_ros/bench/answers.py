@@ -10,11 +10,10 @@ import time
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from statekv_ros.bench.hardware import versions
+from statekv_ros.bench.made_up import made_up
 from statekv_ros.bench.models import find_backbone
-from statekv_ros.bench.noise import NoiseSteps
 from statekv_ros.bench.sizes import parse_size
 from statekv_ros.bench.tiered import TieredMemory, check_bounds
 from statekv_ros.device_name import device_name
@@ -27,7 +26,6 @@ from statekv_ros.terminal import narrow_table
 
 QUESTIONS = ('what is in view?', 'when did you last see the red box that stood beside the door?', 'where are the keys?')
 _SLICE_TOKENS = 8
-_NS = 10**9
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -51,15 +49,9 @@ def run(args: argparse.Namespace) -> dict:
         torch.set_num_threads(1)    # small matrices: more threads only add noise
     backbone = find_backbone(args, '--layers 2 --steps 100')
     backbone.stop_token_ids = frozenset()   # all answers are equally long
-    rows = []
     with contextlib.ExitStack() as folders:
-        memory = TieredMemory(backbone, argparse.Namespace(**vars(args) | {'prefill_policy': 'none'}), folders)
-        memory.stream.graphs = NoiseSteps(backbone, args.seed)
-        picture, each = np.zeros((height, width, 3), np.uint8), backbone.frames_per_step
-        for number in track(range(counts[-1]), 'filling', console=Console(stderr=True), disable=args.json):
-            memory.watch([(number * _NS + part * _NS // each + 1, picture) for part in range(each)])
-            if number + 1 in counts:
-                rows.append({'steps': number + 1, **_ask(memory.stream, policy, args.rounds, args.tokens), **_sizes(memory)})
+        rows = [{'steps': steps, **_ask(memory.stream, policy, args.rounds, args.tokens), **_sizes(memory)}
+                for steps, memory in made_up(backbone, args, counts, (height, width), folders)]
     step_tokens = backbone.step_tokens(height, width)
     planned = step_bytes(backbone.layout, find_format(args.detailed_format), backbone.position_axes, step_tokens, PAGE_TOKENS)
     result = {

@@ -61,6 +61,17 @@ def answers(parser: argparse.ArgumentParser) -> None:
     _model(parser)
 
 
+def decode(parser: argparse.ArgumentParser) -> None:
+    """Of `statekv-bench decode`."""
+    parser.add_argument('--steps', type=int, nargs='+', default=[600, 3600], metavar='N',
+                        help='frame steps of memory to ask over; default: %(default)s')
+    parser.add_argument('--rounds', type=int, default=64, help='tokens of each, both ways in turn; default: %(default)s')
+    parser.add_argument('--policy', default='sparse(8192)', help='answer policy; default: %(default)s')
+    _tiers(parser, detailed_format='int4')
+    parser.add_argument('--seed', type=int, default=0, help='of the noise; default: %(default)s')
+    _model(parser)
+
+
 def questions(parser: argparse.ArgumentParser) -> None:
     """Of `statekv-bench questions`."""
     parser.add_argument('--questions', type=int, nargs='+', default=[1, 2, 4, 8], metavar='N',
@@ -169,5 +180,5 @@ def _model(parser: argparse.ArgumentParser) -> None:
 
 
 # By the benchmark's name.
-ADD = {'step': step, 'cameras': cameras, 'questions': questions, 'answers': answers, 'hours': hours, 'kernel': kernel, 'gpu': gpu,
-       'aot': aot, 'floor': floor, 'transport': transport}
+ADD = {'step': step, 'cameras': cameras, 'decode': decode, 'questions': questions, 'answers': answers, 'hours': hours,
+       'kernel': kernel, 'gpu': gpu, 'aot': aot, 'floor': floor, 'transport': transport}

@@ -1,5 +1,5 @@
-"""Everything that only a GPU can say, in one go: the tests that need one, the kernel, whole steps, cameras in batches and
-answers over hours; results as files."""
+"""Everything that only a GPU can say, in one go: the tests that need one, the kernel, whole steps, cameras in batches, tokens
+with and without their graphs, and answers over hours; results as files."""
 import argparse
 import json
 import os
@@ -17,8 +17,10 @@ from statekv_ros.device_name import device_name
 from statekv_ros.errors import ParameterError
 
 TESTS = ('test_scored_attention.py', 'test_scored_streams.py', 'test_paged_attention.py', 'test_state_update.py',
-         'test_sync_free.py', 'test_graphs.py', 'test_graphs_together.py', 'test_warmup.py')
+         'test_sync_free.py', 'test_graphs.py', 'test_graphs_together.py', 'test_recorded_decode.py', 'test_warmup.py')
 _TRUE_SIZE = ('--random-weights', '--size', '448x448')
+# Ten minutes and an hour of a memory in few bits, all of it on the device.
+_DECODE = ('--steps', '600', '3600', '--device-cache-mb', '30000')
 # Hours of a memory in few bits, most of it in main memory: model, steps and the two bounds in MB.
 ANSWERS = (('InternVL3-8B', '600 3600', '4000', '20000'), ('InternVL3-1B', '600 3600 28800', '4000', '32000'))
 
@@ -26,8 +28,8 @@ ANSWERS = (('InternVL3-8B', '600 3600', '4000', '20000'), ('InternVL3-1B', '600 
 def run(args: argparse.Namespace) -> dict:
     """Run each part as a process of its own, so that none takes the others down; one that hangs is ended.
 
-    Writes into FOLDER: tests.txt, kernel.json, step-<model>.json, .png and .profile.txt, answers-<model>.json,
-    cameras-<model>.json, and summary.json.
+    Writes into FOLDER: tests.txt, kernel.json, step-<model>.json, .png and .profile.txt, cameras-<model>.json,
+    decode-<model>.json, answers-<model>.json, and summary.json.
 
     Returns:
         {'benchmark', 'device', 'versions', 'parts': [{name, exit_code (None: left out), timed_out, seconds, output}],
@@ -68,6 +70,9 @@ def commands(models: list[str], device: str, out: Path) -> list[tuple[str, list[
     for model in models:
         parts.append((f'cameras {model}', [*bench, 'cameras', *_TRUE_SIZE, '--model', model, '--prefill-policy', 'statekv(4096)',
                                            '--rounds', '20', '--device', device, '--json'], out / f'cameras-{model}.json'))
+    for model in models:
+        parts.append((f'decode {model}', [*bench, 'decode', *_TRUE_SIZE, '--model', model, *_DECODE, '--device', device,
+                                          '--json'], out / f'decode-{model}.json'))
     for model, steps, device_mb, host_mb in ANSWERS:
         bounds = ['--device-cache-mb', device_mb, '--host-cache-mb', host_mb]
         parts.append((f'answers {model}', [*bench, 'answers', *_TRUE_SIZE, '--model', model, '--steps', *steps.split(), *bounds,

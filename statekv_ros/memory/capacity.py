@@ -8,14 +8,15 @@ import torch
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.backbones.size import ModelSize
 from statekv_ros.errors import ParameterError
-from statekv_ros.memory.answering.reading import MOST_SCORES
+from statekv_ros.memory.answering.reading import MOST_IN_PARTS, MOST_SCORES
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS
 from statekv_ros.memory.detailed.formats import RAW, find_format
 from statekv_ros.memory.detailed.sizes import step_bytes
 from statekv_ros.memory.policies import UNLIMITED, PrefillPolicy
 
 _TAG_BYTES = 12         # per slot of the compressed state: int64 ordinal and fp32 importance,
-_PLACE_BYTES = 32       # and four int64 of its place, unless positions are native
+_PLACE_BYTES = 32       # and four int64 of its place, unless positions are native;
+_RANK_BYTES = 32        # four int64 while it is ranked
 _SECONDS_PER_HOUR = 3600
 _PRODUCT_BYTES = 2**25          # workspace of matrix products that torch keeps for a stream: 32 MiB on sm_90, 8 on most others
 _VISION_TOKEN_BYTES = 2**17     # temporaries of a vision tower's layer: 4 patches a token, 12 times 1280 numbers of 2 bytes
@@ -34,9 +35,10 @@ class Plan:
         index_bytes_per_hour, index_bytes: the same of the pages' index.
         workspace_bytes: estimate of a step's temporaries.
         reserve_bytes: estimate of what a GPU takes besides: for each camera the memory of its recorded steps, where a step's
-            temporaries lie once more, and the workspace of its matrix products; where there are several, the same for all of
-            them as one batch, recorded or not; temporaries of the vision tower; scores and masses of an answer, and the copy of
-            one camera's state that it reads.
+            temporaries lie once more, and the workspace of its matrix products, and that of the recorded selection after them and
+            of a recorded token of an answer; where there are several, that of the steps for all of them as one batch, recorded
+            or not; temporaries of the vision tower; scores and masses of an answer, and the copy of one camera's state that it
+            reads.
         steps_per_hour: frame steps.
     """
     size: ModelSize
@@ -233,4 +235,20 @@ def _reserve_bytes(size: ModelSize, policy: PrefillPolicy, cameras: int, state_b
     answer = 3 * 4 * scores + (state_bytes if policy.kind == 'statekv' else 0)     # scores, their exponentials, keys in fp32
     step = max(workspace, vision)
     batch = (2 * cameras - 1) * step + _PRODUCT_BYTES if cameras > 1 else 0
-    return cameras * (step + _PRODUCT_BYTES) + batch + _PRODUCT_BYTES + vision + answer
+    recorded = step + _PRODUCT_BYTES + _selection_bytes(size, policy) + _token_bytes(size)
+    return cameras * recorded + batch + _PRODUCT_BYTES + vision + answer
+
+
+def _selection_bytes(size: ModelSize, policy: PrefillPolicy) -> int:
+    """Temporaries of what selects the state, all layers at once: ranks of slots, and the keys or values of a step that move."""
+    if policy.kind != 'statekv' or policy.budget == UNLIMITED:
+        return 0
+    slots = size.layers * size.kv_heads * (policy.budget + size.step_tokens)
+    return _RANK_BYTES * slots + size.step_tokens * size.kv_bytes_per_token // 2
+
+
+def _token_bytes(size: ModelSize) -> int:
+    """Of an answer's recorded pass of one token: logits, a matrix of 8 bits made wide, and of what it reads as it lies keys and
+    values in fp32, scores, their softmax and what is noted of them in a layer, and mass in all of them."""
+    heads = 2 * size.kv_heads * size.head_dim + 3 * size.q_heads + size.layers * size.kv_heads
+    return _PRODUCT_BYTES + 4 * size.vocabulary + size.unpacked_bytes + 4 * heads * MOST_IN_PARTS

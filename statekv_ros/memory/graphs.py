@@ -1,6 +1,5 @@
 """Frame steps as recorded graphs, once states are full: same shapes, same places, no Python between kernels."""
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -13,14 +12,12 @@ import torch
 from statekv_ros.backbones.base import AttentionMemory, StagedStep, TokenInputs
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import ParameterError
-from statekv_ros.memory.recorded import CudaRecorder, RecordedStep, Recorder
+from statekv_ros.memory.pauses import Pauses
+from statekv_ros.memory.recorded import CudaRecorder, RecordedStep, Recorder, require_same
 from statekv_ros.memory.recorded_commit import CommitGraphs
+from statekv_ros.memory.recorded_decode import DecodeGraphs
 
 CUDA_GRAPH = ('auto', 'off')
-# After recording has failed once, twice, three times it is tried again after so many seconds; the fourth failure is for good.
-PAUSES_S = (60.0, 600.0, 3600.0)
-# A recording may choose other kernels than the eager step; relative errors by norm that this explains.
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
 class Carried(AttentionMemory, Protocol):
@@ -49,11 +46,10 @@ class StepGraphs:
 
     A shape is the frames' number and size and that of tokens: a step's text grows by a token as it counts frames or seconds. Each
     recording is replayed once on the frame it was recorded with and compared with the eager step. When that differs, or
-    nothing can be recorded, a warning says why, and the stream stays eager for `PAUSES_S`.
+    nothing can be recorded, a warning says why, and the stream stays eager for a while (`Pauses`).
 
     Attributes:
         replays: steps that were replayed.
-        failures: how often recording failed; only a new object forgets them.
     """
 
     def __init__(self, backbone: Family, make_recorder: Callable[[], Recorder], most: int = 4,
@@ -64,9 +60,9 @@ class StepGraphs:
             most: recordings kept; the one that was not used for longest goes.
             now: seconds.
         """
-        self._backbone, self._make_recorder, self._most, self._now = backbone, make_recorder, most, now
-        self.replays = self.failures = 0
-        self._reason, self._off_until = '', float('-inf')
+        self._backbone, self._make_recorder, self._most = backbone, make_recorder, most
+        self._pauses = Pauses('frame steps', now)
+        self.replays = 0
         self.clear()
 
     @property
@@ -77,15 +73,12 @@ class StepGraphs:
     @property
     def off(self) -> str:
         """Why the stream stays eager for now; '' while it does not."""
-        return self._reason if self._now() < self._off_until else ''
+        return self._pauses.off
 
     @property
     def problem(self) -> str:
         """As `off`, as a sentence that says when recording is tried again; from any thread."""
-        reason, left_s = self.off, self._off_until - self._now()
-        again = f'tried again in {max(0.0, left_s):.0f} s' if left_s < float('inf') else 'not tried again'
-        return reason and (f'frame steps are not replayed as CUDA graphs but run eagerly, which is slower: {reason} '
-                           f'(failure {self.failures} of {len(PAUSES_S) + 1}; {again})')
+        return self._pauses.problem
 
     def clear(self) -> None:
         """Forget all recordings."""
@@ -142,26 +135,16 @@ class StepGraphs:
                 replayed = [recorded.forward(inputs), *state.frame()]
             if state.place() != place:
                 raise RuntimeError('what a step attends to moved while it was recorded')
-            errors = [_relative_error(ours, eager) for ours, eager in zip(replayed, right)]
-            if not all(error <= _TOLERANCE[hidden.dtype] for error in errors):  # NaN is no match either
-                raise ArithmeticError('a replayed step differs from the eager one by '
-                                      f'{", ".join(f"{error:.1e}" for error in errors)} of its norm (output, keys, values, '
-                                      'importance)')
+            require_same('step', replayed, right, 'output, keys, values, importance')
         except Exception as error:  # CUDA and the library raise many kinds; eager steps go on after any of them
             self.clear()
-            self._pause(f'{type(error).__name__}: {error}')
+            self._pauses.failed(error)
         else:
             self._recorded[self._shape] = place, recorded, held
             if len(self._recorded) > self._most:
                 self._recorded.popitem(last=False)
         for tensor, eager in zip(written, right):
             tensor.copy_(eager)
-
-    def _pause(self, reason: str) -> None:
-        pause_s = PAUSES_S[self.failures] if self.failures < len(PAUSES_S) else float('inf')
-        self.failures += 1
-        self._reason, self._off_until = reason, self._now() + pause_s
-        warnings.warn(self.problem, RuntimeWarning, stacklevel=3)
 
 
 def make_graphs(cuda_graph: str, backbone, prefill_kind: str, most: int = 4) -> StepGraphs | None:
@@ -178,10 +161,14 @@ def make_graphs(cuda_graph: str, backbone, prefill_kind: str, most: int = 4) -> 
     return StepGraphs(backbone, partial(CudaRecorder, backbone.device), most)
 
 
+def make_decodes(cuda_graph: str, backbone) -> DecodeGraphs | None:
+    """Graphs of the tokens of a stream's answers; None where these are decoded eagerly: on a CPU, when switched off, or by a
+    backbone that is no single model."""
+    if cuda_graph == 'off' or backbone.device.type != 'cuda' or not isinstance(backbone, Family):
+        return None
+    return DecodeGraphs(partial(CudaRecorder, backbone.device, tidy=False))
+
+
 def make_commits(graphs: StepGraphs | None, device: torch.device) -> CommitGraphs | None:
     """What commits the steps of a stream with these graphs; None where it has none."""
     return None if graphs is None else CommitGraphs(partial(CudaRecorder, device))
-
-
-def _relative_error(ours: torch.Tensor, right: torch.Tensor) -> float:
-    return float((ours.float() - right.float()).norm() / right.float().norm().clamp_min(1e-30))

@@ -1,5 +1,6 @@
 """One frame step as recorded work on fixed memory: replayed by the device alone, without Python between its kernels."""
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -13,7 +14,8 @@ Result = TypeVar('Result')
 # Records what a function does on the device; gives a way to do it again and the result, whose tensors each replay fills anew.
 Recorder = Callable[[Callable[[], Result]], tuple[Callable[[], None], Result]]
 
-
+# A recording may choose other kernels than the eager work; relative errors by norm that this explains.
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 # Graphs whose capture could not be ended. The allocator goes on asking them which memory is theirs, so none may be destroyed.
 _half_captured: list[torch.cuda.CUDAGraph] = []
 
@@ -23,8 +25,11 @@ class CudaRecorder:
     result by then. The pool dies with the last of them, and older versions of torch record none in it afterwards: who lets go
     of all of them takes a new recorder."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, tidy: bool = True):
+        """tidy: before a recording, give all memory that is not in use back to the driver, as `torch.cuda.graph` does, which
+        then has to be asked for it anew. Too dear for what is recorded again and again."""
         self._device, self._stream = device, torch.cuda.Stream(device)
+        self._capture = torch.cuda.graph if tidy else _capture
         self._pool = None
 
     def __call__(self, function: Callable[[], Result]) -> tuple[Callable[[], None], Result]:
@@ -36,7 +41,7 @@ class CudaRecorder:
             # `graph` does not come back to this thread's stream when the capture cannot be ended; the `stream` around it does.
             # Other threads may use the GPU meanwhile; only this one's mistakes shall break the recording.
             with torch.cuda.device(self._device), torch.cuda.stream(self._stream), \
-                    torch.cuda.graph(graph, self._pool, self._stream, 'thread_local'):
+                    self._capture(graph, self._pool, self._stream, 'thread_local'):
                 result = function()
         except BaseException:
             if not _has_ended(graph):
@@ -46,6 +51,27 @@ class CudaRecorder:
             torch._C._cuda_clearCublasWorkspaces()
         self._pool = graph.pool()
         return graph.replay, result
+
+
+@contextlib.contextmanager
+def _capture(graph: torch.cuda.CUDAGraph, pool, stream: torch.cuda.Stream, capture_error_mode: str) -> Iterator[None]:
+    """As `torch.cuda.graph`, on a stream that is the present one already, but that the allocator's memory stays as it is."""
+    torch.cuda.synchronize()
+    graph.capture_begin(*([] if pool is None else [pool]), capture_error_mode=capture_error_mode)
+    try:
+        yield
+    finally:
+        graph.capture_end()
+
+
+def require_same(what: str, replayed: Sequence[torch.Tensor], eager: Sequence[torch.Tensor], names: str) -> None:
+    """Raise ArithmeticError where what a replay gave is not what was computed eagerly; the first of them tells by its dtype what
+    rounding explains. The host waits."""
+    errors = [float((ours.float() - right.float()).norm() / right.float().norm().clamp_min(1e-30))
+              for ours, right in zip(replayed, eager, strict=True)]
+    if not all(error <= _TOLERANCE[eager[0].dtype] for error in errors):    # NaN is no match either
+        raise ArithmeticError(f'a replayed {what} differs from the eager one by '
+                              f'{", ".join(f"{error:.1e}" for error in errors)} of its norm ({names})')
 
 
 def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:

@@ -16,7 +16,7 @@ from statekv_ros.memory.detailed.cache import PAGE_TOKENS, DetailedCache
 from statekv_ros.memory.detailed.formats import RAW
 from statekv_ros.memory.detailed.index import DEFAULT_INDEX
 from statekv_ros.memory.detailed.tiers import Tier
-from statekv_ros.memory.graphs import make_commits, make_graphs
+from statekv_ros.memory.graphs import make_commits, make_decodes, make_graphs
 from statekv_ros.memory.intake import FrameIntake, PendingFrames
 from statekv_ros.memory.late_poses import LatePoses
 from statekv_ros.memory.policies import AnswerPolicy, PrefillPolicy, parse_answer_policy, parse_prefill_policy
@@ -35,7 +35,8 @@ class VideoStream:
         detailed_format: how the detailed cache is stored.
         frames: camera frames that the memory holds, a waiting half step included, forgotten ones not.
         steps: frame steps so far.
-        graphs, commits: frame steps, and what is kept of them, as recorded graphs; None where all run eagerly.
+        graphs, commits, decodes: frame steps, what is kept of them, and tokens of answers as recorded graphs; None where all run
+            eagerly.
         saving: what takes each step down for a later start; None where nobody keeps it.
         locate: where the camera was, asked once a step is computed and again until that is settled; must neither wait nor raise.
         late: what waits for that.
@@ -54,7 +55,8 @@ class VideoStream:
             below: further tiers for them, such as the disk. What no tier has room for is forgotten.
             cancelled: looked at once per layer; when true, the step or slice in progress ends with `Interrupted` and
                 leaves the memory as it was, without the newest frame of that step. A step replayed as a graph looks once.
-            cuda_graph: `auto`: on a GPU, frame steps are replayed as CUDA graphs once the state is full; `off`: never.
+            cuda_graph: `auto`: on a GPU, frame steps are replayed as CUDA graphs once the state is full, and so are the tokens of
+                answers that are long enough; `off`: never.
             page_tokens, index: how the detailed cache is cut and described for the answer policy `sparse`.
             detailed_format: how it is stored: `bf16` (the model's own dtype), `int8` or `int4`.
 
@@ -73,6 +75,7 @@ class VideoStream:
         self.locate: Locate = lambda stamps_ns, again: NOT_TOLD
         self.graphs = make_graphs(cuda_graph, backbone, self.prefill_policy.kind)
         self.commits = make_commits(self.graphs, backbone.device)
+        self.decodes = make_decodes(cuda_graph, backbone)
         self._clear()
 
     def step(self, frame: np.ndarray, stamp_ns: int, preprocess_ms: float = 0.0) -> StepReport | None:
@@ -180,7 +183,7 @@ class VideoStream:
         generation = self.generation
         return Seen(self.backbone, self.detailed, self._carried_now, self.positions, self.pending, self._next_position,
                     self._next_ordinal, self.shift, self._frames, self.steps, str(self.prefill_policy), self.cancelled,
-                    lambda: self.generation == generation)
+                    lambda: self.generation == generation, self.decodes)
 
     def answer(self, question: str, **options) -> AnswerResult:
         """`begin_answer` with the same options, decoded to its end."""
@@ -353,7 +356,7 @@ class VideoStream:
     def _clear(self) -> None:
         if self.saving is not None:
             self.saving.clear()
-        for recorded in filter(None, (self.graphs, self.commits)):
+        for recorded in filter(None, (self.graphs, self.commits, self.decodes)):
             recorded.clear()
         self.carried = make_carried(self.backbone, self.prefill_policy, self.positions)
         for tier in self._below:

@@ -1,4 +1,4 @@
-"""What /diagnostics says of the device that computes: kernels it has to do without, steps that are not replayed, the warm-up."""
+"""What /diagnostics says of the device that computes: kernels it has to do without, what is not replayed, the warm-up."""
 import torch
 from rclpy.impl.rcutils_logger import RcutilsLogger
 
@@ -33,8 +33,8 @@ class Accelerator:
         """What makes it slower than it could be; '' when nothing does."""
         told = list(problems(self._device))
         for name, stream in self._streams.items():
-            told += [f'camera {name}: {recorded.problem}' for recorded in filter(None, (stream.graphs, stream.commits))
-                     if recorded.problem]
+            told += [f'camera {name}: {recorded.problem}'
+                     for recorded in (stream.graphs, stream.commits, stream.decodes) if recorded and recorded.problem]
         if problem := self._together.problem:
             told.append(problem)
         return '; '.join(told)
@@ -45,4 +45,5 @@ class Accelerator:
             return {}
         graphs = [*(stream.graphs for stream in self._streams.values()), self._together.graphs]
         return {'attention': 'naive' if problems(self._device) else 'triton', 'warm_up_s': round(self._warm.seconds, 1),
-                'replayed_steps': sum(each.replays for each in graphs if each is not None)}
+                'replayed_steps': sum(each.replays for each in graphs if each is not None),
+                'replayed_tokens': sum(each.decodes.replays for each in self._streams.values() if each.decodes is not None)}

@@ -145,7 +145,8 @@ NODE = (
     Spec('window_frames', 16, 'frames that the policy window carries', low=1, high=LARGE),
     Spec('positions', '', 'positions for the model once the stream outgrows its trained context; empty: lazy_shift, native for '
          'full', choices=('', *POSITIONS)),
-    Spec('cuda_graph', 'auto', 'auto: on a GPU, frame steps are replayed as CUDA graphs once the state is full',
+    Spec('cuda_graph', 'auto', 'auto: on a GPU, frame steps are replayed as CUDA graphs once the state is full, and so are '
+         'tokens of longer answers',
          choices=CUDA_GRAPH),
     Spec('device_cache_mb', 0, 'bound on each camera\'s keys and values on the device in MB (10^6 bytes); past it the oldest steps '
          'move down; 0: each camera\'s share of half of what is free at start', low=0, high=LARGE),

@@ -53,6 +53,8 @@ class PageChooser:
         self._groups = self._grouped(turns + shifts - positions)
         shortest = int(torch.where(lengths > 0, lengths, lengths.max()).min())      # 0: lost
         self._count = max(1, self.tokens // max(1, shortest))
+        # Pages that are exact: never more while this answer lasts.
+        self._exact = self._stop - max(self._first, min(self._stop, self._table.boundary))
         # Where pages that nobody wants lie between, leaves would be full of them.
         leaves = max(OPEN_LEAVES, self._count) if self._unwanted is None else None
         self._candidates = Candidates(self._table, snapshot.seen.backbone.rotate, self._groups, leaves, self._unwanted)
@@ -70,8 +72,17 @@ class PageChooser:
         candidates, votes = self._candidates.votes(layer, rows, first)
         best = votes.topk(min(votes.shape[-1], self._count), dim=-1).indices
         table = self._table
-        columns = PageColumns(*table.columns, table.near, table.boundary, self._stop, self._first, self._moves, self._unwanted)
+        columns = PageColumns(*table.columns, table.near, self._stop, table.boundary_there,
+                              table.boundary > max(first, table.near), self._exact, self._first, self._moves, self._unwanted)
         return page_places(best, candidates, first, columns, self.tokens)
+
+    def place(self) -> tuple | None:
+        """See `Reading.place`; None where some pages are not on the device."""
+        table = self._table
+        first = max(self._first, table.first)
+        if table.near > first:
+            return None
+        return first, table.boundary > first, *table.place(), *table.leaves.place()
 
     def _grouped(self, turns: torch.Tensor) -> list[Group]:
         """Pages side by side that stand alike; what lies between is not wanted, and masked."""
@@ -102,10 +113,19 @@ class FixedPages:
 
     def choose(self, layer: int, rows: torch.Tensor) -> list[Places]:
         """As `PageChooser.choose`, whatever the rows are."""
-        table = self._table
-        held, near, exact = (bisect_left(self._numbers, number) for number in (table.first, table.near, table.boundary))
+        held, near, exact = self._cuts()
         return [self._choice(part, packed, part.stop == near) for part, packed in (
             (slice(held, near), False), (slice(near, exact), True), (slice(exact, None), False)) if self._numbers[part]]
+
+    def place(self) -> tuple | None:
+        """See `Reading.place`; None where some pages are not on the device."""
+        held, near, exact = self._cuts()
+        return None if near > held else (held, exact, *self._table.place())
+
+    def _cuts(self) -> tuple[int, int, int]:
+        """Which of the pages is the first one that is held, that is on the device, and that is exact."""
+        table = self._table
+        return tuple(bisect_left(self._numbers, number) for number in (table.first, table.near, table.boundary))
 
     def _choice(self, part: slice, packed: bool, far: bool) -> Places:
         pages = self._pages[part]

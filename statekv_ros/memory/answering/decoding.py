@@ -8,6 +8,7 @@ import torch
 from statekv_ros.backbones.base import TokenInputs
 from statekv_ros.backbones.family import Family
 from statekv_ros.errors import Code, ModelError, QuestionError
+from statekv_ros.memory.answering.passes import TokenPasses
 from statekv_ros.memory.answering.reading import Rows, read_snapshot
 from statekv_ros.memory.answering.rekv import BareRetrieval
 from statekv_ros.memory.answering.retrieval import Retrieval
@@ -42,6 +43,7 @@ class Answering:
         self._position, self._end = snapshot.position, self._seen.positions.end     # as the model is given them
         self._retrieval = _RETRIEVALS[snapshot.policy.kind](snapshot) if snapshot.policy.retrieves else None
         self._reading = read_snapshot(snapshot)
+        self._passes = TokenPasses(self._backbone, self._reading, self._seen.decodes)
         self._records = snapshot.records
         self._waiting_half_step = bool(snapshot.pending)
         # Asked before the first whole step: the prefix has not been read by anyone yet.
@@ -222,11 +224,11 @@ def decode(answerings: Sequence[Answering]) -> list[tuple[int, torch.Tensor]]:
     for reading in readings:
         reading.begin(1)
         reading.scoring = True
-    if len(readings) == 1:
-        hidden = backbone.forward(backbone.embed(ids, positions[0]), readings[0])
+    if len(answerings) == 1:
+        first, = answerings
+        logits = first._passes.logits(ids[0], positions[0], first._max_tokens - len(first.token_ids) - 1)
     else:
-        hidden = backbone.forward(backbone.embed_rows(ids, positions), Rows(readings))
-    logits = backbone.logits(hidden[:len(ids), -1])
+        logits = backbone.logits(backbone.forward(backbone.embed_rows(ids, positions), Rows(readings))[:len(ids), -1])
     tokens = next_tokens(logits, [each._sampling for each in answerings]).tolist()
     for each in answerings:
         each._reading.scoring = False

@@ -1,11 +1,39 @@
 """What an answer looked at: attention noted pass by pass, and the steps that got most of it."""
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from statekv_ros.memory.detailed.held import HeldSteps, Records
 from statekv_ros.memory.records import Evidence
+
+
+class Noted(NamedTuple):
+    """What one forward pass noted, layer by layer.
+
+    Attributes:
+        of_parts: where it is to be added up, mass, and stream indices of the tokens; of_pages: numbers in the page table, and
+            mass of visual tokens; of_tail: mass of each token.
+    """
+    of_parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+    of_pages: list[tuple[torch.Tensor, torch.Tensor]]
+    of_tail: list[torch.Tensor]
+
+    def in_few(self) -> 'Noted':
+        """The same in as few tensors as may be, so that adding it up is little work however many layers there are."""
+        of_parts = {}
+        for where, mass, ordinals in self.of_parts:
+            so_far = of_parts.get(id(where))
+            of_parts[id(where)] = where, mass if so_far is None else so_far[1] + mass, ordinals
+        of_pages = [tuple(torch.cat([each.flatten() for each in every]) for every in zip(*self.of_pages))]
+        of_tail = [torch.cat(self.of_tail).sum(dim=0, keepdim=True)]
+        return Noted(list(of_parts.values()), of_pages if self.of_pages else [], of_tail)
+
+    def sums(self) -> torch.Tensor:
+        """All mass of each part, choice of pages and tail, [...] fp32."""
+        masses = [*(mass for _, mass, _ in self.of_parts), *(mass for _, mass in self.of_pages), *self.of_tail]
+        return torch.stack([mass.sum() for mass in masses])
 
 
 class Notes:
@@ -22,11 +50,7 @@ class Notes:
         self._first_page = self._steps[0].page if self._steps else 0
         stop = self._steps[-1].page + len(self._steps[-1].lengths) if self._steps else 0
         self._pages = torch.zeros(stop - self._first_page, device=device)
-        # What the newest pass noted, added up once it has ended: to which tokens of parts, with their stream indices; of pages by
-        # number; of the tail, layer by layer.
-        self._of_parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-        self._of_pages: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._of_tail: list[torch.Tensor] = []
+        self._newest = Noted([], [], [])    # added up once the pass has ended
         self._added = True
         self._step_pages: np.ndarray | None = None      # first page of each step
         self._spans: tuple[torch.Tensor, torch.Tensor] | None = None    # stream indices of visual tokens
@@ -34,30 +58,41 @@ class Notes:
     def begin(self) -> None:
         """A new forward pass."""
         self._add_up()
-        self._forget_newest()
+        self._put(Noted([], [], []))
+
+    def newest(self) -> Noted:
+        """What the newest forward pass noted, which is forgotten here."""
+        newest = self._newest
+        self._put(Noted([], [], []))
+        return newest
+
+    def put(self, newest: Noted) -> None:
+        """Have this noted by the newest forward pass, and nothing else."""
+        self._put(newest)
+        self._added = False
 
     def make_room(self, tokens: int) -> None:
         """The tail may have so many tokens."""
         if tokens > self._tail.shape[0]:
-            tail = self._tail.new_zeros(2 * tokens)
+            tail = self._tail.new_zeros(tokens)
             tail[:self._tail.shape[0]] = self._tail
             self._tail = tail
 
     def add_part(self, part, layer: int, mass: torch.Tensor) -> None:
         """mass: [kv_heads, tokens] of a part in one layer."""
         ordinals = part.view.ordinal
-        self._of_parts.append((part.mass, mass.sum(dim=0), ordinals) if part.mass.ndim == 1 else
-                              (part.mass[layer], mass, ordinals[layer]))
+        self._newest.of_parts.append((part.mass, mass.sum(dim=0), ordinals) if part.mass.ndim == 1 else
+                                     (part.mass[layer], mass, ordinals[layer]))
         self._added = False
 
     def add_tail(self, mass: torch.Tensor) -> None:
         """mass: [kv_heads, tokens] in one layer."""
-        self._of_tail.append(mass)
+        self._newest.of_tail.append(mass)
         self._added = False
 
     def add_pages(self, pages: torch.Tensor, mass: torch.Tensor) -> None:
         """pages: numbers in the page table, mass: of their visual tokens; [kv_heads, pages] each."""
-        self._of_pages.append((pages, mass))
+        self._newest.of_pages.append((pages, mass))
         self._added = False
 
     def tail(self, tokens: int) -> torch.Tensor:
@@ -69,7 +104,7 @@ class Notes:
         """Forget what the newest forward pass added."""
         if self._added:
             self._add_newest(-1)
-        self._forget_newest()
+        self._put(Noted([], [], []))
 
     def evidence(self, records: Records, limit: int, parts: list, tail_tokens: int) -> tuple[Evidence, ...]:
         """The most attended steps among `records`, greatest share first.
@@ -84,8 +119,8 @@ class Notes:
     def newest_evidence(self, records: Records, limit: int) -> tuple[Evidence, ...]:
         """The same by what the newest forward pass added."""
         pages, masses = self._newest_pages()
-        tokens = [(ordinals, mass) for _, mass, ordinals in self._of_parts]
-        if self._of_tail:
+        tokens = [(ordinals, mass) for _, mass, ordinals in self._newest.of_parts]
+        if self._newest.of_tail:
             tail = self._newest_tail()
             tokens.append((self._tail_ordinals(len(tail)), tail))
         return self._most_attended(records, limit, pages, masses, tokens)
@@ -134,26 +169,24 @@ class Notes:
 
     @torch.inference_mode()     # as the passes that noted it
     def _add_newest(self, sign: int) -> None:
-        for noted, mass, _ in self._of_parts:
+        for noted, mass, _ in self._newest.of_parts:
             noted.add_(mass, alpha=sign)
-        if self._of_pages:
+        if self._newest.of_pages:
             pages, mass = self._newest_pages()
             self._pages.index_add_(0, pages, mass, alpha=sign)
-        if self._of_tail:
+        if self._newest.of_tail:
             tail = self._newest_tail()
             self._tail[:len(tail)].add_(tail, alpha=sign)
 
     def _newest_pages(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Pages of the newest pass, counted from the first one that may be chosen, and their masses; some more than once."""
-        if not self._of_pages:
+        if not self._newest.of_pages:
             return self._pages[:0].long(), self._pages[:0]
-        pages, masses = (torch.cat([each.flatten() for each in noted]) for noted in zip(*self._of_pages))
+        pages, masses = (torch.cat([each.flatten() for each in noted]) for noted in zip(*self._newest.of_pages))
         return pages - self._first_page, masses
 
     def _newest_tail(self) -> torch.Tensor:
-        return torch.cat(self._of_tail).sum(dim=0)
+        return torch.cat(self._newest.of_tail).sum(dim=0)
 
-    def _forget_newest(self) -> None:
-        for noted in (self._of_parts, self._of_pages, self._of_tail):
-            noted.clear()
-        self._added = True
+    def _put(self, newest: Noted) -> None:
+        self._newest, self._added = newest, True

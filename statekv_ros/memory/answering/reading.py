@@ -7,17 +7,21 @@ import torch
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.errors import Interrupted
+from statekv_ros.kernels import fitness
 from statekv_ros.kernels.page_votes import Places
-from statekv_ros.kernels.paged_attention import PoolPages, Read, Span, masses, read_span, span_and_pages, together
+from statekv_ros.kernels.paged_attention import OPERATION, PoolPages, Read, Span, masses, read_span, span_and_pages, together
 from statekv_ros.memory.answering.choosing import FixedPages, PageChooser, turns_of
-from statekv_ros.memory.answering.notes import Notes
+from statekv_ros.memory.answering.notes import Noted, Notes
 from statekv_ros.memory.answering.snapshot import Snapshot
+from statekv_ros.memory.answering.tail import Tail
 from statekv_ros.memory.detailed.cache import DetailedCache
 from statekv_ros.memory.detailed.held import HeldSteps, Records
 from statekv_ros.memory.detailed.pages import MemoryView
 from statekv_ros.memory.records import Evidence
 
-_FIRST_CAPACITY = 64
+# Tokens that a recorded pass reads as they lie, at most. Each layer makes them fp32, in memory that stays with the recording; of
+# more of them the host has queued the next layer long before the device is done with one.
+MOST_IN_PARTS = 2**13
 MOST_SCORES = 2**25     # of one tensor of scores, in fp32: a long question is read in parts, whatever the memory holds
 
 
@@ -61,6 +65,7 @@ class Reading:
 
     Attributes:
         scoring: while true, the attention that single tokens pay is noted for `evidence`.
+        tail: the answer's own tokens.
     """
 
     def __init__(self, backbone: Backbone, cancelled: Callable[[], bool], parts: Sequence[Part] = (), ordinal: int = 0,
@@ -87,18 +92,15 @@ class Reading:
         self._chooser: Chooser | None = None
         self._question = slice(0)
         self._positions = torch.zeros(0)
-        self._tail_tokens = self._step_tokens = self._overwritten = 0
-        self._before = sum(part.tokens for part in before)      # tokens that lie before the tail
-        self._tail_key, self._tail_value = self._layout.empty(self._before), self._layout.empty(self._before)
-        if before:      # turned once, rather than the queries in each pass
-            torch.cat([backbone.rotate(part.view.key, -part.turn) for part in before], dim=2, out=self._tail_key)
-            torch.cat([part.view.value for part in before], dim=2, out=self._tail_value)
+        self._overwritten = 0
+        # Turned once, rather than the queries in each pass.
+        self.tail = Tail(self._layout, [(backbone.rotate(part.view.key, -part.turn), part.view.value) for part in before])
 
     @property
     def tokens(self) -> int:
         """Tokens of the memory that a pass reads in a layer and KV head, at most."""
-        return self._before + max(sum(part.tokens for part in parts) + (pages.tokens if pages else 0)
-                                  for parts, pages in zip(self._parts.values(), self._pages))
+        return self.tail.before + max(sum(part.tokens for part in parts) + (pages.tokens if pages else 0)
+                                      for parts, pages in zip(self._parts.values(), self._pages))
 
     @property
     def most_tokens(self) -> int:
@@ -119,18 +121,32 @@ class Reading:
                 for part in parts:
                     part.let_go(self._overwritten)
                 self._read_in(layer, parts)
-        self._step_tokens = tokens
-        held = self._before + self._tail_tokens
-        needed = held + tokens
-        if needed > self._tail_key.shape[2]:
-            key, value = (self._layout.empty(max(2 * needed, _FIRST_CAPACITY)) for _ in range(2))
-            key[:, :, :held], value[:, :, :held] = self._tail_key[:, :, :held], self._tail_value[:, :, :held]
-            self._tail_key, self._tail_value = key, value
-        self._notes.make_room(needed - self._before)
+        self.tail.begin(tokens)
+        self._notes.make_room(self.tail.capacity)
+
+    def place(self) -> tuple | None:
+        """What a pass of one token depends on that the host knows, but for the token and its place: while this stays the same,
+        all of them are the same work on the same memory. None where the host has to look in mid pass, or little would be gained.
+        """
+        if self._chooser is not None or max(sum(part.tokens for part in parts) for parts in self._parts.values()) > MOST_IN_PARTS:
+            return None
+        pages = [each.place() for each in {id(each): each for each in self._pages if each is not None}.values()]
+        if None in pages or pages and fitness.problem(OPERATION, self._layout.device):      # the naive twin looks at lengths
+            return None
+        rows = self._detailed.place() if pages else ()
+        return *self.tail.place(), self._overwritten, *rows, *pages
+
+    def noted(self) -> Noted:
+        """What the pass that just ended noted, which is forgotten here; see `note`."""
+        return self._notes.newest()
+
+    def note(self, noted: Noted) -> None:
+        """Have this noted by the pass that just ended, and nothing else."""
+        self._notes.put(noted)
 
     def commit(self) -> None:
         """Keep the tokens of the forward pass that just ended."""
-        self._tail_tokens += self._step_tokens
+        self.tail.commit()
         self._chooser = None
 
     def drop(self) -> None:
@@ -140,27 +156,22 @@ class Reading:
     @property
     def tail_mass(self) -> torch.Tensor:
         """Attention paid to each token of the tail while `scoring`, summed over layers and query heads, [tokens] fp32."""
-        return self._notes.tail(self._tail_tokens)
+        return self._notes.tail(self.tail.tokens)
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
                scale: float) -> torch.Tensor:
         """Prefix-causal attention over [parts ; chosen pages ; tail]; see `AttentionMemory`."""
-        if self._cancelled():
-            raise Interrupted('the answer was interrupted')
+        self.check_cancelled()
         if self._chooser is not None:
             asking = self._backbone.unrotated(query[0].float(), self._positions)[:, self._question].mean(dim=1)
             parts, self._pages[layer] = self._chooser.choose(layer, asking)
             self._read_in(layer, parts)
         tokens, kv_heads = query.shape[2], key.shape[1]
-        held = self._before + self._tail_tokens
-        end = held + tokens
-        self._tail_key[layer, :, held:end] = key[0]
-        self._tail_value[layer, :, held:end] = value[0]
+        span = self.tail.put(layer, key[0], value[0])
         # [kv_heads, group x tokens, head_dim]: the query heads of a group share their keys.
         rows = (query[0].float() * scale).reshape(kv_heads, -1, query.shape[-1])
         noting = self.scoring and tokens == 1
         chosen = self._pages[layer].choose(layer, rows) if self._pages[layer] else ()
-        span = Span(self._tail_key[layer, :, :end], self._tail_value[layer, :, :end], tokens)
         whole, numbers = self._read(layer, query[0].reshape(rows.shape), span, chosen, scale, noting)
         noted, memory = whole.noted, self._parts[layer]
         of_parts = self._read_parts(layer, rows, noting)
@@ -170,15 +181,20 @@ class Reading:
             for part, of_part in zip(memory, of_parts):
                 self._notes.add_part(part, layer, *masses(of_part.noted, whole.lse))
             tail, *of_pages = masses(noted, whole.lse)
-            self._notes.add_tail(tail[:, self._before:])
+            self._notes.add_tail(tail[:, self.tail.before:])
             for pages, mass in zip(numbers, of_pages, strict=True):
                 self._notes.add_pages(pages, mass)
         return whole.output.reshape(query.shape).to(query.dtype)
 
+    def check_cancelled(self) -> None:
+        """Raise Interrupted when `cancelled` says so."""
+        if self._cancelled():
+            raise Interrupted('the answer was interrupted')
+
     def evidence(self, records: Records, limit: int) -> tuple[Evidence, ...]:
         """The most attended steps among `records`, greatest share first; see `Notes`."""
         parts = {id(part): part for parts in self._parts.values() for part in parts}.values()    # layers may share them
-        return self._notes.evidence(records, limit, list(parts), self._tail_tokens)
+        return self._notes.evidence(records, limit, list(parts), self.tail.tokens)
 
     def newest_evidence(self, records: Records, limit: int) -> tuple[Evidence, ...]:
         """As `evidence`, of the newest token alone."""

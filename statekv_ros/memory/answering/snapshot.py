@@ -19,6 +19,7 @@ from statekv_ros.memory.detailed.pages import MemoryView
 from statekv_ros.memory.intake import PendingFrames
 from statekv_ros.memory.policies import AnswerPolicy
 from statekv_ros.memory.pose import Place
+from statekv_ros.memory.recorded_decode import DecodeGraphs
 from statekv_ros.memory.records import StepRecord
 
 
@@ -33,6 +34,7 @@ class Seen:
         shift: how far left of that position the model is given it.
         frame_number, step_number: numbers in the stream, from 0, of the first frame and of the step that follow.
         cancelled: true when work should end; is_current: false once the memory was reset.
+        decodes: what the stream's answers have recorded; None where all of their passes are eager.
     """
     backbone: Backbone
     detailed: DetailedCache
@@ -47,6 +49,7 @@ class Seen:
     prefill_policy: str
     cancelled: Callable[[], bool]
     is_current: Callable[[], bool]
+    decodes: DecodeGraphs | None = None
 
 
 @dataclass(frozen=True)

@@ -301,6 +301,11 @@ class DetailedCache:
         """All rows of exact steps on the device."""
         return self._exact.rows
 
+    def place(self) -> tuple[int, ...]:
+        """Where the rows of steps on the device lie."""
+        pools = [self._exact.rows, *((self._packed.rows, self._packed.scales) if self._packed else ())]
+        return tuple(number for rows in pools for each in rows for number in (each.data_ptr(), each.numel()))
+
     def packed(self, layer: int) -> tuple[PackedPool, Rope, torch.Tensor]:
         """All rows of one layer of the steps in few bits, how they turn, and whether they are visual tokens, [capacity]."""
         rows, bias = self._packed.rows, None if self._bias is None else self._bias[layer]

@@ -126,6 +126,11 @@ class Leaves:
         that they begin with."""
         return self._entries[layer], self._pages[layer], self._base
 
+    def place(self) -> tuple[int, ...]:
+        """Where leaves lie, and what `state` says of all layers."""
+        return (self._base, self._pages.data_ptr(), self._entries.data_ptr(), self._pages.shape[2], self.first, *self.stops,
+                self._whole, self._volume, self._heads_sorted)
+
     def of_heads(self, layout: KVLayout, heads: slice) -> 'Leaves':
         """The same of some KV heads, for reading."""
         part = Leaves(layout, self._index, self._dtype)

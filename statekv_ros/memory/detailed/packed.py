@@ -81,6 +81,10 @@ class PackedSteps:
         return self._codes.rows
 
     @property
+    def scales(self) -> ScaleRows:
+        return self._scales.rows
+
+    @property
     def bytes(self) -> int:
         """Bytes of all rows, those in use and those that are not."""
         return self._codes.bytes + self._scales.bytes

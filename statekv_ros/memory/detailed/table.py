@@ -21,7 +21,8 @@ class PageTable:
     Attributes:
         first: number of the oldest page held.
         near: pages before this number are not on the device.
-        boundary: pages before this number are in few bits, all others are exact.
+        boundary: pages before this number are in few bits, all others are exact; boundary_there: the same on the device, [1]
+            int64, where it is until the device comes to what changes it.
         stop: number of the page that comes next.
         leaves: the second level of the index.
     """
@@ -29,11 +30,21 @@ class PageTable:
     def __init__(self, layout: KVLayout, index: PageIndex, query_squares: torch.Tensor | None = None):
         """query_squares: as `Backbone.query_squares`; what is alike is told by them."""
         self.index = index
+        self.boundary_there = torch.zeros(1, dtype=torch.int64, device=layout.device)
         self.first = self.near = self.boundary = self.stop = 0
         self._layout = layout
         self._front = 0
         self.leaves = Leaves(layout, index, ENTRY_DTYPE, None if query_squares is None else index.says(query_squares))
         self._allocate(0)
+
+    @property
+    def boundary(self) -> int:
+        return self._boundary
+
+    @boundary.setter
+    def boundary(self, number: int) -> None:
+        self._boundary = number
+        self.boundary_there.fill_(number)
 
     @property
     def device(self) -> torch.device:
@@ -84,13 +95,16 @@ class PageTable:
         """Let go of the oldest pages."""
         self.leaves.forget(self._entries[:, :, self._at(slice(self.first, self.stop))], self.first, self.first + count)
         self.first += count
-        self.near, self.boundary = max(self.near, self.first), max(self.boundary, self.first)
+        self.near = max(self.near, self.first)
+        if self.boundary < self.first:
+            self.boundary = self.first
         self._front += count
 
     def leave(self, count: int) -> None:
         """The oldest pages on the device are no longer there."""
         self.near += count
-        self.boundary = max(self.boundary, self.near)
+        if self.boundary < self.near:
+            self.boundary = self.near
 
     def hide(self, first: int, count: int) -> None:
         """Pages that are lost while older ones are held: none of their tokens are read any more."""
@@ -164,6 +178,10 @@ class PageTable:
         """First row, rows and slot of the scales of each page, [3 or more, capacity] int32, and what to add to its number to find
         it there."""
         return self._of_pages, self._front - self.first
+
+    def place(self) -> tuple[int, ...]:
+        """Where what is known of pages lies: the same as long as a page is found where it was."""
+        return self._front - self.first, self._entries.data_ptr(), self._of_pages.data_ptr(), self._of_pages.shape[1]
 
     def of_heads(self, layout: KVLayout, heads: slice) -> 'PageTable':
         """The same pages of some KV heads, for reading."""
