@@ -1,7 +1,6 @@
 """What is known of steps that have left the device: rows of numbers that give back the objects that they were made of."""
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from statekv_ros.memory.cut import Cut
