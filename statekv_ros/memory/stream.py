@@ -195,7 +195,7 @@ class VideoStream:
     def locate_again(self) -> None:
         """Give steps, and frames that wait, the poses that were told since they came; costs little where there are none."""
         for step, pose in self.late.look(self.locate, self.pending):
-            self.detailed.place(step, pose)
+            self.detailed.place_step(step, pose)
             if self.saving is not None:
                 self.saving.place(step, pose)
 

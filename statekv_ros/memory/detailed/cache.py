@@ -274,7 +274,7 @@ class DetailedCache:
         near = list(self._near())
         return HeldSteps(self.far.steps[:], near) if self.far else HeldSteps(near=near)
 
-    def place(self, number: int, pose: Pose) -> None:
+    def place_step(self, number: int, pose: Pose) -> None:
         """Where a step was seen is known now, by its number; nothing where it is not held any more."""
         for step in chain(reversed(self._exact.steps), reversed(self._packed.steps) if self._packed else ()):
             if step.record.step <= number:
