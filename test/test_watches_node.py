@@ -113,6 +113,7 @@ def test_a_change_is_told_with_what_was_and_is_and_where_it_was_seen(running):
     watcher = running()
     changes, ball = watcher.watch().id, watcher.watch(condition=f'equals {BALL}', debounce=2).id
     watcher.show('nothing', BALL, BALL, BOX)
+    watcher.graph.wait(lambda: len(watcher.alerts) == 3, 'the alerts: they come over a topic of their own')
     by_id = {id: [alert for alert in watcher.alerts if alert.id == id] for id in (changes, ball)}
     assert [(alert.text_before, alert.text, to_ns(alert.since) // SECOND) for alert in by_id[changes]] == [
         ('nothing', BALL, 2), (BALL, BOX, 4)]
