@@ -1,6 +1,8 @@
 """Errors that a user can act on: each message names the bad value, what was expected, and what to change."""
 import enum
 
+_QUOTED_CHARS = 80
+
 
 class Code(enum.IntEnum):
     """Why a question has no full answer, or a watch was not made; the constants of action/Ask.action, which says what each means."""
@@ -86,3 +88,14 @@ class Interrupted(StateKVError):
 
 class EvaluationError(StateKVError):
     """A questions file, a plan or a run folder cannot be used; every line names a place and what is wrong there."""
+
+
+def quoted(value: object) -> str:
+    """What was given, as a sentence about it quotes it: its `repr`, of a long one the beginning and the length.
+
+    Who sends a megabyte by mistake is helped by its first words, and a reply as long would stay in the middleware's history.
+    """
+    if isinstance(value, str):
+        return repr(value) if len(value) <= _QUOTED_CHARS else f'{value[:_QUOTED_CHARS]!r}... ({len(value)} characters)'
+    whole = repr(value)
+    return whole if len(whole) <= 2 * _QUOTED_CHARS else f'{whole[:_QUOTED_CHARS]}... ({len(whole)} characters)'

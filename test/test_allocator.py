@@ -1,4 +1,4 @@
-"""Threads of the node share one heap, unless the user has chosen otherwise."""
+"""Threads of the node share one heap, unless the user has chosen otherwise, and what is free in it is given back."""
 import os
 import re
 import subprocess
@@ -58,6 +58,24 @@ def test_threads_share_one_heap_and_have_their_own_without_the_setting():
 def test_the_users_own_choice_stays(choice):
     used, heaps = run('one', **choice)
     assert used == 'False' and 0 < heaps
+
+
+_HOLES = '''
+import re
+from pathlib import Path
+from statekv_ros.node.allocator import give_back_free_memory
+def resident_mb():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+before, blocks = resident_mb(), [bytearray(60_000) for _ in range(1000)]
+last = blocks.pop()     # at the heap's end
+blocks.clear()
+print(resident_mb() - before > 50, give_back_free_memory(), resident_mb() - before < 10)
+'''
+
+
+def test_what_is_free_behind_a_small_block_is_given_back():
+    out = subprocess.run([sys.executable, '-c', _HOLES], text=True, check=True, stdout=subprocess.PIPE).stdout
+    assert out.split() == ['True', 'True', 'True']
 
 
 def test_a_watching_node_has_one_heap(tmp_path):

@@ -101,6 +101,8 @@ def test_all_cameras_give_a_line_each_and_silent_ones_are_left_out(graph):
     ({'from_stamp': to_stamp(9000 * SECOND)}, 'no frame'),
     ({'from_stamp': to_stamp(104 * SECOND), 'to_stamp': to_stamp(103 * SECOND)}, 'before it begins'),
     ({'answer_policy': 'magic'}, 'magic'),
+    ({'answer_policy': 'magic' * 100_000}, 'magic\'... (500000 characters)'),
+    ({'camera': 'attic' * 100_000}, 'attic\'... (500000 characters)'),
     ({'answer_policy': 'last(0)'}, 'last'),
     ({'max_tokens': 65537}, 'max_tokens must be at most 65536, got 65537'),
     ({'max_tokens': 2**32 - 1}, 'max_tokens'),
@@ -113,6 +115,7 @@ def test_a_bad_question_is_an_error_that_names_it(fields, words, graph):
     watch(graph, 1)
     response = graph.ask(**{'question': 'is the door open?', **fields})
     assert not response.success and words in response.error, response.error
+    assert len(response.error) < 1000
     assert graph.ask(camera='front').success
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from statekv_ros.conditions.pattern import Pattern
-from statekv_ros.errors import Code, QuestionError
+from statekv_ros.errors import Code, QuestionError, quoted
 
 MOST_CHARS = 300        # of a condition
 _NUMBER = re.compile(r'[-+]?(?:\d{1,30}(?:\.\d{1,30})?|\.\d{1,30})')
@@ -87,7 +87,7 @@ def parse_condition(text: str) -> Condition:
     kind = ' '.join(found[1].casefold().split()) if found else ''
     if found and bool(found[2]) <= (kind != 'changes'):     # which needs nothing more
         return Condition(text.strip(), KINDS[kind](found[2] or ''), kind == 'changes')
-    raise QuestionError(f'condition must be {_EXAMPLES}, got {text!r}', Code.INVALID_CONDITION)
+    raise QuestionError(f'condition must be {_EXAMPLES}, got {quoted(text)}', Code.INVALID_CONDITION)
 
 
 def _required(argument: str, kind: str, expected: str) -> str:

@@ -2,7 +2,7 @@
 import re
 from dataclasses import dataclass
 
-from statekv_ros.errors import PolicyError
+from statekv_ros.errors import PolicyError, quoted
 
 UNLIMITED = 2**31 - 1
 _PREFILL_EXAMPLES = 'statekv(4096), window(16), rekv(15000), full or none'
@@ -80,7 +80,7 @@ def parse_answer_policy(text: str) -> AnswerPolicy:
 def _split(text: str, what: str, examples: str) -> tuple[str, str | None]:
     match = re.fullmatch(r'\s*([a-z_]+)\s*(?:\(\s*([^()]*?)\s*\))?\s*', text)
     if match is None:
-        raise PolicyError(f'{what} must be {examples}, got {text!r}')
+        raise PolicyError(f'{what} must be {examples}, got {quoted(text)}')
     return match[1], match[2]
 
 
@@ -90,13 +90,13 @@ def _positive(argument: str | None, text: str, name: str, unit: str, example: st
     except ValueError:
         number = 0
     if number <= 0:
-        raise PolicyError(f'{name} must be a positive number of {unit}, as in {example!r}, got {text!r}')
+        raise PolicyError(f'{name} must be a positive number of {unit}, as in {example!r}, got {quoted(text)}')
     return number
 
 
 def _plain(name: str, argument: str | None, text: str, kind: type, names: tuple[str, ...], examples: str):
     if name not in names:
-        raise PolicyError(f'policy must be {examples}, got {text!r}')
+        raise PolicyError(f'policy must be {examples}, got {quoted(text)}')
     if argument is not None:
-        raise PolicyError(f'policy {name!r} takes no argument, got {text!r}')
+        raise PolicyError(f'policy {quoted(name)} takes no argument, got {quoted(text)}')
     return kind(name)

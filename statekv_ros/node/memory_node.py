@@ -21,6 +21,7 @@ from statekv_ros.memory.trial import demonstration_warning, try_out
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
 from statekv_ros.node.accelerator import Accelerator, prepare
+from statekv_ros.node.allocator import give_back_free_memory
 from statekv_ros.node.bonding import LifecycleBond
 from statekv_ros.node.camera import Camera
 from statekv_ros.node.camera_input import CameraInput, decoder, message_type
@@ -292,6 +293,7 @@ class MemoryNode(LifecycleNode):
         del engine, sources, disk
         gc.collect()
         free_device_memory(self.get_logger().warning)
+        give_back_free_memory()
 
     def _autostart(self) -> None:
         self._start.cancel()

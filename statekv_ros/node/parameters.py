@@ -13,7 +13,7 @@ from rclpy.validate_full_topic_name import validate_full_topic_name
 
 from statekv_ros.backbones.weights import WEIGHTS
 from statekv_ros.conditions import parse_condition
-from statekv_ros.errors import ParameterError, StateKVError
+from statekv_ros.errors import ParameterError, StateKVError, quoted
 from statekv_ros.images import LARGEST_MAX_PIXELS, MAX_PIXELS
 from statekv_ros.memory import parse_answer_policy, parse_prefill_policy
 from statekv_ros.memory.carried.positions import POSITIONS
@@ -78,9 +78,9 @@ class Spec:
         if wanted is list and value is None:
             value = []  # rcl hands over an empty list as a parameter without a value
         if wanted is list and not (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)):
-            raise ParameterError(f'{self.name} must be a list of strings, got {value!r} {where}')
+            raise ParameterError(f'{self.name} must be a list of strings, got {quoted(value)} {where}')
         if wanted is not list and type(value) is not wanted:
-            raise ParameterError(f'{self.name} must be of type {wanted.__name__}, got {value!r} {where}')
+            raise ParameterError(f'{self.name} must be of type {wanted.__name__}, got {quoted(value)} {where}')
         if wanted is float and not math.isfinite(value):
             raise ParameterError(f'{self.name} must be a finite number, got {value} {where}')
         if self.low is not None and not (self.low <= value <= self.high):
@@ -89,7 +89,7 @@ class Spec:
                 bounds += f' and at most {self.high:.10g}'
             raise ParameterError(f'{self.name} must be {bounds}, got {value} {where}')
         if self.choices and value not in self.choices:
-            raise ParameterError(f'{self.name} must be one of {self._listed()}, got {value!r} {where}')
+            raise ParameterError(f'{self.name} must be one of {self._listed()}, got {quoted(value)} {where}')
         if self.check is not None:
             try:
                 self.check(value)
@@ -116,7 +116,7 @@ def _check_topic(name: str) -> None:
         validate_full_topic_name(expand_topic_name(name, 'statekv', '/'))
     except (ValueError, InvalidTopicNameException) as error:
         why = str(error).splitlines()[0].split('invalid: ')[-1].removeprefix('Invalid topic name: ').split(', at /')[0]
-        raise ParameterError(f'{name!r} is not a topic name: {why.rstrip(":")}') from error
+        raise ParameterError(f'{quoted(name)} is not a topic name: {why.rstrip(":")}') from error
 
 
 NODE = (

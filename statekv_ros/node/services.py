@@ -11,7 +11,7 @@ from rclpy.qos import QoSProfile
 from rclpy.task import Future
 
 from statekv_ros.action import Ask
-from statekv_ros.errors import Code, QuestionError, StateKVError
+from statekv_ros.errors import Code, QuestionError, StateKVError, quoted
 from statekv_ros.memory.pose import Place
 from statekv_ros.msg import Answer
 from statekv_ros.node import messages
@@ -162,5 +162,5 @@ def named(engine: Engine, camera: str) -> list[str]:
     if camera in ('', 'all'):
         return names
     if camera not in names:
-        raise QuestionError(f'unknown camera {camera!r}: the cameras are {", ".join(names)}, or "all"', Code.UNKNOWN_CAMERA)
+        raise QuestionError(f'unknown camera {quoted(camera)}: the cameras are {", ".join(names)}, or "all"', Code.UNKNOWN_CAMERA)
     return [camera]

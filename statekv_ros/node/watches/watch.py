@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from statekv_ros.conditions import Condition, parse_condition, plain
-from statekv_ros.errors import Code, QuestionError
+from statekv_ros.errors import Code, QuestionError, quoted
 from statekv_ros.memory import AnswerResult, parse_answer_policy
 
 MOST_TOKENS = 1024      # of an answer
@@ -191,6 +191,6 @@ def define(cameras: list[str], default_policy: str, default_tokens: int, *, ques
     if camera == '' and len(cameras) == 1:
         camera, = cameras
     if camera not in cameras:
-        raise QuestionError(f'unknown camera {camera!r}: a watch is of one camera, {" or ".join(cameras)}', Code.UNKNOWN_CAMERA)
+        raise QuestionError(f'unknown camera {quoted(camera)}: a watch is of one camera, {" or ".join(cameras)}', Code.UNKNOWN_CAMERA)
     return Definition(question.strip(), camera, condition.strip(), every_steps or (0 if every_s else 1), every_s, debounce or 1,
                       expires_s, max_tokens or min(default_tokens, MOST_TOKENS), answer_policy or default_policy)
