@@ -29,9 +29,10 @@ class Below:
             self.steps.setdefault(step, self.host._steps[step])
         return step in self.steps
 
-    def runs(self, part, steps, size, runs):
+    def runs(self, part, steps, extents):
         self.reads, self.calls = self.reads + len(steps), self.calls + (part == 'packed')
-        return [None if step in self.broken else self._runs(self.steps[step][part], size, runs) for step in steps]
+        return [None if step in self.broken else self._runs(self.steps[step][part], *extent)
+                for step, extent in zip(steps, extents, strict=True)]
 
     def _runs(self, whole, size, runs):
         assert whole.nbytes == size
@@ -133,12 +134,12 @@ def test_what_is_read_again_stays_longest_and_a_pass_displaces_nothing_of_its_ow
     assert brought_up(3, 4, 5, 6) == [3, 4, 5] and brought_up(3, 4, 5, 6, 8) == []
 
 
-def test_pages_that_lie_alike_in_their_steps_are_read_at_once(backbones, frames):  # noqa: F811
+def test_all_pages_that_a_pass_wants_of_a_layer_are_read_at_once(backbones, frames):  # noqa: F811
     stream = small(backbones['qwen3_vl'], frames, 'int4', below=(below := Below()), host_cache_bytes=0)
     stream.detailed.far._staging_bytes = 2**24
     stream.answer(QUESTION, answer_policy='all', max_tokens=1)
     kinds = {(step.lengths, page) for step in stream.detailed.far.steps for page in range(len(step.lengths))}
-    assert 1 < len(kinds) < len(stream.detailed.far.steps) and below.calls == len(kinds) * stream.backbone.layout.layers
+    assert 1 < len(kinds) < len(stream.detailed.far.steps) and below.calls == stream.backbone.layout.layers
 
 
 @pytest.mark.parametrize('form', FORMATS)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ from statekv_ros.memory.detailed.blobs import page_cuts
 from statekv_ros.memory.detailed.formats import Format
 from statekv_ros.memory.detailed.pages import HeldStep, page_lengths
 from statekv_ros.memory.detailed.staging import row_bytes
-from statekv_ros.memory.detailed.tiers import Tier
+from statekv_ros.memory.detailed.tiers import Extent, Tier
 
 _TOKENS_KEPT = 4096     # steps of which it stays on the host where their tokens stand
 
@@ -44,34 +45,39 @@ class Fetched(NamedTuple):
     tokens: torch.Tensor
 
 
+class Kind(NamedTuple):
+    """What pages have in common that are as many tokens, at the same place in steps of as many.
+
+    Attributes:
+        length: of the page, in tokens.
+        tokens: which bytes it has of what `_tokens` gives of its step.
+        extents: what it has, in each layer, of the part `packed`, or of `key` and of `value`.
+    """
+    length: int
+    tokens: slice
+    extents: Sequence[Extent]
+
+
 class PageFetcher:
-    """Reads from tiers, the nearest first. Pages that lie alike in their steps are read together: over hours steps are many, and
-    lengths are few."""
+    """Reads from tiers, the nearest first, all pages that a pass wants of a layer in one call each."""
 
     def __init__(self, backbone: Backbone, form: Format, tiers: Sequence[Tier], page_tokens: int):
         """page_tokens: as of `page_lengths`."""
         self._backbone, self._form, self._tiers, self._page_tokens = backbone, form, tiers, page_tokens
-        self._tokens: OrderedDict[int, bytes] = OrderedDict()    # of steps, as `_tokens` makes them
-        self._token_bytes = (backbone.position_axes + 1) * np.int32().itemsize
-        self._cuts: dict[tuple[int, ...], list[int]] = {}   # in few bits, where pages of steps of these lengths begin
+        self._tokens: OrderedDict[int, bytes] = OrderedDict()   # of steps, as `_tokens` gives them
+        self._kinds: dict[tuple[int, int], Kind] = {}   # by tokens of the step, and which of its pages it is: over hours they are few
 
     def fetch(self, layer: int, wanted: Wanted) -> Iterator[Fetched]:
         """A layer of pages; those that no tier can read are left out."""
         own = self._read_tokens(wanted.step, wanted.tokens, wanted.visual_start, wanted.visual_tokens)
-        alike: dict[tuple[int, int], list[int]] = {}    # by tokens of the step, and which of its pages it is
-        for at, (page, first, tokens) in enumerate(zip(wanted.pages, wanted.page, wanted.tokens)):
-            alike.setdefault((tokens, page - first), []).append(at)
-        kinds = [(page_lengths(tokens, self._page_tokens), number, together) for (tokens, number), together in alike.items()]
+        kinds = [self._kind(tokens, page - first) for tokens, page, first in zip(wanted.tokens, wanted.pages, wanted.page)]
+        turns, read = self._data(wanted.step, wanted.turn, [kind.extents[layer] for kind in kinds])
         found = defaultdict(list)   # by turn
-        for lengths, number, together in sorted(kinds, key=lambda kind: kind[0][kind[1]]):
-            first, length = sum(lengths[:number]) * self._token_bytes, lengths[number]
-            span = slice(first, first + length * self._token_bytes)
-            steps, turns = [wanted.step[at] for at in together], [wanted.turn[at] for at in together]
-            for at, turn, data in zip(together, *self._data(layer, lengths, number, steps, turns)):
-                if data is not None and own[at] is not None:
-                    found[turn].append((wanted.pages[at], length, data, own[at][span]))
+        for page, kind, of_step, turn, data in zip(wanted.pages, kinds, own, turns, read):
+            if data is not None and of_step is not None:
+                found[turn].append((kind.length, page, data, of_step[kind.tokens]))
         for turn, of_turn in found.items():
-            numbers, lengths, data, tokens = zip(*of_turn)
+            lengths, numbers, data, tokens = zip(*sorted(of_turn, key=itemgetter(0)))
             yield Fetched(numbers, turn, lengths, _joined(data, torch.uint8), _joined(tokens, torch.int32))
 
     def positions_of(self, step: HeldStep) -> torch.Tensor | None:
@@ -87,33 +93,43 @@ class PageFetcher:
     def read(self, step: HeldStep, part: str, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[torch.Tensor, bool] | None:
         """All of a part, and whether keys are as the model computed them; None when no tier can read it."""
         size = dtype.itemsize * int(np.prod(shape))
-        (data,), (as_computed,) = self._runs(part, [step.record.step], size, [slice(0, size)])
+        (data,), (as_computed,) = self._runs(part, [step.record.step], [Extent(size, (slice(0, size),))])
         if data is None:
             return None
         return torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype).view(shape), as_computed
 
-    def _data(self, layer: int, lengths: tuple[int, ...], number: int, steps: Sequence[int],
-              turns: Sequence[int]) -> tuple[Sequence[int], Sequence[bytes | memoryview | None]]:
-        """A page of a layer of each of some steps with pages of such lengths: by how much its keys have to be turned, and its
-        bytes; None: it cannot be read.
+    def _kind(self, tokens: int, number: int) -> Kind:
+        """Of page `number` of a step of so many tokens."""
+        kind = self._kinds.get((tokens, number))
+        if kind is None:
+            lengths, layout = page_lengths(tokens, self._page_tokens), self._backbone.layout
+            begin, length = sum(lengths[:number]), lengths[number]
+            if self._form.rotated:
+                width = row_bytes(layout, self._form)
+                size, firsts = tokens * width, range(begin * width, layout.layers * layout.kv_heads * tokens * width, tokens * width)
+                runs = [tuple(slice(first, first + length * width) for first in firsts[head:head + layout.kv_heads])
+                        for head in range(0, len(firsts), layout.kv_heads)]
+                size *= len(firsts)
+            else:
+                cuts = page_cuts(layout, self._form.bits, lengths)
+                size = layout.layers * cuts[-1]
+                runs = [(slice(first + cuts[number], first + cuts[number + 1]),) for first in range(0, size, cuts[-1])]
+            of_token = (self._backbone.position_axes + 1) * np.int32().itemsize
+            kind = self._kinds[tokens, number] = Kind(length, slice(begin * of_token, (begin + length) * of_token),
+                                                      [Extent(size, of_layer) for of_layer in runs])
+        return kind
+
+    def _data(self, steps: Sequence[int], turns: Sequence[int],
+              extents: Sequence[Extent]) -> tuple[Sequence[int], Sequence[bytes | memoryview | None]]:
+        """Pages of a layer: by how much the keys of each have to be turned, and its bytes; None: it cannot be read.
 
         Args:
-            steps, turns: numbers of the steps, and by how much keys as the model computed them have to be turned.
+            steps, turns: number of each page's step, and by how much keys as the model computed them have to be turned.
         """
-        layout = self._backbone.layout
         if not self._form.rotated:
-            cuts = self._cuts.get(lengths)
-            if cuts is None:        # steps alike share them
-                cuts = self._cuts[lengths] = page_cuts(layout, self._form.bits, lengths)
-            begin = layer * cuts[-1]
-            run = slice(begin + cuts[number], begin + cuts[number + 1])
-            return [0] * len(steps), self._runs('packed', steps, layout.layers * cuts[-1], [run])[0]
-        heads, width, tokens, begin = layout.kv_heads, row_bytes(layout, self._form), sum(lengths), sum(lengths[:number])
-        firsts = [(head * tokens + begin) * width for head in range(layer * heads, (layer + 1) * heads)]
-        runs = [slice(first, first + lengths[number] * width) for first in firsts]
+            return [0] * len(steps), self._runs('packed', steps, extents)[0]
         # Each may come from a tier of its own; it is keys that are turned.
-        (keys, as_computed), (values, _) = (
-            self._runs(part, steps, layout.layers * heads * tokens * width, runs) for part in ('key', 'value'))
+        (keys, as_computed), (values, _) = (self._runs(part, steps, extents) for part in ('key', 'value'))
         return ([turn if has else 0 for turn, has in zip(turns, as_computed)],
                 [None if key is None or value is None else b''.join((key, value)) for key, value in zip(keys, values)])
 
@@ -125,17 +141,16 @@ class PageFetcher:
             steps: their numbers; a step that is there more than once is read once.
             tokens, visual_starts, visual_tokens: of each, as `StepRecord` has them.
         """
-        held, missing = self._tokens, defaultdict(dict)
+        held, missing, axes = self._tokens, {}, self._backbone.position_axes
         for at, number in enumerate(steps):
             if number in held:
                 held.move_to_end(number)
             else:
-                missing[tokens[at]][number] = visual_starts[at], visual_tokens[at]
-        axes = self._backbone.position_axes
-        for count, of_length in missing.items():
-            size = axes * np.int32().itemsize * count
-            read, _ = self._runs('key_positions', list(of_length), size, [slice(0, size)])
-            for (number, visual), data in zip(of_length.items(), read):
+                size = axes * np.int32().itemsize * tokens[at]
+                missing[number] = Extent(size, (slice(0, size),)), visual_starts[at], visual_tokens[at]
+        if missing:
+            read, _ = self._runs('key_positions', list(missing), [extent for extent, *_ in missing.values()])
+            for (number, (_, *visual)), data in zip(missing.items(), read):
                 if data is not None:
                     held[number] = _tokens(np.frombuffer(data, np.int32).reshape(axes, -1), *visual)
         own = [held.get(number) for number in steps]
@@ -143,8 +158,8 @@ class PageFetcher:
             held.popitem(last=False)
         return own
 
-    def _runs(self, part: str, steps: Sequence[int], size: int,
-              runs: Sequence[slice]) -> tuple[list[bytes | memoryview | None], list[bool]]:
+    def _runs(self, part: str, steps: Sequence[int],
+              extents: Sequence[Extent]) -> tuple[list[bytes | memoryview | None], list[bool]]:
         """What the nearest tier has of each step, None when none can read it; and whether its keys are as the model computed
         them."""
         found: list = [None] * len(steps)
@@ -153,7 +168,7 @@ class PageFetcher:
         for tier in self._tiers:
             here = [at for at in left if tier.holds(steps[at])]
             if here:
-                for at, data in zip(here, tier.runs(part, [steps[at] for at in here], size, runs)):
+                for at, data in zip(here, tier.runs(part, [steps[at] for at in here], [extents[at] for at in here])):
                     found[at], as_computed[at] = data, tier.as_computed
                 left = [at for at in left if found[at] is None]
         return found, as_computed
