@@ -141,18 +141,19 @@ class PageFetcher:
             steps: their numbers; a step that is there more than once is read once.
             tokens, visual_starts, visual_tokens: of each, as `StepRecord` has them.
         """
-        held, missing, axes = self._tokens, {}, self._backbone.position_axes
+        held, axes = self._tokens, self._backbone.position_axes
+        own = [held.get(number) for number in steps]
+        if None not in own:
+            return own
+        missing = {}
         for at, number in enumerate(steps):
-            if number in held:
-                held.move_to_end(number)
-            else:
+            if own[at] is None:
                 size = axes * np.int32().itemsize * tokens[at]
                 missing[number] = Extent(size, (slice(0, size),)), visual_starts[at], visual_tokens[at]
-        if missing:
-            read, _ = self._runs('key_positions', list(missing), [extent for extent, *_ in missing.values()])
-            for (number, (_, *visual)), data in zip(missing.items(), read):
-                if data is not None:
-                    held[number] = _tokens(np.frombuffer(data, np.int32).reshape(axes, -1), *visual)
+        read, _ = self._runs('key_positions', list(missing), [extent for extent, *_ in missing.values()])
+        for (number, (_, *visual)), data in zip(missing.items(), read):
+            if data is not None:
+                held[number] = _tokens(np.frombuffer(data, np.int32).reshape(axes, -1), *visual)
         own = [held.get(number) for number in steps]
         while len(held) > _TOKENS_KEPT:
             held.popitem(last=False)

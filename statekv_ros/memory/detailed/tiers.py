@@ -95,7 +95,7 @@ class HostTier:
         found = []
         for step, extent in zip(steps, extents):
             self._wait_for(step)
-            found.append(side_by_side(memoryview(self._steps[step][part].reshape(-1).view(torch.uint8).numpy()), extent.runs))
+            found.append(side_by_side(memoryview(self._steps[step][part].view(torch.uint8).numpy()).cast('B'), extent.runs))
         return found
 
     def _wait_for(self, step: int) -> None:
