@@ -22,11 +22,11 @@ def test_steps_and_what_is_staged_are_no_more_than_the_bounds(device, host, belo
     if not below or not one_memory:
         assert not lent, 'what main memory alone has is not given up, and a GPU reads from its own'
     elif device and host:
-        assert lent == host // 2
+        assert lent == host - host // 4
 
 
 def test_a_plan_counts_what_main_memory_lends_where_it_is_the_devices():
     plan = make_plan(PUBLISHED['Qwen3-VL-2B'].size(448, 448), parse_prefill_policy('statekv(4096)'), 1.0)
     apart, one = (tier_hours(plan, 10**9, 4 * 10**9, 10**11, one_memory=one_memory) for one_memory in (False, True))
-    assert one.host == apart.host / 2 and (one.device, one.disk) == (apart.device, apart.disk)
+    assert one.host == apart.host / 4 and (one.device, one.disk) == (apart.device, apart.disk)
     assert tier_hours(plan, 10**9, 4 * 10**9, 0, one_memory=True).host == apart.host

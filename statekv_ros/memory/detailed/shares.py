@@ -4,7 +4,7 @@ from typing import NamedTuple
 import torch
 
 _STAGING_SHARE, _STAGING_BYTES = 4, 2**26   # of the bound on the device, and what it is without one
-_LENT_SHARE = 2     # of the bound on main memory
+_KEPT_SHARE = 4     # of the bound on main memory, where it lends the rest
 
 
 class Shares(NamedTuple):
@@ -32,9 +32,9 @@ def share_out(device_bytes: int, host_bytes: int, below: bool, one_memory: bool)
     if not host_bytes and not below:
         return Shares(device_bytes, 0, 0, 0)
     own = device_bytes // _STAGING_SHARE
-    # Steps that the tier below has too are in main memory to be read sooner. Where that is the device's memory, pages that answers
-    # read again and again are better kept there as they are staged.
-    lent = host_bytes // _LENT_SHARE if below and one_memory and device_bytes else 0
+    # Steps that the tier below has too are in main memory to be read sooner. Where that is the device's memory, more is won by
+    # pages that answers read again and again, kept as they are staged.
+    lent = host_bytes - host_bytes // _KEPT_SHARE if below and one_memory and device_bytes else 0
     return Shares(device_bytes - own, host_bytes - lent, (own or _STAGING_BYTES) + lent, lent)
 
 
