@@ -107,9 +107,9 @@ class DetailedCache:
 
     @property
     def tier_bytes(self) -> dict[str, int]:
-        """Bytes of keys and values on the `device`, rows that are not in use and staging included, and in main memory (`host`), what
-        it lends for staging included; and of the `index`, page table included, which is on the device beside them. Without the
-        prefix."""
+        """Bytes of keys and values on the `device`, rows that are not in use and staging included, and in main memory (`host`),
+        what it lends for staging included; and of the `index`, page table included, which is on the device beside them. Without
+        the prefix."""
         index, far = self.pages.bytes, self.far
         device = self._exact.bytes + (self._packed.bytes if self._packed else 0) + (far.bytes if far else 0)
         return {'device': device, 'host': far.host_bytes if far else 0, 'index': index}

@@ -20,7 +20,7 @@ _TOKENS_KEPT = 4096     # steps of which it stays on the host where their tokens
 
 
 class Wanted(NamedTuple):
-    """Pages by number and, of each, what is known of its step, as `StepRows` have it."""
+    """Pages by number and, of each, what is known of its step, as `StepRows` have it; `page`: the step's first one."""
     pages: Sequence[int]
     page: Sequence[int]
     step: Sequence[int]
@@ -65,7 +65,8 @@ class PageFetcher:
         """page_tokens: as of `page_lengths`."""
         self._backbone, self._form, self._tiers, self._page_tokens = backbone, form, tiers, page_tokens
         self._tokens: OrderedDict[int, bytes] = OrderedDict()   # of steps, as `_tokens` gives them
-        self._kinds: dict[tuple[int, int], Kind] = {}   # by tokens of the step, and which of its pages it is: over hours they are few
+        # By tokens of the step, and which of its pages it is: over hours they are few.
+        self._kinds: dict[tuple[int, int], Kind] = {}
 
     def fetch(self, layer: int, wanted: Wanted) -> Iterator[Fetched]:
         """A layer of pages; those that no tier can read are left out."""
@@ -106,10 +107,10 @@ class PageFetcher:
             begin, length = sum(lengths[:number]), lengths[number]
             if self._form.rotated:
                 width = row_bytes(layout, self._form)
-                size, firsts = tokens * width, range(begin * width, layout.layers * layout.kv_heads * tokens * width, tokens * width)
+                size = layout.layers * layout.kv_heads * tokens * width
+                firsts = range(begin * width, size, tokens * width)     # of each KV head
                 runs = [tuple(slice(first, first + length * width) for first in firsts[head:head + layout.kv_heads])
                         for head in range(0, len(firsts), layout.kv_heads)]
-                size *= len(firsts)
             else:
                 cuts = page_cuts(layout, self._form.bits, lengths)
                 size = layout.layers * cuts[-1]
