@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from statekv_ros.memory import VideoStream
+from statekv_ros.memory.detailed import staging
 from statekv_ros.memory.detailed.cache import EXACT_STEPS
 from statekv_ros.memory.detailed.formats import find_format
 from statekv_ros.memory.detailed.staging import Staging
@@ -105,6 +106,20 @@ def test_pages_are_read_a_few_at_a_time_where_little_is_staged(form, backbones, 
         shares = [{e.first_stamp_ns: e.share for e in answering.result().evidence} for answering in (ours, right)]
         assert shares[0] == pytest.approx(shares[1], abs=1e-4)
     assert stream.detailed.far.staging.slots == 1
+
+
+@pytest.mark.parametrize('form', FORMATS)
+def test_rows_that_were_never_written_are_not_read(form, backbones, frames, monkeypatch):  # noqa: F811
+    """Staging is not cleared: where a bound is large that would take as long as many frames."""
+    backbone, empty = backbones['internvl'], torch.empty
+    stream, whole = small(backbone, frames, form), stream_of(backbone, frames, STEPS[form], form)
+    monkeypatch.setattr(staging.torch, 'empty', lambda *shape, dtype, device: empty(*shape, dtype=dtype, device=device).fill_(
+        255 if dtype == torch.uint8 else 2**31 - 1))
+    stream.detailed.far._staging_for(1)
+    monkeypatch.undo()
+    for policy in POLICIES:
+        answers = [each.answer(QUESTION, answer_policy=policy, max_tokens=4) for each in (stream, whole)]
+        assert answers[0].token_ids == answers[1].token_ids
 
 
 def test_what_stays_chosen_is_not_brought_up_again(backbones, frames):  # noqa: F811

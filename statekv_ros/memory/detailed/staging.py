@@ -37,9 +37,10 @@ class Staging:
         self._width = row_bytes(layout, form)
         self._in_scale = 0 if form.rotated else layout.head_dim * torch.float16.itemsize // self._width     # rows of a scale
         self._numbers_stop = 2 * layout.kv_heads * rows     # of keys and values; scales are behind them
-        self._rows = torch.zeros(layout.layers, self._numbers_stop + SCALES * layout.kv_heads * self.slots * self._in_scale,
+        # Empty, for there may be gigabytes: a CPU would write all of it when the first question comes.
+        self._rows = torch.empty(layout.layers, self._numbers_stop + SCALES * layout.kv_heads * self.slots * self._in_scale,
                                  self._width, dtype=torch.uint8, device=layout.device)
-        self.tokens = torch.zeros(layout.layers, axes + 1, rows, dtype=torch.int32, device=layout.device)
+        self.tokens = torch.empty(layout.layers, axes + 1, rows, dtype=torch.int32, device=layout.device)
         self._slot_of: list[dict[int, int]] = [{} for _ in range(layout.layers)]
         self._page_in: list[list[int]] = [[0] * self.slots for _ in range(layout.layers)]
         # When what is in a slot was read last, counted in pages; more by `_AGAIN` where it was read again since it is there.
