@@ -184,7 +184,7 @@ def test_a_damaged_index_costs_its_step_alone(backbones, frames, store):  # noqa
 
 
 def test_a_reset_forgets_every_tier(backbones, frames, store):  # noqa: F811
-    watched = Watched(backbones['internvl'], store, 'int4', host_cache_bytes=20_000)
+    watched = Watched(backbones['internvl'], store, 'int4', host_cache_bytes=80_000)
     watched.see(frames, 0, 130)
     assert watched.stream.detailed.far.host.bytes
     watched.stream.reset()

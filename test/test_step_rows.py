@@ -1,6 +1,7 @@
 """What is known of steps that have left the device: rows of numbers that give back the objects that they were made of."""
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from statekv_ros.memory.cut import Cut
@@ -49,6 +50,14 @@ def test_a_step_comes_back_as_it_was_also_when_others_are_gone(rows):
     assert [step.record.step for step in rows] == kept + list(range(300, 600))
     assert list(rows[:len(kept)]) == [step_of(number) for number in kept]
     assert [rows.find(number) for number in (2, 0, 3, 599, 600)] == [None, None, 0, len(rows) - 1, None]
+
+
+def test_numbers_of_some_steps_are_those_of_the_steps(rows):
+    rows.pop(0)
+    names = 'page', 'step', 'turn', 'visual_tokens'
+    indices = np.array([0, 7, 7, 298])
+    assert rows.numbers(indices, names) == [rows.column(name)[indices].tolist() for name in names]
+    assert rows.numbers(indices, names)[3] == [rows[index].record.visual_tokens for index in indices]
 
 
 def test_what_an_answer_was_given_stays_whatever_comes_and_goes(rows):

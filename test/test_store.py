@@ -63,7 +63,7 @@ def test_runs_equal_the_bytes_of_the_whole_and_own_their_memory(tmp_path):
     with opened(tmp_path) as store:
         for step in wholes:
             store.put('front', step, {}, parts_of(step))
-        found = [store.runs('front', 'key', steps, size, runs) for steps, runs in asked]
+        found = [store.runs('front', 'key', steps, [(size, runs)] * len(steps)) for steps, runs in asked]
         store.clear('front')
     assert found == [[b''.join(wholes[step][run] for run in runs) for step in steps] for steps, runs in asked]
 
@@ -148,10 +148,9 @@ def test_a_step_larger_than_the_quota_is_refused_and_nothing_leaves_for_it(store
 
 def test_what_is_not_there_or_has_another_size_is_not_read_and_names_that_cannot_be_are_refused(store):
     store.put('front', 0, {}, {'value': torch.zeros(4)})
-    begin = [slice(0, 4)]
-    assert store.runs('front', 'value', [0, 1, 0], 16, begin) == [b'\0' * 4, None, b'\0' * 4]
-    assert store.runs('front', 'value', [0], 20, begin) == [None]
-    assert store.runs('front', 'key', [0], 16, begin) == store.runs('back', 'value', [0], 16, begin) == [None]
+    begin, more = (16, [slice(0, 4)]), (20, [slice(0, 4)])
+    assert store.runs('front', 'value', [0, 1, 0, 0], [begin, begin, more, begin]) == [b'\0' * 4, None, None, b'\0' * 4]
+    assert store.runs('front', 'key', [0], [begin]) == store.runs('back', 'value', [0], [begin]) == [None]
     for camera in ('', 'a\0b', 'x' * 300):
         with pytest.raises(StoreError, match='camera must have 1 to 255 bytes'):
             store.put(camera, 0, {}, {})

@@ -3,9 +3,11 @@ import pytest
 import torch
 
 from statekv_ros.memory import VideoStream
+from statekv_ros.memory.detailed import staging
 from statekv_ros.memory.detailed.cache import EXACT_STEPS
 from statekv_ros.memory.detailed.formats import find_format
 from statekv_ros.memory.detailed.staging import Staging
+from statekv_ros.memory.detailed.step_rows import StepRows
 from test_packed_memory import FAMILIES, PAGE, QUESTION, backbones, held, logits_of, stamp, stream_of  # noqa: F401
 
 FORMATS = ['bf16', 'int8', 'int4']
@@ -29,9 +31,10 @@ class Below:
             self.steps.setdefault(step, self.host._steps[step])
         return step in self.steps
 
-    def runs(self, part, steps, size, runs):
+    def runs(self, part, steps, extents):
         self.reads, self.calls = self.reads + len(steps), self.calls + (part == 'packed')
-        return [None if step in self.broken else self._runs(self.steps[step][part], size, runs) for step in steps]
+        return [None if step in self.broken else self._runs(self.steps[step][part], *extent)
+                for step, extent in zip(steps, extents, strict=True)]
 
     def _runs(self, whole, size, runs):
         assert whole.nbytes == size
@@ -105,6 +108,20 @@ def test_pages_are_read_a_few_at_a_time_where_little_is_staged(form, backbones, 
     assert stream.detailed.far.staging.slots == 1
 
 
+@pytest.mark.parametrize('form', FORMATS)
+def test_rows_that_were_never_written_are_not_read(form, backbones, frames, monkeypatch):  # noqa: F811
+    """Staging is not cleared: where a bound is large that would take as long as many frames."""
+    backbone, empty = backbones['internvl'], torch.empty
+    stream, whole = small(backbone, frames, form), stream_of(backbone, frames, STEPS[form], form)
+    monkeypatch.setattr(staging.torch, 'empty', lambda *shape, dtype, device: empty(*shape, dtype=dtype, device=device).fill_(
+        255 if dtype == torch.uint8 else 2**31 - 1))
+    stream.detailed.far._staging_for(1)
+    monkeypatch.undo()
+    for policy in POLICIES:
+        answers = [each.answer(QUESTION, answer_policy=policy, max_tokens=4) for each in (stream, whole)]
+        assert answers[0].token_ids == answers[1].token_ids
+
+
 def test_what_stays_chosen_is_not_brought_up_again(backbones, frames):  # noqa: F811
     stream = small(backbones['internvl'], frames, 'int4', below=(below := Below()), host_cache_bytes=0)
     stream.detailed.far._staging_bytes = 2**24
@@ -133,12 +150,43 @@ def test_what_is_read_again_stays_longest_and_a_pass_displaces_nothing_of_its_ow
     assert brought_up(3, 4, 5, 6) == [3, 4, 5] and brought_up(3, 4, 5, 6, 8) == []
 
 
-def test_pages_that_lie_alike_in_their_steps_are_read_at_once(backbones, frames):  # noqa: F811
+def test_all_pages_that_a_pass_wants_of_a_layer_are_read_at_once(backbones, frames):  # noqa: F811
     stream = small(backbones['qwen3_vl'], frames, 'int4', below=(below := Below()), host_cache_bytes=0)
     stream.detailed.far._staging_bytes = 2**24
     stream.answer(QUESTION, answer_policy='all', max_tokens=1)
     kinds = {(step.lengths, page) for step in stream.detailed.far.steps for page in range(len(step.lengths))}
-    assert 1 < len(kinds) < len(stream.detailed.far.steps) and below.calls == len(kinds) * stream.backbone.layout.layers
+    assert 1 < len(kinds) < len(stream.detailed.far.steps) and below.calls == stream.backbone.layout.layers
+
+
+def test_no_step_is_made_an_object_for_its_pages(backbones, frames, monkeypatch):  # noqa: F811
+    stream = small(backbones['qwen3_vl'], frames, 'int4', below=(below := Below()), host_cache_bytes=0)
+    far, pages, made = stream.detailed.far, stream.detailed.pages, []
+    monkeypatch.setattr(StepRows, '__getitem__', lambda steps, index: made.append(index))
+    wanted = torch.arange(pages.first, pages.near).expand(2, -1)
+    lengths = pages.lengths(slice(pages.first, pages.near)).expand(2, -1)
+    brought_up = [page for each in far.rounds(0, wanted, lengths) for page in each.columns[0].tolist()]
+    assert len(brought_up) == len(wanted[0]) > 10 and below.calls and not made
+
+
+@pytest.mark.parametrize('form', FORMATS)
+def test_main_memory_that_is_the_devices_lends_room_for_staging_and_both_keep_to_their_bounds(form, backbones,  # noqa: F811
+                                                                                             frames):  # noqa: F811
+    backbone, bound = backbones['internvl'], 100_000
+    stream = small(backbone, frames, form, below=(below := Below()), host_cache_bytes=bound)
+    whole = stream_of(backbone, frames, STEPS[form], form)
+    detailed, far = stream.detailed, stream.detailed.far
+    assert below.steps and 0 < far.host.max_bytes == bound // 4
+    own = far._staging_bytes - bound * 3 // 4
+    for index in range(STEPS[form], STEPS[form] + 8):
+        answers = [each.answer(QUESTION, answer_policy='sparse(45)', max_tokens=3) for each in (stream, whole)]
+        assert answers[0].token_ids == answers[1].token_ids
+        for each in (stream, whole):
+            each.step(frames[index % 32], stamp(index))
+        assert own < far.staging.bytes <= own + bound * 3 // 4, 'one pool, of what both have for it'
+        assert far.bytes == own
+        assert detailed.tier_bytes['device'] <= detailed._max_bytes + own and detailed.tier_bytes['host'] <= bound
+        assert sum(detailed.tier_bytes.values()) - detailed.tier_bytes['index'] == (
+            detailed._exact.bytes + (detailed._packed.bytes if detailed._packed else 0) + far.host.bytes + far.staging.bytes)
 
 
 @pytest.mark.parametrize('form', FORMATS)

@@ -11,6 +11,7 @@ from statekv_ros.errors import ParameterError
 from statekv_ros.memory.answering.reading import MOST_IN_PARTS, MOST_SCORES
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS
 from statekv_ros.memory.detailed.formats import RAW, find_format
+from statekv_ros.memory.detailed.shares import is_main_memory
 from statekv_ros.memory.detailed.sizes import step_bytes
 from statekv_ros.memory.policies import UNLIMITED, PrefillPolicy
 
@@ -160,7 +161,7 @@ def host_bound(asked_bytes: int, cameras: int, device: torch.device) -> int:
     Raises:
         ParameterError: what is asked for cannot fit.
     """
-    if asked_bytes == 0 or asked_bytes < 0 and _is_main_memory(device):
+    if asked_bytes == 0 or asked_bytes < 0 and is_main_memory(device):
         return 0
     free, where = available_memory(torch.device('cpu'))
     if asked_bytes < 0:
@@ -169,11 +170,6 @@ def host_bound(asked_bytes: int, cameras: int, device: torch.device) -> int:
         raise ParameterError(f'host_cache_mb of {cameras} camera(s) takes {gigabytes(asked_bytes * cameras)}, but {where} has '
                              f'{gigabytes(free)} left for it: lower "host_cache_mb", or set it to 0')
     return asked_bytes
-
-
-def _is_main_memory(device: torch.device) -> bool:
-    """Whether what is on the device is in main memory: a CPU, or a GPU that has no memory of its own, as of a Jetson."""
-    return device.type != 'cuda' or bool(getattr(torch.cuda.get_device_properties(device), 'is_integrated', False))
 
 
 def available_memory(device: torch.device) -> tuple[int, str]:
@@ -186,7 +182,7 @@ def available_memory(device: torch.device) -> tuple[int, str]:
     if device.type != 'cuda':
         return _available_main_memory(), 'this machine\'s main memory'
     free, name = torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
-    return (max(free, _available_main_memory()) if _is_main_memory(device) else free), name
+    return (max(free, _available_main_memory()) if is_main_memory(device) else free), name
 
 
 def _available_main_memory() -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from statekv_ros.backbones import Backbone
 from statekv_ros.memory import PrefillPolicy
 from statekv_ros.memory.capacity import available_memory, detailed_bound, gigabytes, host_bound, make_plan, require_fit
+from statekv_ros.memory.detailed.shares import is_main_memory
 from statekv_ros.node.parameters import Parameters
 from statekv_ros.store.hours import describe
 from statekv_ros.thumbnails import likely_bytes
@@ -34,5 +35,5 @@ def require_memory(get: Parameters, backbone: Backbone, policy: PrefillPolicy, k
     log(f'memory, for camera images of {ASSUMED_FRAME[1]}x{ASSUMED_FRAME[0]} ({plan.size.step_tokens} tokens per step): '
         f'weights {gigabytes(plan.weights_bytes)}, state {gigabytes(plan.state_bytes)}, workspace about '
         f'{gigabytes(plan.workspace_bytes)}, reserve {gigabytes(plan.reserve_bytes)}; '
-        f'{describe(plan, device, host, disk, picture)}')
+        f'{describe(plan, device, host, disk, picture, is_main_memory(backbone.device))}')
     return device, host

@@ -2,8 +2,9 @@
 from dataclasses import dataclass
 
 from statekv_ros.memory.capacity import Plan, gigabytes, layout_of
-from statekv_ros.memory.detailed.cache import PAGE_TOKENS, rows_bound
+from statekv_ros.memory.detailed.cache import PAGE_TOKENS
 from statekv_ros.memory.detailed.formats import find_format
+from statekv_ros.memory.detailed.shares import share_out
 from statekv_ros.store.retention import likely_cost
 from statekv_ros.store.sizes import disk_step
 
@@ -31,20 +32,22 @@ class TierHours:
                          if hours != 0)
 
 
-def tier_hours(plan: Plan, device_bytes: int, host_bytes: int, disk_bytes: int, picture: int = 0) -> TierHours:
+def tier_hours(plan: Plan, device_bytes: int, host_bytes: int, disk_bytes: int, picture: int = 0,
+               one_memory: bool = False) -> TierHours:
     """Of a plan's cameras together.
 
     Args:
         device_bytes: bound of each camera, 0 for none; host_bytes: of each camera; 0: no such tier.
         disk_bytes: of the folder; 0: no such tier.
         picture: bytes of a step's picture, about; 0: none is kept.
+        one_memory: as of `is_main_memory`.
     """
     size, policy = plan.size, plan.policy
     step = disk_step(layout_of(size), find_format(plan.detailed_format), size.position_axes, size.step_tokens,
                      policy.budget if policy.kind == 'statekv' else 0, PAGE_TOKENS, picture=picture)
     per_hour = plan.detailed_bytes_per_hour / plan.cameras
-    rows = rows_bound(device_bytes, bool(host_bytes or disk_bytes))
-    return TierHours(rows / per_hour if device_bytes else None, host_bytes / per_hour,
+    shares = share_out(device_bytes, host_bytes, bool(disk_bytes), one_memory)
+    return TierHours(shares.rows / per_hour if device_bytes else None, shares.host / per_hour,
                      disk_bytes / (plan.steps_per_hour * step.kept), round(plan.steps_per_hour * step.kept),
                      round(plan.steps_per_hour * step.written / 3600))
 
@@ -54,9 +57,10 @@ def pictures_per_hour(plan: Plan, picture: int) -> int:
     return round(plan.steps_per_hour * likely_cost(picture)) if picture else 0
 
 
-def describe(plan: Plan, device_bytes: int, host_bytes: int, disk_bytes: int, picture: int = 0) -> str:
+def describe(plan: Plan, device_bytes: int, host_bytes: int, disk_bytes: int, picture: int = 0,
+             one_memory: bool = False) -> str:
     """What watching will hold, for a log; `picture`: bytes of a step's picture, about."""
-    hours = tier_hours(plan, device_bytes, host_bytes, disk_bytes, picture)
+    hours = tier_hours(plan, device_bytes, host_bytes, disk_bytes, picture, one_memory)
     disk = f'; the disk grows by {gigabytes(hours.disk_bytes_per_hour)} per hour' if disk_bytes else ''
     kept = f', {gigabytes(pictures_per_hour(plan, picture))} per hour of it' if disk_bytes else \
         f', in main memory, the newest {gigabytes(PICTURES_IN_MEMORY)} of each camera'

@@ -108,16 +108,20 @@ class StoreReader:
                 more = cursor.next()
         return found, None
 
-    def runs(self, camera: str, part: str, steps: Sequence[int], size: int, runs: Sequence[slice]) -> list[bytes | None]:
-        """The same runs of bytes of one part of several steps, one behind the other, in one transaction; None where there is no
-        such step or part, or it has not `size` bytes. Pages of the file that are not asked for are not touched.
+    def runs(self, camera: str, part: str, steps: Sequence[int],
+             extents: Sequence[tuple[int, Sequence[slice]]]) -> list[bytes | None]:
+        """Runs of bytes of one part of several steps, in one transaction; None where there is no such step or part, or it is of
+        another size. Pages of the file that are not asked for are not touched.
+
+        Args:
+            extents: of each step, bytes of the whole part, and which of them are read, one behind the other.
 
         Raises:
             StoreError: the file cannot be read.
         """
         found, values = [], self._values
         with self._reading(buffers=True) as transaction:
-            for key in part_keys(camera, part, steps):
+            for key, (size, runs) in zip(part_keys(camera, part, steps), extents):
                 value = transaction.get(key, None, values)
                 found.append(None if value is None or len(value) != size else b''.join([value[run] for run in runs]))
         return found

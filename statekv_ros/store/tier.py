@@ -57,9 +57,9 @@ class DiskTier:
     def holds(self, step: int) -> bool:
         return step in self._steps
 
-    def runs(self, part: str, steps: Sequence[int], size: int, runs: Sequence[slice]) -> Sequence[bytes | None]:
+    def runs(self, part: str, steps: Sequence[int], extents: Sequence[tuple[int, Sequence[slice]]]) -> Sequence[bytes | None]:
         try:
-            return self._store.runs(self._camera, part, steps, size, runs)
+            return self._store.runs(self._camera, part, steps, extents)
         except StoreError:      # the file cannot be read
             return [None] * len(steps)
 

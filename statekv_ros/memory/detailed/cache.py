@@ -20,6 +20,7 @@ from statekv_ros.memory.detailed.index import DEFAULT_INDEX, INDEXES
 from statekv_ros.memory.detailed.packed import PackedSteps
 from statekv_ros.memory.detailed.pages import HeldStep, MemoryView, Stretch, page_lengths, runs
 from statekv_ros.memory.detailed.rows import TokenRows
+from statekv_ros.memory.detailed.shares import is_main_memory, share_out
 from statekv_ros.memory.detailed.table import PageTable
 from statekv_ros.memory.detailed.tiers import Tier
 from statekv_ros.memory.pose import Pose
@@ -27,7 +28,6 @@ from statekv_ros.memory.records import StepRecord
 
 PAGE_TOKENS = 64
 EXACT_STEPS = 4     # the newest ones, which stay in the model's own dtype whatever the format
-_STAGING_SHARE, _STAGING_BYTES = 4, 2**26   # of the bound on the device, and what it is without one
 _BATCH = 8      # of a full pool this part is given back at once, so that what an answer reads is not overwritten at once
 
 
@@ -54,7 +54,7 @@ class DetailedCache:
         """
         Args:
             max_bytes: bound on the bytes of keys and values on the device, exact or in few bits, without the prefix's; 0 for
-                none. Where there are tiers below, what is read from them is staged in a quarter of it.
+                none. Where there are tiers below, what is read from them is staged in a part of it: see `share_out`.
             host_cache_bytes: bound on main memory for steps that have left the device; 0 for no such tier.
             below: tiers further down, the nearer ones first.
             on_packed: called with the number of each step that is put into few bits, and what gives its part `packed`, as tiers
@@ -81,9 +81,9 @@ class DetailedCache:
         self._exact = ExactSteps(self.layout, self.pages, EXACT_STEPS if self._packed else 0)
         self.far: FarSteps | None = None
         if host_cache_bytes or below:
-            staging_bytes = max_bytes // _STAGING_SHARE or _STAGING_BYTES
-            max_bytes = rows_bound(max_bytes, True)
-            self.far = FarSteps(backbone, form, below, host_cache_bytes, staging_bytes, page_tokens)
+            shares = share_out(max_bytes, host_cache_bytes, bool(below), is_main_memory(backbone.device))
+            max_bytes = shares.rows
+            self.far = FarSteps(backbone, form, below, shares, page_tokens)
         self._on_packed = on_packed
         self._backbone, self._positions, self._page_tokens, self._max_bytes = backbone, positions, page_tokens, max_bytes
         if max_bytes:
@@ -107,11 +107,12 @@ class DetailedCache:
 
     @property
     def tier_bytes(self) -> dict[str, int]:
-        """Bytes of keys and values on the `device`, rows that are not in use and staging included, and in main memory (`host`);
-        and of the `index`, page table included, which is on the device beside them. Without the prefix."""
+        """Bytes of keys and values on the `device`, rows that are not in use and staging included, and in main memory (`host`),
+        what it lends for staging included; and of the `index`, page table included, which is on the device beside them. Without
+        the prefix."""
         index, far = self.pages.bytes, self.far
         device = self._exact.bytes + (self._packed.bytes if self._packed else 0) + (far.bytes if far else 0)
-        return {'device': device, 'host': far.host.bytes if far else 0, 'index': index}
+        return {'device': device, 'host': far.host_bytes if far else 0, 'index': index}
 
     @property
     def steps_below(self) -> int:
@@ -437,8 +438,3 @@ class DetailedCache:
         self.tokens -= record.tokens
         self.forgotten_frames += record.frames
         self.forgotten_first_ns = min(self.forgotten_first_ns or record.first_stamp_ns, record.first_stamp_ns)
-
-
-def rows_bound(max_bytes: int, below: bool) -> int:
-    """Bytes that steps on the device may take of its bound, 0 for none: where tiers lie `below`, some are for staging."""
-    return max_bytes - max_bytes // _STAGING_SHARE if below else max_bytes

@@ -10,9 +10,10 @@ import torch
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.memory.detailed.blobs import from_blobs, page_cuts
-from statekv_ros.memory.detailed.fetching import Fetched, PageFetcher
+from statekv_ros.memory.detailed.fetching import Fetched, PageFetcher, Wanted
 from statekv_ros.memory.detailed.formats import Format
 from statekv_ros.memory.detailed.pages import HeldStep
+from statekv_ros.memory.detailed.shares import Shares
 from statekv_ros.memory.detailed.staging import Staging
 from statekv_ros.memory.detailed.step_rows import StepRows
 from statekv_ros.memory.detailed.tiers import HostTier, Tier
@@ -44,21 +45,34 @@ class FarSteps:
         staging: where pages are read from; None until the first.
     """
 
-    def __init__(self, backbone: Backbone, form: Format, below: Sequence[Tier], host_cache_bytes: int, staging_bytes: int,
-                 page_tokens: int):
+    def __init__(self, backbone: Backbone, form: Format, below: Sequence[Tier], shares: Shares, page_tokens: int):
         self.steps = StepRows(page_tokens)
-        self.host = HostTier(host_cache_bytes, backbone.device)
+        self.host = HostTier(shares.host, backbone.device)
         self.staging: Staging | None = None
-        self._backbone, self._form, self._staging_bytes = backbone, form, staging_bytes
+        self._backbone, self._form, self._staging_bytes, self._lent = backbone, form, shares.staging, shares.lent
         self._below = tuple(below)
-        self._fetcher = PageFetcher(backbone, form, (self.host, *below))
+        self._fetcher = PageFetcher(backbone, form, (self.host, *below), page_tokens)
         self._means: dict[tuple[int, bool], torch.Tensor] = {}  # by step and whether of visual tokens alone
         self._longest = 0
 
     @property
     def bytes(self) -> int:
         """Bytes on the device."""
+        return self._staged - self._borrowed
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes in main memory, what it lends for staging included."""
+        return self.host.bytes + self._borrowed
+
+    @property
+    def _staged(self) -> int:
         return self.staging.bytes if self.staging else 0
+
+    @property
+    def _borrowed(self) -> int:
+        """Bytes of the staging that count as main memory: what is more than the device's own share, as far as they are lent."""
+        return min(self._lent, max(0, self._staged - (self._staging_bytes - self._lent)))
 
     def append(self, step: HeldStep, parts: Callable[[], dict[str, torch.Tensor]]) -> None:
         """Hold a step, newer than all that are here; `parts`, as of `tiers`, are asked for where main memory is to have it."""
@@ -185,8 +199,8 @@ class FarSteps:
         missing = self.staging.missing(layer, pages)
         if not missing:
             return
-        steps = [self.steps[at - 1] for at in np.searchsorted(self.steps.column('page'), missing, 'right').tolist()]
-        for found in self._fetcher.fetch(layer, list(zip(missing, steps))):
+        at = np.searchsorted(self.steps.column('page'), missing, 'right') - 1
+        for found in self._fetcher.fetch(layer, Wanted(missing, *self.steps.numbers(at, Wanted._fields[1:]))):
             data = self._turned(found) if found.turn else found.data
             self.staging.fill(layer, self.staging.place(layer, found.pages), found.lengths, data, found.tokens)
 

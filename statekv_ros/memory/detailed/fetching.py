@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +12,22 @@ import torch
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.memory.detailed.blobs import page_cuts
 from statekv_ros.memory.detailed.formats import Format
-from statekv_ros.memory.detailed.pages import HeldStep
+from statekv_ros.memory.detailed.pages import HeldStep, page_lengths
 from statekv_ros.memory.detailed.staging import row_bytes
-from statekv_ros.memory.detailed.tiers import Tier
+from statekv_ros.memory.detailed.tiers import Extent, Tier
 
 _TOKENS_KEPT = 4096     # steps of which it stays on the host where their tokens stand
+
+
+class Wanted(NamedTuple):
+    """Pages by number and, of each, what is known of its step, as `StepRows` have it; `page`: the step's first one."""
+    pages: Sequence[int]
+    page: Sequence[int]
+    step: Sequence[int]
+    tokens: Sequence[int]
+    turn: Sequence[int]
+    visual_start: Sequence[int]
+    visual_tokens: Sequence[int]
 
 
 class Fetched(NamedTuple):
@@ -33,39 +45,47 @@ class Fetched(NamedTuple):
     tokens: torch.Tensor
 
 
+class Kind(NamedTuple):
+    """What pages have in common that are as many tokens, at the same place in steps of as many.
+
+    Attributes:
+        length: of the page, in tokens.
+        tokens: which bytes it has of what `_tokens` gives of its step.
+        extents: what it has, in each layer, of the part `packed`, or of `key` and of `value`.
+    """
+    length: int
+    tokens: slice
+    extents: Sequence[Extent]
+
+
 class PageFetcher:
-    """Reads from tiers, the nearest first. Pages that lie alike in their steps are read together: over hours steps are many, and
-    lengths are few."""
+    """Reads from tiers, the nearest first, all pages that a pass wants of a layer in one call each."""
 
-    def __init__(self, backbone: Backbone, form: Format, tiers: Sequence[Tier]):
-        self._backbone, self._form, self._tiers = backbone, form, tiers
-        self._tokens: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._cuts: dict[tuple[int, ...], list[int]] = {}   # in few bits, where pages of steps of these lengths begin
+    def __init__(self, backbone: Backbone, form: Format, tiers: Sequence[Tier], page_tokens: int):
+        """page_tokens: as of `page_lengths`."""
+        self._backbone, self._form, self._tiers, self._page_tokens = backbone, form, tiers, page_tokens
+        self._tokens: OrderedDict[int, bytes] = OrderedDict()   # of steps, as `_tokens` gives them
+        # By tokens of the step, and which of its pages it is: over hours they are few.
+        self._kinds: dict[tuple[int, int], Kind] = {}
 
-    def fetch(self, layer: int, pages: Sequence[tuple[int, HeldStep]]) -> Iterator[Fetched]:
-        """A layer of pages by number, each with its step; those that no tier can read are left out."""
-        self._read_tokens([step for _, step in pages])
-        alike = defaultdict(list)
-        for page, step in pages:
-            alike[step.lengths, page - step.page].append((page, step))
+    def fetch(self, layer: int, wanted: Wanted) -> Iterator[Fetched]:
+        """A layer of pages; those that no tier can read are left out."""
+        own = self._read_tokens(wanted.step, wanted.tokens, wanted.visual_start, wanted.visual_tokens)
+        kinds = [self._kind(tokens, page - first) for tokens, page, first in zip(wanted.tokens, wanted.pages, wanted.page)]
+        turns, read = self._data(wanted.step, wanted.turn, [kind.extents[layer] for kind in kinds])
         found = defaultdict(list)   # by turn
-        for (lengths, number), together in sorted(alike.items(), key=lambda item: item[0][0][item[0][1]]):
-            begin, length = sum(lengths[:number]), lengths[number]
-            read = self._data(layer, lengths, number, [step for _, step in together])
-            for (page, step), (turn, data) in zip(together, read):
-                tokens = self._tokens.get(step.record.step)
-                if data is not None and tokens is not None:
-                    found[turn].append((page, length, tokens[:, begin:begin + length], data))
+        for page, kind, of_step, turn, data in zip(wanted.pages, kinds, own, turns, read):
+            if data is not None and of_step is not None:
+                found[turn].append((kind.length, page, data, of_step[kind.tokens]))
         for turn, of_turn in found.items():
-            numbers, lengths, tokens, data = zip(*of_turn)
-            data = torch.frombuffer(bytearray().join(data), dtype=torch.uint8)
-            yield Fetched(numbers, turn, lengths, data, torch.from_numpy(np.concatenate(tokens, axis=1)))
+            lengths, numbers, data, tokens = zip(*sorted(of_turn, key=itemgetter(0)))
+            yield Fetched(numbers, turn, lengths, _joined(data, torch.uint8), _joined(tokens, torch.int32))
 
     def positions_of(self, step: HeldStep) -> torch.Tensor | None:
         """Of a step's tokens, [axes, tokens] int32 on the host; None when they cannot be read."""
-        self._read_tokens([step])
-        tokens = self._tokens.get(step.record.step)
-        return None if tokens is None else torch.from_numpy(tokens[:-1])
+        record = step.record
+        own, = self._read_tokens([record.step], [record.tokens], [record.visual_start], [record.visual_tokens])
+        return None if own is None else _joined([own], torch.int32).view(record.tokens, -1).t()[:-1]
 
     def forget(self, step: int) -> None:
         """A step is not held any more."""
@@ -74,66 +94,95 @@ class PageFetcher:
     def read(self, step: HeldStep, part: str, dtype: torch.dtype, shape: tuple[int, ...]) -> tuple[torch.Tensor, bool] | None:
         """All of a part, and whether keys are as the model computed them; None when no tier can read it."""
         size = dtype.itemsize * int(np.prod(shape))
-        [(data, as_computed)] = self._runs(part, [step.record.step], size, [slice(0, size)])
+        (data,), (as_computed,) = self._runs(part, [step.record.step], [Extent(size, (slice(0, size),))])
         if data is None:
             return None
         return torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype).view(shape), as_computed
 
-    def _data(self, layer: int, lengths: tuple[int, ...], number: int,
-              steps: Sequence[HeldStep]) -> list[tuple[int, bytes | memoryview | None]]:
-        """A page of a layer of each of some steps with pages of such lengths: by how much its keys have to be turned, and its
-        bytes; None: it cannot be read."""
-        layout, numbers = self._backbone.layout, [step.record.step for step in steps]
-        if not self._form.rotated:
-            cuts = self._cuts.get(lengths)
-            if cuts is None:        # steps alike share them
-                cuts = self._cuts[lengths] = page_cuts(layout, self._form.bits, lengths)
-            begin = layer * cuts[-1]
-            run = slice(begin + cuts[number], begin + cuts[number + 1])
-            return [(0, data) for data, _ in self._runs('packed', numbers, layout.layers * cuts[-1], [run])]
-        heads, width, tokens, begin = layout.kv_heads, row_bytes(layout, self._form), sum(lengths), sum(lengths[:number])
-        firsts = [(head * tokens + begin) * width for head in range(layer * heads, (layer + 1) * heads)]
-        runs = [slice(first, first + lengths[number] * width) for first in firsts]
-        keys, values = (self._runs(part, numbers, layout.layers * heads * tokens * width, runs) for part in ('key', 'value'))
-        # Each may come from a tier of its own; it is keys that are turned.
-        return [(step.turn if as_computed else 0, None if key is None or value is None else b''.join((key, value)))
-                for step, (key, as_computed), (value, _) in zip(steps, keys, values)]
-
-    def _read_tokens(self, steps: Sequence[HeldStep]) -> None:
-        """Have what `Staging.tokens` has of these steps at hand, as far as it can be read."""
-        held, missing = self._tokens, defaultdict(dict)
-        for step in steps:
-            number = step.record.step
-            if number in held:
-                held.move_to_end(number)
-            elif step.positions is not None:
-                held[number] = _tokens(step, step.positions.reshape(-1, step.record.tokens).cpu().numpy())
+    def _kind(self, tokens: int, number: int) -> Kind:
+        """Of page `number` of a step of so many tokens."""
+        kind = self._kinds.get((tokens, number))
+        if kind is None:
+            lengths, layout = page_lengths(tokens, self._page_tokens), self._backbone.layout
+            begin, length = sum(lengths[:number]), lengths[number]
+            if self._form.rotated:
+                width = row_bytes(layout, self._form)
+                size = layout.layers * layout.kv_heads * tokens * width
+                firsts = range(begin * width, size, tokens * width)     # of each KV head
+                runs = [tuple(slice(first, first + length * width) for first in firsts[head:head + layout.kv_heads])
+                        for head in range(0, len(firsts), layout.kv_heads)]
             else:
-                missing[step.record.tokens][number] = step
-        axes = self._backbone.position_axes
-        for tokens, of_length in missing.items():
-            size = axes * np.int32().itemsize * tokens
-            for step, (data, _) in zip(of_length.values(), self._runs('key_positions', list(of_length), size, [slice(0, size)])):
-                if data is not None:
-                    held[step.record.step] = _tokens(step, np.frombuffer(data, np.int32).reshape(axes, -1))
-        while len(held) > max(_TOKENS_KEPT, len(steps)):
-            held.popitem(last=False)
+                cuts = page_cuts(layout, self._form.bits, lengths)
+                size = layout.layers * cuts[-1]
+                runs = [(slice(first + cuts[number], first + cuts[number + 1]),) for first in range(0, size, cuts[-1])]
+            of_token = (self._backbone.position_axes + 1) * np.int32().itemsize
+            kind = self._kinds[tokens, number] = Kind(length, slice(begin * of_token, (begin + length) * of_token),
+                                                      [Extent(size, of_layer) for of_layer in runs])
+        return kind
 
-    def _runs(self, part: str, steps: Sequence[int], size: int,
-              runs: Sequence[slice]) -> list[tuple[bytes | memoryview | None, bool]]:
-        """What the nearest tier has of each step, and whether its keys are as the model computed them; None when none can read
-        it."""
-        found: list = [(None, False)] * len(steps)
+    def _data(self, steps: Sequence[int], turns: Sequence[int],
+              extents: Sequence[Extent]) -> tuple[Sequence[int], Sequence[bytes | memoryview | None]]:
+        """Pages of a layer: by how much the keys of each have to be turned, and its bytes; None: it cannot be read.
+
+        Args:
+            steps, turns: number of each page's step, and by how much keys as the model computed them have to be turned.
+        """
+        if not self._form.rotated:
+            return [0] * len(steps), self._runs('packed', steps, extents)[0]
+        # Each may come from a tier of its own; it is keys that are turned.
+        (keys, as_computed), (values, _) = (self._runs(part, steps, extents) for part in ('key', 'value'))
+        return ([turn if has else 0 for turn, has in zip(turns, as_computed)],
+                [None if key is None or value is None else b''.join((key, value)) for key, value in zip(keys, values)])
+
+    def _read_tokens(self, steps: Sequence[int], tokens: Sequence[int], visual_starts: Sequence[int],
+                     visual_tokens: Sequence[int]) -> list[bytes | None]:
+        """What `Staging.tokens` has of each of these steps, token by token; None where it cannot be read. Kept.
+
+        Args:
+            steps: their numbers; a step that is there more than once is read once.
+            tokens, visual_starts, visual_tokens: of each, as `StepRecord` has them.
+        """
+        held, axes = self._tokens, self._backbone.position_axes
+        own = [held.get(number) for number in steps]
+        if None not in own:
+            return own
+        missing = {}
+        for at, number in enumerate(steps):
+            if own[at] is None:
+                size = axes * np.int32().itemsize * tokens[at]
+                missing[number] = Extent(size, (slice(0, size),)), visual_starts[at], visual_tokens[at]
+        read, _ = self._runs('key_positions', list(missing), [extent for extent, *_ in missing.values()])
+        for (number, (_, *visual)), data in zip(missing.items(), read):
+            if data is not None:
+                held[number] = _tokens(np.frombuffer(data, np.int32).reshape(axes, -1), *visual)
+        own = [held.get(number) for number in steps]
+        while len(held) > _TOKENS_KEPT:
+            held.popitem(last=False)
+        return own
+
+    def _runs(self, part: str, steps: Sequence[int],
+              extents: Sequence[Extent]) -> tuple[list[bytes | memoryview | None], list[bool]]:
+        """What the nearest tier has of each step, None when none can read it; and whether its keys are as the model computed
+        them."""
+        found: list = [None] * len(steps)
+        as_computed = [False] * len(steps)
         left = range(len(steps))
         for tier in self._tiers:
             here = [at for at in left if tier.holds(steps[at])]
-            for at, data in zip(here, tier.runs(part, [steps[at] for at in here], size, runs) if here else ()):
-                found[at] = data, tier.as_computed
-            left = [at for at in left if found[at][0] is None]
-        return found
+            if here:
+                for at, data in zip(here, tier.runs(part, [steps[at] for at in here], [extents[at] for at in here])):
+                    found[at], as_computed[at] = data, tier.as_computed
+                left = [at for at in left if found[at] is None]
+        return found, as_computed
 
 
-def _tokens(step: HeldStep, positions: np.ndarray) -> np.ndarray:
-    """As `Staging.tokens` has those of a step at positions [axes, tokens] int32."""
-    token = np.arange(step.record.tokens) - step.record.visual_start
-    return np.concatenate([positions, ((token >= 0) & (token < step.record.visual_tokens))[None]], dtype=np.int32)
+def _tokens(positions: np.ndarray, visual_start: int, visual_tokens: int) -> bytes:
+    """As `Staging.fill` takes those of a step at positions [axes, tokens] int32."""
+    token = np.arange(positions.shape[1]) - visual_start
+    visual = (token >= 0) & (token < visual_tokens)
+    return np.concatenate([positions, visual[None]], dtype=np.int32).T.tobytes()
+
+
+def _joined(parts: Sequence[bytes | memoryview], dtype: torch.dtype) -> torch.Tensor:
+    """Their numbers one behind the other: bytes are joined several times as fast as arrays."""
+    return torch.frombuffer(bytearray().join(parts), dtype=dtype)

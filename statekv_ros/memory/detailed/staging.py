@@ -1,5 +1,5 @@
 """Where pages from below the device lie while they are read: slots of rows per layer, where what is read again stays longest."""
-from collections import OrderedDict
+from array import array
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -11,6 +11,8 @@ from statekv_ros.backbones.upload import to_device
 from statekv_ros.kernels.paged_attention import PackedPool
 from statekv_ros.memory.detailed.blobs import SCALES
 from statekv_ros.memory.detailed.formats import Format
+
+_AGAIN = 2**61      # pages that were read again make way after all others
 
 
 class Staging:
@@ -35,14 +37,15 @@ class Staging:
         self._width = row_bytes(layout, form)
         self._in_scale = 0 if form.rotated else layout.head_dim * torch.float16.itemsize // self._width     # rows of a scale
         self._numbers_stop = 2 * layout.kv_heads * rows     # of keys and values; scales are behind them
-        self._rows = torch.zeros(layout.layers, self._numbers_stop + SCALES * layout.kv_heads * self.slots * self._in_scale,
+        # Empty, for there may be gigabytes: a CPU would write all of it when the first question comes.
+        self._rows = torch.empty(layout.layers, self._numbers_stop + SCALES * layout.kv_heads * self.slots * self._in_scale,
                                  self._width, dtype=torch.uint8, device=layout.device)
-        self.tokens = torch.zeros(layout.layers, axes + 1, rows, dtype=torch.int32, device=layout.device)
+        self.tokens = torch.empty(layout.layers, axes + 1, rows, dtype=torch.int32, device=layout.device)
         self._slot_of: list[dict[int, int]] = [{} for _ in range(layout.layers)]
-        # Pages read once since they are there, and those read again: when it was last, the latest last.
-        self._once: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(layout.layers)]
-        self._again: list[OrderedDict[int, int]] = [OrderedDict() for _ in range(layout.layers)]
-        self._now = 0
+        self._page_in: list[list[int]] = [[0] * self.slots for _ in range(layout.layers)]
+        # When what is in a slot was read last, counted in pages; more by `_AGAIN` where it was read again since it is there.
+        self._read = [array('q', [0]) * self.slots for _ in range(layout.layers)]
+        self._now = self._pass = 0      # and when the pass began
         self._places: dict[int, tuple[np.ndarray, np.ndarray]] = {}     # by length
 
     def slot_of(self, layer: int) -> dict[int, int]:
@@ -51,27 +54,37 @@ class Staging:
 
     def missing(self, layer: int, wanted: Sequence[int]) -> list[int]:
         """Those of the pages that a layer does not have, to be placed next; the others count as read now."""
-        held, once, again = self._slot_of[layer], self._once[layer], self._again[layer]
-        self._now += 1
-        for page in wanted:
+        held, read, missing, self._pass = self._slot_of[layer], self._read[layer], [], self._now
+        for now, page in enumerate(wanted, self._now + _AGAIN):
             if page in held:
-                once.pop(page, None)
-                again[page] = self._now
-                again.move_to_end(page)
-        return [page for page in wanted if page not in held]
+                read[held[page]] = now
+            else:
+                missing.append(page)
+        self._now += len(wanted)
+        return missing
 
     def place(self, layer: int, missing: Sequence[int]) -> list[int]:
         """Slots for pages to `fill`; what was read longest ago makes way, of those read once first: else each question displaced
         all that the one before it read, and what many of them want would be brought up for each."""
-        held, once, again, slots = self._slot_of[layer], self._once[layer], self._again[layer], []
-        for page in missing:
-            if len(held) < self.slots:
-                slots.append(len(held))
-            else:
-                is_past = once and next(iter(once.values())) < self._now
-                slots.append(held.pop((once if is_past or not again else again).popitem(last=False)[0]))
-            held[page], once[page] = slots[-1], self._now
+        held, page_in, read = self._slot_of[layer], self._page_in[layer], self._read[layer]
+        slots = list(range(len(held), min(self.slots, len(held) + len(missing))))
+        for slot in self._read_longest_ago(layer, len(missing) - len(slots)):
+            del held[page_in[slot]]
+            slots.append(slot)
+        for now, (page, slot) in enumerate(zip(missing, slots), self._now):
+            held[page], page_in[slot], read[slot] = slot, page, now
+        self._now += len(missing)
         return slots
+
+    def _read_longest_ago(self, layer: int, count: int) -> list[int]:
+        """Slots of pages that make way; what the pass itself brought up, or is about to, does not."""
+        if not count:
+            return []
+        used = len(self._slot_of[layer])
+        read = np.frombuffer(self._read[layer], np.int64)[:used]
+        read = np.where((read >= self._pass) & (read < _AGAIN), 2 * _AGAIN, read)
+        found = read.argpartition(count - 1)[:count]
+        return found[read[found].argsort()].tolist()
 
     def fill(self, layer: int, slots: Sequence[int], lengths: Sequence[int], data: torch.Tensor, tokens: torch.Tensor) -> None:
         """Write pages; what is behind a page's own tokens in its slot may be anything.
@@ -80,7 +93,7 @@ class Staging:
             lengths: of the pages, in rising order.
             data: bytes of the pages, one behind the other: keys, rotated, and values [kv_heads, tokens, head_dim] each; of few
                 bits, as in `blobs`. On the host or the device.
-            tokens: as `tokens` has them, of the pages one behind the other, [axes + 1, tokens] int32; on the host.
+            tokens: of the pages, one behind the other: what `tokens` has of each, [tokens x (axes + 1)] int32; on the host.
         """
         begin, into, tokens_into = 0, [], []
         for length, alike in groupby(lengths):
@@ -93,7 +106,7 @@ class Staging:
         device = self._layout.device
         into, tokens_into = (to_device(torch.from_numpy(np.concatenate(part)), device) for part in (into, tokens_into))
         _in_words(self._rows[layer]).index_copy_(0, into, _in_words(to_device(data.view(-1, self._width), device)))
-        self.tokens[layer].index_copy_(1, tokens_into, to_device(tokens, device))
+        self.tokens[layer].index_copy_(1, tokens_into, to_device(tokens, device).view(len(tokens_into), -1).t())
 
     def raw(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer [kv_heads, rows, head_dim], where the format is not of few bits."""

@@ -51,6 +51,11 @@ class StepRows(Sequence[HeldStep]):
         """One number of each, [steps] int64: a field of `StepRecord` other than the pose, `page` or `turn`."""
         return self._numbers[_ROWS[name], self._at.start:self._at.stop]
 
+    def numbers(self, indices: np.ndarray, names: Sequence[str]) -> list[list[int]]:
+        """Columns of some of the steps, which are not made objects for it; a list for each name, as `column` has them."""
+        rows = np.array([_ROWS[name] for name in names])
+        return self._numbers[rows[:, None], indices + self._at.start].tolist()
+
     def find(self, number: int) -> int | None:
         """Index of a step by its number in the stream; None where it is not here."""
         numbers = self.column('step')

@@ -5,9 +5,20 @@ A step's parts are `key_positions` [axes, tokens] int32 and, where the format is
 """
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
+
+
+class Extent(NamedTuple):
+    """What is read of a part of a step.
+
+    Attributes:
+        size: of the whole part in bytes.
+        runs: of its bytes, one behind the other.
+    """
+    size: int
+    runs: Sequence[slice]
 
 
 class Tier(Protocol):
@@ -21,12 +32,9 @@ class Tier(Protocol):
     def holds(self, step: int) -> bool:
         """Whether a step can be read here, by its number."""
 
-    def runs(self, part: str, steps: Sequence[int], size: int, runs: Sequence[slice]) -> Sequence[bytes | memoryview | None]:
-        """Runs of bytes of one part, the same ones of each of some steps that are held, one behind the other, on the host.
-
-        Args:
-            size: of the whole part in bytes; of a step where it has another one, as of one that cannot be had, it is None.
-        """
+    def runs(self, part: str, steps: Sequence[int], extents: Sequence[Extent]) -> Sequence[bytes | memoryview | None]:
+        """Bytes of one part of each of some steps that are held, on the host; None of one that cannot be had, or whose part is of
+        another size."""
 
     def gone(self) -> Iterable[int]:
         """Steps that were here and no longer are, since the last call."""
@@ -83,11 +91,11 @@ class HostTier:
     def holds(self, step: int) -> bool:
         return step in self._steps
 
-    def runs(self, part: str, steps: Sequence[int], size: int, runs: Sequence[slice]) -> list[bytes | memoryview]:
+    def runs(self, part: str, steps: Sequence[int], extents: Sequence[Extent]) -> list[bytes | memoryview]:
         found = []
-        for step in steps:
+        for step, extent in zip(steps, extents):
             self._wait_for(step)
-            found.append(side_by_side(memoryview(self._steps[step][part].reshape(-1).view(torch.uint8).numpy()), runs))
+            found.append(side_by_side(memoryview(self._steps[step][part].view(torch.uint8).numpy()).cast('B'), extent.runs))
         return found
 
     def _wait_for(self, step: int) -> None:
