@@ -8,29 +8,22 @@ def _products(Q, ENTRIES, CODES, RANGES, place, exists, row, rows, offset, base,
               WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """[ROWS, KEYS] fp32 of queries at Q and entries at places [KEYS] of one KV head. See `Entries`; CODES None: all are exact."""
     product = tl.zeros((ROWS, KEYS), tl.float32)
-    exact = exists
+    entries, exact = ENTRIES + (place + offset).to(tl.int64) * WIDTH, exists
     if CODES is not None:
-        coded = exists & (place < stop)
-        exact = exists & (place >= stop)
-        if tl.max(coded.to(tl.int32)) > 0:      # none while a memory is young
-            at_code = (place - base).to(tl.int64)
-            codes, ranges = CODES + at_code * WIDTH, RANGES + at_code // VOLUME * (2 * WIDTH)
-            for begin in range(0, WIDTH, WIDTH_BLOCK):
-                at = begin + tl.arange(0, WIDTH_BLOCK)
-                there = coded[:, None] & (at < WIDTH)[None, :]
-                query = tl.load(Q + row[:, None] * q_row + at[None, :], mask=(row < rows)[:, None] & (at < WIDTH)[None, :],
-                                other=0.0)
-                least = tl.load(ranges[:, None] + at[None, :], mask=there, other=0.0)
-                step = tl.load(ranges[:, None] + (at + WIDTH)[None, :], mask=there, other=0.0)
-                code = tl.load(codes[:, None] + at[None, :], mask=there, other=0)
-                product = tl.dot(query, tl.trans(least + step * code.to(tl.float32)), product, input_precision='ieee')
-    if tl.max(exact.to(tl.int32)) > 0:
-        entries = ENTRIES + (place + offset).to(tl.int64) * WIDTH
-        for begin in range(0, WIDTH, WIDTH_BLOCK):
-            at = begin + tl.arange(0, WIDTH_BLOCK)
-            query = tl.load(Q + row[:, None] * q_row + at[None, :], mask=(row < rows)[:, None] & (at < WIDTH)[None, :], other=0.0)
-            entry = tl.load(entries[:, None] + at[None, :], mask=exact[:, None] & (at < WIDTH)[None, :], other=0.0)
-            product = tl.dot(query, tl.trans(entry.to(tl.float32)), product, input_precision='ieee')
+        coded, exact = exists & (place < stop), exists & (place >= stop)
+        at_code = (place - base).to(tl.int64)
+        codes, ranges = CODES + at_code * WIDTH, RANGES + at_code // VOLUME * (2 * WIDTH)
+    for begin in range(0, WIDTH, WIDTH_BLOCK):
+        at = begin + tl.arange(0, WIDTH_BLOCK)
+        inside = (at < WIDTH)[None, :]
+        query = tl.load(Q + row[:, None] * q_row + at[None, :], mask=(row < rows)[:, None] & inside, other=0.0)
+        entry = tl.load(entries[:, None] + at[None, :], mask=exact[:, None] & inside, other=0.0).to(tl.float32)
+        if CODES is not None:
+            there = coded[:, None] & inside
+            least = tl.load(ranges[:, None] + at[None, :], mask=there, other=0.0)
+            step = tl.load(ranges[:, None] + (at + WIDTH)[None, :], mask=there, other=0.0)
+            entry += least + step * tl.load(codes[:, None] + at[None, :], mask=there, other=0).to(tl.float32)
+        product = tl.dot(query, tl.trans(entry), product, input_precision='ieee')
     return product
 
 

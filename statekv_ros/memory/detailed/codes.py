@@ -7,6 +7,7 @@ moves codes about.
 import torch
 
 from statekv_ros.backbones.base import KVLayout
+from statekv_ros.memory.detailed.room import zeros
 
 _STEPS = 255
 _MORE = 4       # of the volumes that a layer has room for, one more for so many: room that is never used, and copies, are few
@@ -58,8 +59,8 @@ class Codes:
         at = volume - self._bases[layer]
         least, most = entries.aminmax(dim=1, keepdim=True)
         step = (most - least) / _STEPS
-        codes = ((entries - least) / step.clamp_min(torch.finfo(torch.float32).tiny)).round_().clamp_(0, _STEPS)
-        self._codes[layer][heads, at * self.volume:(at + 1) * self.volume] = codes.to(torch.uint8)
+        codes = (entries - least).div_(step.clamp_min(torch.finfo(torch.float32).tiny)).round_().clamp_(0, _STEPS)
+        self._codes[layer][heads, at * self.volume:(at + 1) * self.volume] = codes
         self._ranges[layer][heads, at] = torch.cat([least, step], dim=1)
 
     def finish(self, volume: int) -> None:
@@ -100,8 +101,8 @@ class Codes:
 
     def _empty(self, volumes: int) -> tuple[torch.Tensor, torch.Tensor]:
         layout, width = self._layout, self._width
-        return (torch.zeros(layout.kv_heads, volumes * self.volume, width, dtype=torch.uint8, device=layout.device),
-                torch.zeros(layout.kv_heads, volumes, 2, width, device=layout.device))
+        return (zeros(layout.kv_heads, volumes * self.volume, width, dtype=torch.uint8, device=layout.device),
+                zeros(layout.kv_heads, volumes, 2, width, dtype=torch.float32, device=layout.device))
 
     def _grow(self, layer: int, volume: int) -> None:
         """Make room for a volume, without those that are not held any more."""

@@ -11,6 +11,7 @@ import torch
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.memory.detailed.codes import Codes
 from statekv_ros.memory.detailed.index import PageIndex
+from statekv_ros.memory.detailed.room import zeros
 
 CHAPTER = 1024      # pages
 LEAF = 16           # pages; CHAPTER is a power of two times as many
@@ -200,8 +201,8 @@ class Leaves:
     def _empty(self, chapters: int) -> tuple[torch.Tensor, torch.Tensor]:
         shape = self._layout.layers, self._layout.kv_heads, chapters * LEAVES
         device, width = self._layout.device, self._index.entry_width(self._layout.head_dim)
-        return (torch.zeros(*shape, LEAF, dtype=torch.int32, device=device),
-                torch.zeros(*shape, width, dtype=self._dtype, device=device))
+        return (zeros(*shape, LEAF, dtype=torch.int32, device=device),
+                zeros(*shape, width, dtype=self._dtype, device=device))
 
     def _slide(self, chapters: int) -> None:
         kept = slice(max(0, self.first - self._base) * LEAVES, None)

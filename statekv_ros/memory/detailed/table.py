@@ -6,6 +6,7 @@ from statekv_ros.kernels.page_votes import Entries
 from statekv_ros.memory.detailed.index import PageIndex
 from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, Leaves
 from statekv_ros.memory.detailed.pages import Stretch
+from statekv_ros.memory.detailed.room import zeros
 
 ENTRY_DTYPE = torch.float16     # of a model in fp32 too: an entry only says what to read, and there are many
 _FIRST_PAGES = 64
@@ -216,13 +217,13 @@ class PageTable:
         return self._exact[:, :, first + self._offset:self.stop + self._offset]
 
     def _allocate(self, capacity: int) -> None:
-        self._of_pages = torch.zeros(5, capacity, dtype=torch.int32, device=self._layout.device)
+        self._of_pages = zeros(5, capacity, dtype=torch.int32, device=self._layout.device)
         self._starts, self._lengths, self._slots, self._positions, self._shifts = self._of_pages
 
     def _allocate_exact(self, capacity: int) -> None:
         layout = self._layout
         width = self.index.entry_width(layout.head_dim)
-        self._exact = torch.zeros(layout.layers, layout.kv_heads, capacity, width, dtype=ENTRY_DTYPE, device=layout.device)
+        self._exact = zeros(layout.layers, layout.kv_heads, capacity, width, dtype=ENTRY_DTYPE, device=layout.device)
 
     def _slide(self, capacity: int) -> None:
         of_pages = self._of_pages[:, self._at(slice(self.first, self.stop))]
