@@ -97,8 +97,8 @@ def in_bits(entries: torch.Tensor, base: int, coded: int) -> Entries:
     codes = ((codes - least) / step.clamp_min(1e-9)).round().to(torch.uint8).flatten(1, 2)
     codes[:, coded:] = 77
     held = len(codes[0]) // VOLUME if coded else 0
-    return Entries(exact, -base - begin, codes[:, :held * VOLUME].contiguous(), torch.cat([least, step], 2)[:, :held].contiguous(),
-                   base, base + coded if coded else 0, VOLUME)
+    codes, ranges = codes[:, :held * VOLUME].contiguous(), torch.cat([least, step], 2)[:, :held].contiguous()
+    return Entries(exact, -base - begin, codes, ranges, base, base + coded if coded else 0, VOLUME)
 
 
 def entry(entries: Entries, head: int, place: int) -> torch.Tensor:
@@ -253,7 +253,8 @@ def test_places_of_triton_equal_those_of_the_naive_twin(case, run_triton):
      r'entries must be float16 or float32 \[2, capacity, 64\]'),
     (lambda given: given._replace(entries=given.entries._replace(codes=given.entries.codes.char())),
      r'codes must be uint8 \[2, capacity, 64\]'),
-    (lambda given: given._replace(leaves=given.leaves._replace(entries=given.leaves.entries[..., :8])), 'entries of leaves must be'),
+    (lambda given: given._replace(leaves=given.leaves._replace(entries=given.leaves.entries[..., :8])),
+     'entries of leaves must be'),
     (lambda given: given._replace(lines=Lines([], None), leaves=None), 'there is no candidate'),
 ])
 def test_bad_arguments_are_errors_that_name_them(change, words):

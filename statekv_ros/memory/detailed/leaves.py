@@ -18,6 +18,7 @@ LEAF = 16           # pages; CHAPTER is a power of two times as many
 LEAVES = CHAPTER // LEAF
 VOLUME = 4          # chapters; a power of two
 _ROUNDS = 4         # of power iteration: the direction need not be exact
+_MORE = 4           # of the chapters that there is room for, one more for so many
 
 
 class Leaves:
@@ -75,7 +76,8 @@ class Leaves:
             if (chapter + 1) * CHAPTER > stop:
                 break
             if chapter - self._base >= self._pages.shape[2] // LEAVES:
-                self._slide(max(1, 2 * (chapter + 1 - self.first)))
+                held = chapter + 1 - self.first
+                self._slide(held + 1 + held // _MORE)
             at = slice((chapter - self._base) * LEAVES, (chapter + 1 - self._base) * LEAVES)
             begin = chapter * CHAPTER - first
             in_chapter = entries[layer, :, begin:begin + CHAPTER]
@@ -134,8 +136,8 @@ class Leaves:
 
     def place(self) -> tuple[int, ...]:
         """Where leaves and codes lie, and what `state` says of all layers."""
-        return (*self.codes.place(), self._base, self._pages.data_ptr(), self._entries.data_ptr(), self._pages.shape[2], self.first, *self.stops,
-                self._whole, self._volume, self._heads_sorted)
+        return (*self.codes.place(), self._base, self._pages.data_ptr(), self._entries.data_ptr(), self._pages.shape[2],
+                self.first, *self.stops, self._whole, self._volume, self._heads_sorted)
 
     def of_heads(self, layout: KVLayout, heads: slice) -> 'Leaves':
         """The same of some KV heads, for reading."""
@@ -174,7 +176,7 @@ class Leaves:
         self._put(layer, slice(None), self._at(chapters), None, pages.gather(1, order).view(grouped.shape[:-1]), grouped)
 
     def _lying(self, entries: torch.Tensor, first: int, layer: int, chapters: slice) -> torch.Tensor:
-        """Entries of all places of some chapters, or codes, where they lie, [kv_heads, pages, entry_width]; others as of `grow`."""
+        """Entries of all places of some chapters, or codes, where they lie, [kv_heads, pages, entry_width]."""
         pages = slice(chapters.start * CHAPTER, chapters.stop * CHAPTER)
         if pages.stop <= self.codes.stop:
             return self.codes.lying(layer, pages)

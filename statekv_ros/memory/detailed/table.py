@@ -18,8 +18,8 @@ class PageTable:
     The arrays slide: pages are added behind and go at the front, and what is left moves to the front once the end is reached.
 
     Entries lie at places, which count as pages do: that of a page is its number, but where a chapter is sorted, its places hold
-    its pages leaf by leaf, in each layer and KV head in an order of its own (`Leaves`). Where volumes are sorted, places have codes
-    of 8 bits (`Codes`); only those behind them, a volume and some chapters at most, have exact entries.
+    its pages leaf by leaf, in each layer and KV head in an order of its own (`Leaves`). Where volumes are sorted, places have
+    codes of 8 bits (`Codes`); only those behind them, a volume and some chapters at most, have exact entries.
 
     Attributes:
         first: number of the oldest page held.
@@ -39,7 +39,6 @@ class PageTable:
         self._front = 0
         self._offset = 0        # from the number of a page to where its exact entry lies
         self.leaves = Leaves(layout, index, ENTRY_DTYPE, None if query_squares is None else index.says(query_squares))
-        self._of_pages = self._exact = None
         self._allocate(0)
         self._allocate_exact(0)
 
@@ -196,8 +195,8 @@ class PageTable:
 
     def place(self) -> tuple[int, ...]:
         """Where what is known of pages lies: the same as long as a page is found where it was."""
-        return (self._front - self.first, self._of_pages.data_ptr(), self._of_pages.shape[1], self._offset, self._exact.data_ptr(),
-                self._exact.shape[2], *self.leaves.codes.place())
+        return (self._front - self.first, self._of_pages.data_ptr(), self._of_pages.shape[1], self._offset,
+                self._exact.data_ptr(), self._exact.shape[2])
 
     def of_heads(self, layout: KVLayout, heads: slice) -> 'PageTable':
         """The same pages of some KV heads, for reading."""
