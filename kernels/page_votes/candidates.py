@@ -26,6 +26,11 @@ class Entries(NamedTuple):
     stop: int
     volume: int
 
+    @property
+    def coded(self) -> bool:
+        """Whether any is in 8 bits."""
+        return self.stop > self.base
+
     @classmethod
     def plain(cls, exact: torch.Tensor, offset: int = 0) -> 'Entries':
         """None of them in 8 bits."""

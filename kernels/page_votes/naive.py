@@ -35,7 +35,7 @@ class Scratch:
             sizes: of all their pages, [kv_heads, 1, pages].
         """
         (kv_heads, rows, width), count, leaf = queries.shape, places.shape[1], self._leaf
-        coded = entries.codes.shape[1] > 0
+        coded = entries.coded
         pool, steps, which = entries.codes if coded else entries.exact, None, None
         scores, sizes = torch.empty(kv_heads, rows, count, leaf), sizes.view(kv_heads, 1, count, leaf)
         if coded:
@@ -81,7 +81,7 @@ class _AtOnce:
         leaf, (kv_heads, _, width), capacity = self.leaf, queries.shape, entries.exact.shape[1]
         at = _rows((places + entries.offset).clamp(0, capacity - leaf), entries.exact, leaf)
         found = entries.exact.view(-1, leaf * width).index_select(0, at.flatten()).view(kv_heads, -1, width)
-        if not entries.codes.shape[1]:
+        if not entries.coded:
             return _scores(queries, found, sizes)
         scores = _scores(queries, found, sizes).unflatten(2, (-1, leaf))
         at, steps, which, added = _in_ranges(queries, entries, places, leaf)
