@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from statekv_ros.kernels.page_votes import Entries, Leaves, Line, Lines, PageColumns, page_places, page_votes
+from statekv_ros.kernels.page_votes.naive import AtOnce
 
 LEAF = 16
 VOLUME = 64     # pages with one range in 8 bits
@@ -218,6 +219,14 @@ def equals_naive(case: Chosen, implementation: str, device: str) -> bool:
 def test_votes_equal_the_definition(case):
     same, error = off(case, 'naive')
     assert same and error < 1e-2 * case.rows
+
+
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_votes_are_the_same_in_one_piece_as_a_gpu_without_triton_has_them(case):
+    given = inputs(case)
+    numbers, votes = page_votes(*given, implementation='naive')
+    same, at_once = page_votes(*given, AtOnce(LEAF if given.leaves else 1), implementation='naive')
+    assert torch.equal(numbers, same) and torch.allclose(votes, at_once, atol=1e-2 * case.rows)
 
 
 @pytest.mark.parametrize('case', CHOSEN, ids=str)

@@ -68,7 +68,7 @@ class Scratch:
             scores[head, :, at] = torch.baddbmm(sizes[head, :, at], queries.index_select(0, head), found.transpose(1, 2))
 
 
-class _AtOnce:
+class AtOnce:
     """As `Scratch`, in one piece and new room, without waiting for the device."""
 
     def __init__(self, leaf: int):
@@ -91,14 +91,12 @@ class _AtOnce:
 
 
 def naive_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leaves: Leaves | None,
-                     scratch: Scratch | None) -> tuple[torch.Tensor | None, torch.Tensor]:
+                     scratch: Scratch | AtOnce | None) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Arguments and results as in `page_votes`."""
     kv_heads, rows, width = queries.shape[1:]
     leaf = leaves.pages.shape[2] if leaves else 1
-    if queries.device.type == 'cpu':
-        room = scratch or Scratch(kv_heads, width, leaf, entries.exact.dtype)
-    else:
-        room = _AtOnce(leaf)
+    own = queries.device.type == 'cpu' and scratch is None
+    room = Scratch(kv_heads, width, leaf, entries.exact.dtype) if own else scratch or AtOnce(leaf)
     scores = []
     for line in lines:
         scores += _of_line(room, queries[line.group], entries, line)
@@ -165,7 +163,7 @@ def naive_page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: i
                    None if table.moves is None else of_all_heads(table.moves[own.start - table.base:own.stop - table.base]))]
 
 
-def _of_line(room: 'Scratch | _AtOnce', queries: torch.Tensor, entries: Entries, line: Line) -> list[torch.Tensor]:
+def _of_line(room: Scratch | AtOnce, queries: torch.Tensor, entries: Entries, line: Line) -> list[torch.Tensor]:
     """Scores of a line's pages, in pieces."""
     if line.volume is None:
         return room.pages(queries, _lying(entries.exact, line.places, entries.offset), line.sizes)
