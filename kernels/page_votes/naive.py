@@ -31,41 +31,38 @@ class Scratch:
         """Scores of the pages of some leaves, [kv_heads, rows, pages].
 
         Args:
-            places: of their first pages, [kv_heads, n] int64.
+            places: of their first pages, [kv_heads, n] int64, ascending where some have codes.
             sizes: of all their pages, [kv_heads, 1, pages].
         """
         (kv_heads, rows, width), count, leaf = queries.shape, places.shape[1], self._leaf
-        coded = entries.coded
-        pool, steps, which = entries.codes if coded else entries.exact, None, None
         scores, sizes = torch.empty(kv_heads, rows, count, leaf), sizes.view(kv_heads, 1, count, leaf)
-        if coded:
-            at, steps, which, added = _in_ranges(queries, entries, places, leaf)
+        exact, at = entries.exact.view(-1, leaf * width), _rows(places + entries.offset, entries.exact, leaf)
+        cuts = [0] * kv_heads
+        if entries.coded:
+            cuts = (places < entries.stop).sum(dim=1).tolist()
+            codes = entries.codes.view(-1, leaf * width)
+            at_code, steps, which, added = _in_ranges(queries, entries, places, leaf)
             torch.add(added[..., None], sizes, out=scores)
-        else:
-            at = _rows(places + entries.offset, pool, leaf)
-            scores.copy_(sizes)
-        by_leaf, room = pool.view(-1, leaf * width), self._room[pool.dtype]
-        for head in range(kv_heads):
-            for begin in range(0, count, self._leaves):
-                piece = slice(begin, begin + self._leaves)
-                picked = at[head, piece]
-                floats = self._floats[:len(picked)].copy_(torch.index_select(by_leaf, 0, picked, out=room[:len(picked)]))
-                if coded:
-                    floats.view(-1, leaf, width).mul_(steps.index_select(0, which[head, piece])[:, None])
-                scores[head, :, piece].flatten(1).addmm_(queries[head], floats.view(-1, width).T)
-        if coded:
-            self._exact_leaves(queries, entries, places, sizes, scores)
+        for head, cut in enumerate(cuts):
+            if cut:
+                self._add(queries[head], codes, at_code[head, :cut], scores[head, :, :cut], steps, which[head])
+            if cut < count:
+                scores[head, :, cut:] = sizes[head, :, cut:]
+                self._add(queries[head], exact, at[head, cut:], scores[head, :, cut:])
         return scores.flatten(2)
 
-    def _exact_leaves(self, queries: torch.Tensor, entries: Entries, places: torch.Tensor, sizes: torch.Tensor,
-                      scores: torch.Tensor) -> None:
-        """Write the scores [kv_heads, rows, n, pages of a leaf] of those leaves that have no codes."""
-        head, at = (places >= entries.stop).nonzero(as_tuple=True)
-        if len(head):
-            by_leaf = entries.exact.view(-1, self._leaf * queries.shape[2])
-            rows = _rows(places + entries.offset, entries.exact, self._leaf)[head, at]
-            found = by_leaf.index_select(0, rows).float().view(len(head), self._leaf, -1)
-            scores[head, :, at] = torch.baddbmm(sizes[head, :, at], queries.index_select(0, head), found.transpose(1, 2))
+    def _add(self, queries: torch.Tensor, by_leaf: torch.Tensor, at: torch.Tensor, scores: torch.Tensor,
+             steps: torch.Tensor | None = None, which: torch.Tensor | None = None) -> None:
+        """Add the products of queries [rows, width] and rows `at` of leaves [leaves, pages of a leaf x width] to scores
+        [rows, n, pages of a leaf]; of codes with their steps."""
+        room, leaf = self._room[by_leaf.dtype], self._leaf
+        for begin in range(0, len(at), self._leaves):
+            piece = slice(begin, begin + self._leaves)
+            picked = at[piece]
+            floats = self._floats[:len(picked)].copy_(torch.index_select(by_leaf, 0, picked, out=room[:len(picked)]))
+            if steps is not None:
+                floats.view(len(picked), leaf, -1).mul_(steps.index_select(0, which[begin:begin + len(picked)])[:, None])
+            scores[:, piece].flatten(1).addmm_(queries, floats.view(-1, queries.shape[1]).T)
 
 
 class AtOnce:
@@ -117,6 +114,8 @@ def naive_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leav
         every[..., begin:end].scatter_(2, best[:, None].expand(-1, rows, -1), float('-inf'))
         begin = end
         best = best + stretch.start
+        if entries.coded:       # those that have codes first
+            best = best.sort(dim=-1).values
         found = by_leaf.index_select(0, (best + heads * of_all).flatten()).view(kv_heads, -1)
         sizes = leaves.sizes.index_select(0, (found - leaves.first).flatten()).view(kv_heads, 1, -1)
         opened.append(room.of_leaves(queries[group], entries, best * leaf + leaves.first_place, sizes))
