@@ -22,10 +22,17 @@ SECOND = 10**9
 def entries_at(table, layer: int, places: slice | torch.Tensor) -> torch.Tensor:
     """Index entries of a `PageTable` at some places, or at places [kv_heads, pages] that each KV head has of its own,
     [kv_heads, pages, entry_width]."""
-    entries, offset = table.layer(layer)
+    exact, offset, codes, ranges, base, stop, volume = table.layer(layer)
     if isinstance(places, slice):
-        return entries[:, places.start + offset:places.stop + offset]
-    return entries.gather(1, (places + offset)[..., None].expand(-1, -1, entries.shape[-1]))
+        places = torch.arange(places.start, places.stop)[None]
+    places = places.expand(len(exact), -1)
+    heads = torch.arange(len(exact))[:, None]
+    found = exact[heads, (places + offset).clamp_min(0)]
+    if not codes.numel():
+        return found
+    at = (places - base).clamp_max(codes.shape[1] - 1)
+    least, step = ranges[heads, at // volume].unbind(2)
+    return torch.where((places < stop)[..., None], least + step * codes[heads, at], found)
 
 
 @pytest.fixture(scope='session')

@@ -15,7 +15,7 @@ from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.kernels import page_votes, paged_attention
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.answering import candidates, choosing, reading
-from statekv_ros.memory.detailed import leaves
+from statekv_ros.memory.detailed import leaves, table
 
 LONG = 'where did you last see it? ' * 30
 POLICIES = ('all', 'sparse(40)', 'retrieve(4)', 'last(6)', 'state')
@@ -155,10 +155,11 @@ class Launches(Operations):
 
 def launched(family: str, dtype: str, form: str, steps: tuple[int, ...]) -> list[tuple[float, bool, int]]:
     """Of one more token after so many steps each: operations and launches of a layer, whether token and evidence are those of
-    the naive twins, and pages held. Pages are found through leaves where there are more than a few."""
+    the naive twins, and pages held. Pages are found through leaves where there are more than a few, most of them in 8 bits."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        for module, name, value in ((leaves, 'CHAPTER', 64), (leaves, 'LEAVES', 4), (candidates, 'CHAPTER', 64),
-                                    (candidates, 'LEAVES', 4), (choosing, 'OPEN_LEAVES', 3)):
+        for module, name, value in ((leaves, 'CHAPTER', 64), (leaves, 'LEAVES', 4), (leaves, 'VOLUME', 1),
+                                    (candidates, 'CHAPTER', 64), (candidates, 'LEAVES', 4), (candidates, 'VOLUME', 1),
+                                    (table, 'CHAPTER', 64), (choosing, 'OPEN_LEAVES', 3)):
             patch.setattr(module, name, value)
         checkpoint = write_tiny_checkpoint(Path(folder, 'tiny'), family=family, max_position=10**5)
         backbone = load_backbone(str(checkpoint), device='cpu', dtype=dtype)
@@ -179,6 +180,7 @@ def launched(family: str, dtype: str, form: str, steps: tuple[int, ...]) -> list
                 operations.count = 0
                 with operations:
                     answers[1].advance(1)
+            assert (stream.detailed.pages.leaves.codes.stop > 64) == (count > 40)
             right, ours = ({each.first_stamp_ns: each.share for each in answer.newest_evidence(99)} for answer in answers)
             same = answers[0].token_ids == answers[1].token_ids and ours == pytest.approx(right, abs=1e-3)
             found.append((operations.count / backbone.layout.layers, same, stream.detailed.pages.stop))

@@ -131,9 +131,9 @@ def test_entries_scored_in_a_pass_are_bounded_and_hardly_grow_with_the_pages_hel
     scored = []
     for name in ('pages', 'of_leaves'):
         def counting(self, *arguments, of=getattr(Scratch, name)):
-            pieces = of(self, *arguments)
-            scored.append(sum(piece.shape[2] for piece in pieces))
-            return pieces
+            found = of(self, *arguments)
+            scored.append(sum(piece.shape[2] for piece in (found if isinstance(found, list) else [found])))
+            return found
         monkeypatch.setattr(Scratch, name, counting)
     counts = {}
     for pages in (1000, 4000, 20_000):
@@ -145,13 +145,19 @@ def test_entries_scored_in_a_pass_are_bounded_and_hardly_grow_with_the_pages_hel
     assert all(count < pages / LEAF + OPEN_LEAVES * LEAF + 2 * CHAPTER for pages, count in counts.items()), counts
 
 
-@pytest.mark.parametrize('count,held', [(9, 2500), (31, 1200), (300, 4000), (1500, 5000)])
+def told(entries: torch.Tensor) -> torch.Tensor:
+    low, high = entries[..., 0], entries[..., 1]
+    return low.round() + 256 * high.round()
+
+
+@pytest.mark.parametrize('count,held', [(9, 2500), (31, 1200), (300, 4000), (40, 4800), (1500, 5000), (37, 9000)])
 def test_leaves_are_of_pages_that_are_held_however_many_came_and_went(count, held):
-    """Entries that tell their page's number: what a leaf names must be what was sorted."""
+    """Entries that tell their page's number, in 8 bits too: what a leaf names must be what was sorted."""
     table = PageTable(LAYOUT, INDEXES['mean'])
     used = set()
     while table.stop < 12_000:
-        entries_given = torch.arange(table.stop, table.stop + count).float().expand(LAYERS, HEADS, DIM, -1).transpose(2, 3)
+        numbers = torch.arange(table.stop, table.stop + count)
+        entries_given = torch.stack([numbers % 256, numbers // 256], dim=-1).float().repeat(LAYERS, HEADS, 1, DIM // 2)
         table.append(entries_given, 0, count)
         table.forget(max(0, table.stop - table.first - held))
         assert table.leaves._pages.shape[2] <= 2 * (held + count + 2 * CHAPTER) // LEAF
@@ -160,17 +166,18 @@ def test_leaves_are_of_pages_that_are_held_however_many_came_and_went(count, hel
             assert table.first <= chapters.start * CHAPTER and chapters.stop * CHAPTER <= table.stop
             assert (table.stop - stop * CHAPTER) < 2 * CHAPTER + count, 'sorting keeps up'
             if chapters.start < chapters.stop:
-                (entries, offset), (_, in_leaves, chapter) = table.layer(layer), table.leaves.layer(layer)
+                _, in_leaves, chapter = table.leaves.layer(layer)
                 newest = (stop - chapter) * LEAVES - 1
-                pages, place = in_leaves[:, newest], (stop * LEAVES - 1) * LEAF + offset
-                assert (entries[:, place:place + LEAF, 0] == pages).all()
-                assert (pages // CHAPTER == stop - 1).all()
+                pages, place = in_leaves[:, newest], (stop * LEAVES - 1) * LEAF
+                assert (told(entries_at(table, layer, slice(place, place + LEAF))) == pages).all()
+                together = table.leaves.together(layer, stop - 1)
+                assert ((together.start <= pages // CHAPTER) & (pages // CHAPTER < together.stop)).all()
                 used.add(stop)
             for part in (slice(table.first, table.stop), slice(table.first + 5, table.stop - held // 3)):
                 if part.start >= part.stop:
                     continue
                 places, pages = table.lying(layer, part)
-                assert (entries_at(table, layer, places)[..., 0] == pages).all()
+                assert (told(entries_at(table, layer, places)) == pages).all()
                 assert (pages.sort(dim=-1).values == torch.arange(part.start, part.stop)).all()
         assert (table.newest_entries(slice(table.stop - count, table.stop)) == entries_given.half()).all()
     assert len(used) > 1
@@ -191,7 +198,7 @@ def test_leaves_are_told_in_the_bytes_of_the_table_and_a_page_bears_its_share():
     leaves = table.leaves
     assert few.leaves.bytes == 0 and leaves.bytes == leaves._pages.nbytes + leaves._entries.nbytes > 0
     assert table.bytes == sum(tensor.nbytes for tensor in (
-        table._entries, table._of_pages, leaves._pages, leaves._entries))
+        table._exact, table._of_pages, *leaves.codes._codes, *leaves.codes._ranges, leaves._pages, leaves._entries))
     full = leaves._pages.shape[2] // LEAVES * CHAPTER
     assert leaves.bytes == full * leaves.page_bytes
 
@@ -221,7 +228,7 @@ def test_an_answer_finds_the_same_before_and_after_a_chapter_loses_pages():
 
 
 def test_a_volume_that_loses_pages_is_chapters_of_alike_pages_again():
-    table = filled(3 * VOLUME * CHAPTER + 300)
+    table = filled((3 * VOLUME + 1) * CHAPTER + 300)
     candidates, rows = chooser_of(table, OPEN_LEAVES), by_number(table, 1)[:, ::3000].float()
     assert candidates.votes(1, rows, 0)[0].shape[1] == OPEN_LEAVES * LEAF + 300
     assert table.leaves.together(1, VOLUME + 1) == slice(VOLUME, 2 * VOLUME)
@@ -233,7 +240,7 @@ def test_a_volume_that_loses_pages_is_chapters_of_alike_pages_again():
     assert pages.shape[1] == CHAPTER - 900 + OPEN_LEAVES * LEAF + 300, 'the other chapters are gone through by leaves'
     of_all = votes_of_all(table, 1, rows, table.first)
     kept = of_all.gather(1, pages.gather(1, votes.topk(20, dim=-1).indices).long() - table.first).sum(dim=-1)
-    assert (kept > .88 * of_all.topk(20, dim=-1).values.sum(dim=-1)).all()
+    assert (kept > .8 * of_all.topk(20, dim=-1).values.sum(dim=-1)).all()
     in_leaves = entries_at(table, 1, slice((VOLUME + 1) * CHAPTER, 2 * VOLUME * CHAPTER)).view(HEADS, -1, LEAF, DIM)
     in_a_row = by_number(table, 1)[:, CHAPTER - 900:][:, :(VOLUME - 1) * CHAPTER].view(HEADS, -1, LEAF, DIM)
     assert in_leaves.var(dim=2).mean() < .5 * in_a_row.var(dim=2).mean()
@@ -302,12 +309,12 @@ def test_a_choice_through_leaves_reads_the_rows_of_the_pages_that_it_names(long_
 
 
 def test_what_is_sorted_while_an_answer_is_decoded_changes_nothing_in_it():
-    table = filled(5 * CHAPTER - 10)
+    table = filled(6 * CHAPTER - 10)
     candidates, rows = chooser_of(table, 32), torch.randn(HEADS, 4, DIM)
     before = candidates.votes(0, rows, 0)
     for _ in range(4):
         table.append(torch.randn(LAYERS, HEADS, 16, DIM), 0, 144)
-    assert table.leaves.stops[0] == 5
+    assert table.leaves.stops[0] == 6
     after = candidates.votes(0, rows, 0)
     assert not torch.equal(before[0], after[0]), 'they lie otherwise now'
     assert_same(before, after)

@@ -5,13 +5,16 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from statekv_ros.kernels.page_votes import Leaves, Line, Lines, PageColumns, page_places, page_votes
+from statekv_ros.kernels.page_votes import Entries, Leaves, Line, Lines, PageColumns, page_places, page_votes
+from statekv_ros.kernels.page_votes.naive import AtOnce
 
 LEAF = 16
+VOLUME = 64     # pages with one range in 8 bits
 
 
 class Case(NamedTuple):
-    """A call: pages in lines, some of them where each KV head has them elsewhere; leaves in each of `stretches`."""
+    """A call: pages in lines, some of them where each KV head has them elsewhere; leaves in each of `stretches`; entries of the
+    first `coded` volumes are in 8 bits."""
 
     rows: int
     width: int
@@ -21,6 +24,7 @@ class Case(NamedTuple):
     opened: int = 3
     dtype: torch.dtype = torch.float16
     unwanted: bool = False
+    coded: int = 0
     seed: int = 0
 
     def __str__(self):
@@ -30,26 +34,28 @@ class Case(NamedTuple):
 CASES = [Case(*each, seed=number) for number, each in enumerate([
     (1, 16), (7, 64, 1, (1,)), (8, 200, 2, (5, 130)), (4, 32, 2, (64, 1, 3), (), 3, torch.float16, True), (1, 32, 1, (), (9,)),
     (7, 64, 2, (33,), (20,)), (2, 256, 2, (5, 30), (20, 11), 7), (70, 32, 1, (2,), (40,), 12),
-    (3, 512, 1, (20,), (5, 12), 4, torch.float32), (5, 48, 2, (), (140, 4), 3)])]
+    (3, 512, 1, (20,), (5, 12), 4, torch.float32), (5, 48, 2, (), (140, 4), 3),
+    (1, 64, 2, (20,), (9, 7), 4, torch.float16, False, 2), (9, 200, 1, (50, 3, 40), (30,), 12, torch.float16, False, 99),
+    (40, 128, 2, (), (40, 3), 2, torch.float16, False, 3), (6, 32, 3, (17, 90, 60), (), 3, torch.float16, True, 2)])]
 
 
 class Inputs(NamedTuple):
     queries: torch.Tensor
-    entries: torch.Tensor
-    offset: int
+    entries: Entries
     lines: Lines
     leaves: Leaves | None
 
 
 def inputs(case: Case) -> Inputs:
-    """Lines lie behind the leaves' pages; what nobody scores is NaN."""
+    """Lines lie behind the leaves' pages; what nobody scores is NaN, or, in 8 bits, some number or other."""
     random = torch.Generator().manual_seed(case.seed)
     groups = max(1, len(case.lines), len(case.stretches))
     queries = torch.randn(groups, case.heads, case.rows, case.width, generator=random) * case.width ** -.5
     # An unused leaf before each stretch and behind them all.
     leaves = sum(case.stretches) + len(case.stretches) + 1
-    in_leaves, offset = leaves * LEAF, 7
-    capacity = in_leaves + LEAF * -(-(sum(case.lines) + 12) // LEAF)
+    in_leaves, base = leaves * LEAF, 2 * VOLUME      # place of the first leaf
+    capacity = VOLUME * -(-(in_leaves + sum(case.lines) + 12) // VOLUME)
+    coded = min(case.coded * VOLUME, capacity)
     entries = torch.full((case.heads, capacity, case.width), torch.nan)
     pages = torch.stack([torch.randperm(in_leaves, generator=random) for _ in range(case.heads)]).int() + 40
     of_leaves = torch.full((case.heads, leaves, case.width), torch.nan)
@@ -63,31 +69,58 @@ def inputs(case: Case) -> Inputs:
     lines, place = [], in_leaves
     for group, count in enumerate(case.lines):
         entries[:, place:place + count] = torch.randn(case.heads, count, case.width, generator=random)
-        sizes = torch.rand(1, 1, count, generator=random)
-        if case.unwanted and count > 1:
-            sizes[..., ::2] = -torch.inf
-        places = slice(place - offset, place - offset + count)
-        if group % 2:
-            places = torch.stack([torch.randperm(count, generator=random) for _ in range(case.heads)]) + place - offset
-            sizes = sizes.repeat(case.heads, 1, 1) + torch.rand(case.heads, 1, 1, generator=random)
-        lines.append(Line(group, places, sizes))
-        place += count
+        stop = place + count
+        while place < stop:
+            end = min(stop, (place // VOLUME + 1) * VOLUME) if place < coded else stop
+            sizes = torch.rand(1, 1, end - place, generator=random)
+            if case.unwanted and end - place > 1:
+                sizes[..., ::2] = -torch.inf
+            places = slice(base + place, base + end)
+            if group % 2:
+                places = torch.stack([torch.randperm(end - place, generator=random) for _ in range(case.heads)]) + base + place
+                sizes = sizes.repeat(case.heads, 1, 1) + torch.rand(case.heads, 1, 1, generator=random)
+            lines.append(Line(group, places, sizes, (base + place) // VOLUME if place < coded else None))
+            place = end
     numbers = torch.randint(5000, 9000, (case.heads, sum(case.lines)), generator=random).int()
-    found = Leaves(of_leaves.to(case.dtype), pages.view(case.heads, leaves, LEAF), 0, through, case.opened,
+    found = Leaves(of_leaves.to(case.dtype), pages.view(case.heads, leaves, LEAF), base, through, case.opened,
                    torch.tensor([[[3.0]]]), torch.rand(in_leaves, generator=random), 40) if through else None
-    return Inputs(queries, entries.to(case.dtype), offset, Lines(lines, numbers), found)
+    return Inputs(queries, in_bits(entries.to(case.dtype), base, coded), Lines(lines, numbers), found)
+
+
+def in_bits(entries: torch.Tensor, base: int, coded: int) -> Entries:
+    """Entries [kv_heads, capacity, width] at places from `base` on, the first `coded` of them in 8 bits."""
+    begin = max(0, coded - LEAF)
+    exact = entries[:, begin:].clone()
+    exact[:, :coded - begin] = torch.nan
+    codes = entries.nan_to_num().float().unflatten(1, (-1, VOLUME))
+    least, most = codes.aminmax(dim=2, keepdim=True)
+    step = (most - least) / 255
+    codes = ((codes - least) / step.clamp_min(1e-9)).round().to(torch.uint8).flatten(1, 2)
+    codes[:, coded:] = 77
+    held = len(codes[0]) // VOLUME if coded else 0
+    codes, ranges = codes[:, :held * VOLUME].contiguous(), torch.cat([least, step], 2)[:, :held].contiguous()
+    return Entries(exact, -base - begin, codes, ranges, base, base + coded if coded else 0, VOLUME)
+
+
+def entry(entries: Entries, head: int, place: int) -> torch.Tensor:
+    """What is meant by an entry, [width] float64."""
+    at = place - entries.base
+    if place >= entries.stop:
+        return entries.exact[head, place + entries.offset].double()
+    least, step = entries.ranges[head, at // entries.volume].double()
+    return least + step * entries.codes[head, at]
 
 
 def definition(given: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     """Numbers of pages and votes in float64, one KV head after the other."""
     all_numbers, all_votes = [], []
     for head in range(given.queries.shape[1]):
-        queries, entries = given.queries[:, head].double(), given.entries[head].double()
-        scores = []
+        queries, scores = given.queries[:, head].double(), []
         for line in given.lines:
             places = torch.arange(line.places.start, line.places.stop) if isinstance(line.places, slice) else line.places[head]
             sizes = line.sizes[head if len(line.sizes) > 1 else 0]
-            scores.append(queries[line.group] @ entries[places + given.offset].T + sizes)
+            entries = torch.stack([entry(given.entries, head, place) for place in places.tolist()])
+            scores.append(queries[line.group] @ entries.T + sizes)
         through = given.leaves.through if given.leaves else ()
         of_leaves = [queries[group] @ given.leaves.entries[head, part].double().T + given.leaves.size[0]
                      for group, part in through]
@@ -97,7 +130,8 @@ def definition(given: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
             for leaf in share.topk(given.leaves.opened).indices.tolist():
                 pages = given.leaves.pages[head, part.start + leaf]
                 begin = given.leaves.first_place + (part.start + leaf) * LEAF
-                opened.append(queries[group] @ entries[begin:begin + LEAF].T + given.leaves.sizes[pages - given.leaves.first])
+                entries = torch.stack([entry(given.entries, head, place) for place in range(begin, begin + LEAF)])
+                opened.append(queries[group] @ entries.T + given.leaves.sizes[pages - given.leaves.first])
                 of_stretch[:, leaf] = -torch.inf
                 numbers.append(pages)
         numbers.append(given.lines.numbers[head])
@@ -124,7 +158,7 @@ def on(given: Inputs, device: str) -> Inputs:
     def move(part):
         if isinstance(part, torch.Tensor):
             return part.to(device)
-        if isinstance(part, (Line, Leaves)):
+        if isinstance(part, (Line, Leaves, Entries)):
             return type(part)(*map(move, part))
         return Lines([move(line) for line in part], move(part.numbers)) if isinstance(part, Lines) else part
     return Inputs(*map(move, given))
@@ -187,6 +221,14 @@ def test_votes_equal_the_definition(case):
     assert same and error < 1e-2 * case.rows
 
 
+@pytest.mark.parametrize('case', CASES, ids=str)
+def test_votes_are_the_same_in_one_piece_as_a_gpu_without_triton_has_them(case):
+    given = inputs(case)
+    numbers, votes = page_votes(*given, implementation='naive')
+    same, at_once = page_votes(*given, AtOnce(LEAF if given.leaves else 1), implementation='naive')
+    assert torch.equal(numbers, same) and torch.allclose(votes, at_once, atol=1e-2 * case.rows)
+
+
 @pytest.mark.parametrize('case', CHOSEN, ids=str)
 def test_places_hold_no_more_than_the_tokens_and_each_page_once(case):
     found = places(case, 'naive')
@@ -216,8 +258,12 @@ def test_places_of_triton_equal_those_of_the_naive_twin(case, run_triton):
 
 @pytest.mark.parametrize('change, words', [
     (lambda given: given._replace(queries=given.queries.half()), 'queries must be float32 .groups, kv_heads, rows, width.'),
-    (lambda given: given._replace(entries=given.entries[:1]), r'entries must be float16 or float32 \[2, capacity, 64\]'),
-    (lambda given: given._replace(leaves=given.leaves._replace(entries=given.entries[..., :8])), 'entries of leaves must be'),
+    (lambda given: given._replace(entries=given.entries._replace(exact=given.entries.exact[:1])),
+     r'entries must be float16 or float32 \[2, capacity, 64\]'),
+    (lambda given: given._replace(entries=given.entries._replace(codes=given.entries.codes.char())),
+     r'codes must be uint8 \[2, capacity, 64\]'),
+    (lambda given: given._replace(leaves=given.leaves._replace(entries=given.leaves.entries[..., :8])),
+     'entries of leaves must be'),
     (lambda given: given._replace(lines=Lines([], None), leaves=None), 'there is no candidate'),
 ])
 def test_bad_arguments_are_errors_that_name_them(change, words):

@@ -3,15 +3,15 @@ import torch
 
 from statekv_ros.kernels.fitness import run
 
-from .candidates import Leaves, Line, Lines
+from .candidates import Entries, Leaves, Line, Lines
 from .naive import Scratch, naive_page_places, naive_page_votes
 from .places import PageColumns, Places
 
-__all__ = ['OPERATION', 'Leaves', 'Line', 'Lines', 'PageColumns', 'Places', 'Scratch', 'page_places', 'page_votes']
+__all__ = ['OPERATION', 'Entries', 'Leaves', 'Line', 'Lines', 'PageColumns', 'Places', 'Scratch', 'page_places', 'page_votes']
 OPERATION = 'page_votes'
 
 
-def page_votes(queries: torch.Tensor, entries: torch.Tensor, offset: int, lines: Lines, leaves: Leaves | None = None,
+def page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leaves: Leaves | None = None,
                scratch: Scratch | None = None, implementation: str | None = None) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Each row spreads one vote over all candidates, by the softmax of their scores: its product with a candidate's entry, and
     the logarithm of how many tokens that stands for.
@@ -21,8 +21,7 @@ def page_votes(queries: torch.Tensor, entries: torch.Tensor, offset: int, lines:
 
     Args:
         queries: what the entries are multiplied with, for each group of candidates, [groups, kv_heads, rows, width] fp32.
-        entries: of pages, at their places, [kv_heads, capacity, width] fp16 or fp32, contiguous in a KV head.
-        offset: to add to the places of `lines`.
+        entries: of pages, at their places; contiguous.
         lines: one page at least, here or in a leaf.
         scratch: room that is used again and again, on a CPU; None: new room.
         implementation: 'triton' (CUDA), 'naive' (any device), or None for 'triton' on CUDA where it runs and 'naive'
@@ -38,8 +37,8 @@ def page_votes(queries: torch.Tensor, entries: torch.Tensor, offset: int, lines:
     """
     _check_votes(queries, entries, lines, leaves)
     return run(OPERATION, implementation, queries.device,
-               lambda: _triton().triton_page_votes(queries, entries, offset, lines, leaves),
-               lambda: naive_page_votes(queries, entries, offset, lines, leaves, scratch))
+               lambda: _triton().triton_page_votes(queries, entries, lines, leaves),
+               lambda: naive_page_votes(queries, entries, lines, leaves, scratch))
 
 
 def page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: int, table: PageColumns, tokens: int,
@@ -70,15 +69,18 @@ def _triton():
     return triton
 
 
-def _check_votes(queries: torch.Tensor, entries: torch.Tensor, lines: Lines, leaves: Leaves | None) -> None:
+def _check_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leaves: Leaves | None) -> None:
     if queries.ndim != 4 or queries.dtype != torch.float32 or 0 in queries.shape:
         raise ValueError('queries must be float32 [groups, kv_heads, rows, width], not empty, got '
                          f'{queries.dtype} {tuple(queries.shape)}')
-    pools = {'entries': entries} if leaves is None else {'entries': entries, 'entries of leaves': leaves.entries}
-    for name, pool in pools.items():
-        if pool.ndim != 3 or (pool.shape[0], pool.shape[2]) != (queries.shape[1], queries.shape[3]) or \
-                pool.dtype not in (torch.float16, torch.float32):
-            raise ValueError(f'{name} must be float16 or float32 [{queries.shape[1]}, capacity, {queries.shape[3]}], got '
+    numbers = torch.float16, torch.float32
+    pools = [('entries', entries.exact, numbers), ('codes', entries.codes, (torch.uint8,))]
+    if leaves is not None:
+        pools.append(('entries of leaves', leaves.entries, numbers))
+    for name, pool, dtypes in pools:
+        if pool.ndim != 3 or (pool.shape[0], pool.shape[2]) != (queries.shape[1], queries.shape[3]) or pool.dtype not in dtypes:
+            named = ' or '.join(str(dtype).removeprefix('torch.') for dtype in dtypes)
+            raise ValueError(f'{name} must be {named} [{queries.shape[1]}, capacity, {queries.shape[3]}], got '
                              f'{pool.dtype} {tuple(pool.shape)}')
         if pool.device != queries.device:
             raise ValueError(f'{name} are on {pool.device} rather than {queries.device} like queries')

@@ -11,8 +11,9 @@ from .scores import open_kernel, score_kernel
 PASSES = 'score lines', 'score leaves', 'open', 'votes', 'places', 'places split'
 _KERNELS = {'score': score_kernel, 'open': open_kernel, 'votes': votes_kernel, 'places': places_kernel}
 _POINTERS = {'i64': ('BEST', 'FOUND', 'BOUNDARY'), 'i32': ('PLACES', 'GROUPS', 'PAGES', 'NUMBERS', 'COLUMNS', 'MOVES', 'PLACED'),
-             'i1': ('UNWANTED',), 'fp16': ('ENTRIES',), 'fp32': ('Q', 'SIZES', 'SCORES', 'TOPS', 'SUMS', 'VOTES')}
-_LEAF, _MOST = 16, 256      # pages of a leaf; pages or leaves that are chosen
+             'i1': ('UNWANTED',), 'u8': ('CODES',), 'fp16': ('ENTRIES',),
+             'fp32': ('Q', 'RANGES', 'SIZES', 'SCORES', 'TOPS', 'SUMS', 'VOTES')}
+_LEAF, _VOLUME, _MOST = 16, 4096, 256       # pages of a leaf and of a range; pages or leaves that are chosen
 
 
 def tile_of(name: str) -> Tile:
@@ -29,9 +30,10 @@ def compile_pass(name: str, capability: int, head_dim: int) -> Compiled:
     """
     kernel, tile, width = _KERNELS[name.split()[0]], tile_of(name), 2 * head_dim
     constants = {'WIDTH': width, 'WIDTH_BLOCK': min(tile.width, width), 'ROWS': tile.rows, 'KEYS': tile.keys, 'LEAF': _LEAF,
-                 'BEST_BLOCK': _MOST, 'CHOSEN': _MOST, 'SPLITS': SPLITS, 'EXACT': EXACT, 'SPLIT': name.endswith('split')}
+                 'VOLUME': _VOLUME, 'BEST_BLOCK': _MOST, 'CHOSEN': _MOST, 'SPLITS': SPLITS, 'EXACT': EXACT,
+                 'SPLIT': name.endswith('split')}
     if name == 'score leaves':
-        constants |= {'PLACES': None, 'GROUPS': None}
+        constants |= {'PLACES': None, 'GROUPS': None, 'CODES': None, 'RANGES': None, 'VOLUME': 1}
     pointers = {pointer: dtype for dtype, named in _POINTERS.items() for pointer in named}
     signature, values, attributes = {}, {}, {}
     for index, argument in enumerate(kernel.arg_names):
@@ -41,6 +43,6 @@ def compile_pass(name: str, capability: int, head_dim: int) -> Compiled:
             signature[argument] = f'*{pointers[argument]}' if argument in pointers else 'i32'
             # As at a launch: allocations are aligned, and strides of queries and entries are multiples of an entry.
             aligned = argument in pointers and not kernel.params[index].do_not_specialize
-            if aligned or re.fullmatch(r'[qe]_(group|head|row)', argument) and width % 16 == 0:
+            if aligned or re.fullmatch(r'[qecr]_(group|head|row)', argument) and width % 16 == 0:
                 attributes[index,] = [['tt.divisibility', 16]]
     return compile_kernel(kernel, signature, values, attributes, capability, tile)

@@ -6,16 +6,51 @@ from typing import NamedTuple
 import torch
 
 
+class Entries(NamedTuple):
+    """Entries of pages, at places. Those at places from `stop` on are there as they are; those before it are in 8 bits, `volume`
+    places of each KV head in one range: an entry is `least + step * code`.
+
+    Attributes:
+        exact: [kv_heads, capacity, width] fp16 or fp32.
+        offset: to add to a place to find it in `exact`.
+        codes: [kv_heads, places, width] uint8.
+        ranges: least and step of each volume, [kv_heads, volumes, 2, width] fp32.
+        base: place of the first code, a multiple of `volume`.
+        volume: places.
+    """
+    exact: torch.Tensor
+    offset: int
+    codes: torch.Tensor
+    ranges: torch.Tensor
+    base: int
+    stop: int
+    volume: int
+
+    @property
+    def coded(self) -> bool:
+        """Whether any is in 8 bits."""
+        return self.stop > self.base
+
+    @classmethod
+    def plain(cls, exact: torch.Tensor, offset: int = 0) -> 'Entries':
+        """None of them in 8 bits."""
+        kv_heads, _, width = exact.shape
+        return cls(exact, offset, exact.new_empty(kv_heads, 0, width, dtype=torch.uint8),
+                   exact.new_empty(kv_heads, 0, 2, width, dtype=torch.float32), 0, 0, 1)
+
+
 class Line(NamedTuple):
     """Pages that the queries of one group score one by one.
 
     Attributes:
         places: of their entries, a slice of those of all KV heads, or [kv_heads, pages] integers.
         sizes: logarithms of their lengths, [kv_heads or 1, 1, pages] fp32; -inf: it gets no vote.
+        volume: that all of the places are in, where they have codes: so many volumes behind place 0; None: none has codes.
     """
     group: int
     places: slice | torch.Tensor
     sizes: torch.Tensor
+    volume: int | None = None
 
     @property
     def count(self) -> int:
@@ -69,7 +104,7 @@ class Leaves(NamedTuple):
     Attributes:
         entries: of leaves, [kv_heads, leaves, width] in the dtype of those of pages.
         pages: their pages by number, [kv_heads, leaves, pages of a leaf] int32.
-        first_place: where the entries of the first leaf's pages begin among those of pages; the others' follow.
+        first_place: where the entries of the first leaf's pages begin; the others' follow. A leaf lies in one volume.
         through: group and leaves, of each stretch that is gone through.
         opened: of each stretch, fewer than it has.
         size: logarithm of the tokens of a leaf, [1, 1, 1] fp32.

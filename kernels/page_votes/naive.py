@@ -1,70 +1,110 @@
 """Votes and places in plain torch on any device: the specification of the fast kernels, and what CPUs run."""
 import torch
 
-from .candidates import Leaves, Lines
+from .candidates import Entries, Leaves, Line, Lines
 from .places import PageColumns, Places
 
 # Numbers of the entries that a CPU makes fp32 at a time: they stay near it, and the room for them is used again and again.
-_AT_A_TIME = 2**17
+_AT_A_TIME = 2**18
 
 
 class Scratch:
-    """Room for entries that a CPU scores, which multiplies halves slowly: a few at a time, in fp32.
-
-    Attributes:
-        leaves: that it takes at a time.
-    """
+    """Room for entries that a CPU scores, which multiplies halves slowly, and bytes not at all: a few at a time, in fp32."""
 
     def __init__(self, kv_heads: int, width: int, leaf: int, dtype: torch.dtype):
         """width: numbers in an entry; leaf: pages in one."""
-        self.leaf, self.leaves = leaf, max(1, _AT_A_TIME // (kv_heads * width * leaf))
-        shape = kv_heads * self.leaves, leaf * width
-        self.halves, self.floats = torch.empty(shape, dtype=dtype), torch.empty(shape)
+        self._leaf, self._leaves = leaf, max(1, _AT_A_TIME // (width * leaf))
+        self._pages = max(1, self._leaves * leaf // kv_heads)
+        shape = max(self._leaves, -(-kv_heads * self._pages // leaf)), leaf * width
+        self._floats, self._room = torch.empty(shape), {each: torch.empty(shape, dtype=each) for each in (dtype, torch.uint8)}
 
     def pages(self, queries: torch.Tensor, entries: torch.Tensor, sizes: torch.Tensor) -> list[torch.Tensor]:
         """Scores of pages side by side, in pieces; as `_scores` takes them."""
-        pieces, count, step = [], entries.shape[1], self.leaves * self.leaf
+        pieces, count, step = [], entries.shape[1], self._pages
         for begin in range(0, count, step):
             piece = entries[:, begin:begin + step]
-            floats = self.floats.view(-1, piece.shape[2])[:piece.shape[0] * piece.shape[1]].view(piece.shape).copy_(piece)
+            floats = self._floats.view(-1, piece.shape[2])[:piece.shape[0] * piece.shape[1]].view(piece.shape).copy_(piece)
             pieces.append(_scores(queries, floats, sizes[..., begin:begin + step] if sizes.shape[-1] > 1 else sizes))
         return pieces
 
-    def of_leaves(self, queries: torch.Tensor, entries: torch.Tensor, leaves: torch.Tensor,
-                  sizes: torch.Tensor) -> list[torch.Tensor]:
-        """Scores of the pages of some leaves, in pieces.
+    def of_leaves(self, queries: torch.Tensor, entries: Entries, places: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        """Scores of the pages of some leaves, [kv_heads, rows, pages].
 
         Args:
-            entries: by leaf, [leaves of all KV heads, pages of a leaf x width].
-            leaves: which of them, [kv_heads, n] int64.
+            places: of their first pages, [kv_heads, n] int64, ascending where some have codes.
+            sizes: of all their pages, [kv_heads, 1, pages].
         """
-        pieces = []
-        for piece, of_piece in zip(leaves.split(self.leaves, dim=1), sizes.split(self.leaves * self.leaf, dim=2)):
-            halves, floats = self.halves[:piece.numel()], self.floats[:piece.numel()]
-            torch.index_select(entries, 0, piece.flatten(), out=halves)
-            pieces.append(_scores(queries, floats.copy_(halves).view(len(leaves), -1, queries.shape[-1]), of_piece))
-        return pieces
+        (kv_heads, rows, width), count, leaf = queries.shape, places.shape[1], self._leaf
+        scores, sizes = torch.empty(kv_heads, rows, count, leaf), sizes.view(kv_heads, 1, count, leaf)
+        exact, at = entries.exact.view(-1, leaf * width), _rows(places + entries.offset, entries.exact, leaf)
+        cuts = [0] * kv_heads
+        if entries.coded:
+            cuts = (places < entries.stop).sum(dim=1).tolist()
+            codes = entries.codes.view(-1, leaf * width)
+            at_code, steps, which, added = _in_ranges(queries, entries, places, leaf)
+            torch.add(added[..., None], sizes, out=scores)
+        for head, cut in enumerate(cuts):
+            if cut:
+                self._add(queries[head], codes, at_code[head, :cut], scores[head, :, :cut], steps, which[head])
+            if cut < count:
+                scores[head, :, cut:] = sizes[head, :, cut:]
+                self._add(queries[head], exact, at[head, cut:], scores[head, :, cut:])
+        return scores.flatten(2)
+
+    def _add(self, queries: torch.Tensor, by_leaf: torch.Tensor, at: torch.Tensor, scores: torch.Tensor,
+             steps: torch.Tensor | None = None, which: torch.Tensor | None = None) -> None:
+        """Add the products of queries [rows, width] and rows `at` of leaves [leaves, pages of a leaf x width] to scores
+        [rows, n, pages of a leaf]; of codes with their steps."""
+        room, leaf = self._room[by_leaf.dtype], self._leaf
+        for begin in range(0, len(at), self._leaves):
+            piece = slice(begin, begin + self._leaves)
+            picked = at[piece]
+            floats = self._floats[:len(picked)].copy_(torch.index_select(by_leaf, 0, picked, out=room[:len(picked)]))
+            if steps is not None:
+                floats.view(len(picked), leaf, -1).mul_(steps.index_select(0, which[begin:begin + len(picked)])[:, None])
+            scores[:, piece].flatten(1).addmm_(queries, floats.view(-1, queries.shape[1]).T)
 
 
-def naive_page_votes(queries: torch.Tensor, entries: torch.Tensor, offset: int, lines: Lines, leaves: Leaves | None,
-                     scratch: Scratch | None) -> tuple[torch.Tensor | None, torch.Tensor]:
+class AtOnce:
+    """As `Scratch`, in one piece and new room, without waiting for the device."""
+
+    def __init__(self, leaf: int):
+        self.leaf = leaf
+
+    def pages(self, queries: torch.Tensor, entries: torch.Tensor, sizes: torch.Tensor) -> list[torch.Tensor]:
+        return [_scores(queries, entries.float() if entries.dtype == torch.uint8 else entries, sizes)]
+
+    def of_leaves(self, queries: torch.Tensor, entries: Entries, places: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+        leaf, (kv_heads, _, width), capacity = self.leaf, queries.shape, entries.exact.shape[1]
+        at = _rows((places + entries.offset).clamp(0, capacity - leaf), entries.exact, leaf)
+        found = entries.exact.view(-1, leaf * width).index_select(0, at.flatten()).view(kv_heads, -1, width)
+        if not entries.coded:
+            return _scores(queries, found, sizes)
+        scores = _scores(queries, found, sizes).unflatten(2, (-1, leaf))
+        at, steps, which, added = _in_ranges(queries, entries, places, leaf)
+        codes = entries.codes.view(-1, leaf * width).index_select(0, at.flatten()).view(kv_heads, -1, leaf, width)
+        of_codes = _scores(queries, (codes * steps[which][:, :, None]).flatten(1, 2), sizes).unflatten(2, (-1, leaf))
+        return torch.where((places < entries.stop)[:, None, :, None], of_codes + added[..., None], scores).flatten(2)
+
+
+def naive_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leaves: Leaves | None,
+                     scratch: Scratch | AtOnce | None) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Arguments and results as in `page_votes`."""
     kv_heads, rows, width = queries.shape[1:]
-    if scratch is None and queries.device.type == 'cpu':
-        scratch = Scratch(kv_heads, width, leaves.pages.shape[2] if leaves else 1, entries.dtype)
-    pages = scratch.pages if scratch else _at_once
+    leaf = leaves.pages.shape[2] if leaves else 1
+    own = queries.device.type == 'cpu' and scratch is None
+    room = Scratch(kv_heads, width, leaf, entries.exact.dtype) if own else scratch or AtOnce(leaf)
     scores = []
     for line in lines:
-        scores += pages(queries[line.group], _lying(entries, line.places, offset), line.sizes)
+        scores += _of_line(room, queries[line.group], entries, line)
     through = leaves.through if leaves else ()
     for group, stretch in through:
-        scores += pages(queries[group], leaves.entries[:, stretch], leaves.size)
+        scores += room.pages(queries[group], leaves.entries[:, stretch], leaves.size)
     every = torch.cat(scores, dim=-1)
     if not through:
         return lines.numbers, torch.softmax(every, dim=-1).sum(dim=1)
-    heads = torch.arange(kv_heads, device=entries.device)[:, None]
-    of_all, leaf, by_leaf = leaves.pages.shape[1], leaves.pages.shape[2], leaves.pages.flatten(0, 1)
-    entries_by_leaf, first_leaf = entries.view(-1, leaf * width), leaves.first_place // leaf
+    heads = torch.arange(kv_heads, device=queries.device)[:, None]
+    of_all, by_leaf = leaves.pages.shape[1], leaves.pages.flatten(0, 1)
     shares, begin = torch.softmax(every, dim=-1), lines.count
     opened, numbers = [], []
     for group, stretch in through:
@@ -73,14 +113,12 @@ def naive_page_votes(queries: torch.Tensor, entries: torch.Tensor, offset: int, 
         # What stays closed keeps its share: else a row that wants a bit of everything had more say in what is open.
         every[..., begin:end].scatter_(2, best[:, None].expand(-1, rows, -1), float('-inf'))
         begin = end
-        found = by_leaf.index_select(0, (best + (heads * of_all + stretch.start)).flatten()).view(kv_heads, -1)
+        best = best + stretch.start
+        if entries.coded:       # those that have codes first
+            best = best.sort(dim=-1).values
+        found = by_leaf.index_select(0, (best + heads * of_all).flatten()).view(kv_heads, -1)
         sizes = leaves.sizes.index_select(0, (found - leaves.first).flatten()).view(kv_heads, 1, -1)
-        best = best + (heads * (entries.shape[1] // leaf) + first_leaf + stretch.start)
-        if scratch:
-            opened += scratch.of_leaves(queries[group], entries_by_leaf, best, sizes)
-        else:
-            chosen = entries_by_leaf.index_select(0, best.flatten()).view(kv_heads, -1, width)
-            opened += _at_once(queries[group], chosen, sizes)
+        opened.append(room.of_leaves(queries[group], entries, best * leaf + leaves.first_place, sizes))
         numbers.append(found)
     numbers.append(lines.numbers.expand(kv_heads, -1))
     votes = torch.softmax(torch.cat([*opened, every], dim=-1), dim=-1).sum(dim=1)
@@ -124,20 +162,55 @@ def naive_page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: i
                    None if table.moves is None else of_all_heads(table.moves[own.start - table.base:own.stop - table.base]))]
 
 
-def _lying(entries: torch.Tensor, places: slice | torch.Tensor, offset: int) -> torch.Tensor:
+def _of_line(room: Scratch | AtOnce, queries: torch.Tensor, entries: Entries, line: Line) -> list[torch.Tensor]:
+    """Scores of a line's pages, in pieces."""
+    if line.volume is None:
+        return room.pages(queries, _lying(entries.exact, line.places, entries.offset), line.sizes)
+    # The range goes into the queries: no product is made for the sake of the codes alone.
+    least, step = entries.ranges[:, line.volume - entries.base // entries.volume].unbind(1)
+    pieces = room.pages(queries * step[:, None], _lying(entries.codes, line.places, -entries.base), line.sizes)
+    added = torch.bmm(queries, least[..., None])
+    return [piece.add_(added) for piece in pieces]
+
+
+def _in_ranges(queries: torch.Tensor, entries: Entries, places: torch.Tensor,
+               leaf: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Where the codes of leaves are and what they stand for; of leaves that have none, some others'.
+
+    Args:
+        places: of the first pages of the leaves, [kv_heads, n].
+
+    Returns:
+        Rows of codes by leaf, [kv_heads, n]; steps [ranges, width], and which of them each leaf has, [kv_heads, n]; what the
+        least numbers of its range add to its scores, [kv_heads, rows, n].
+    """
+    volumes = entries.ranges.shape[1]
+    least, step = entries.ranges.unbind(2)
+    places = (places - entries.base).clamp_max(entries.codes.shape[1] - leaf)
+    volume = places // entries.volume
+    which = volume + torch.arange(len(places), device=places.device)[:, None] * volumes
+    added = torch.bmm(queries, least.transpose(1, 2)).gather(2, volume[:, None].expand(-1, queries.shape[1], -1))
+    return _rows(places, entries.codes, leaf), step.flatten(0, 1), which, added
+
+
+def _rows(places: torch.Tensor, pool: torch.Tensor, leaf: int) -> torch.Tensor:
+    """Which rows of [kv_heads x leaves, ...] the leaves at places [kv_heads, n] of each KV head of a pool are."""
+    heads = torch.arange(len(pool), device=pool.device)[:, None]
+    return places // leaf + heads * (pool.shape[1] // leaf)
+
+
+def _lying(pool: torch.Tensor, places: slice | torch.Tensor, offset: int) -> torch.Tensor:
     """Entries at some places, [kv_heads, pages, width]."""
     if isinstance(places, slice):
-        return entries[:, places.start + offset:places.stop + offset]
-    return entries.gather(1, (places + offset)[..., None].expand(-1, -1, entries.shape[-1]))
-
-
-def _at_once(queries: torch.Tensor, entries: torch.Tensor, sizes: torch.Tensor) -> list[torch.Tensor]:
-    return [_scores(queries, entries, sizes)]
+        return pool[:, places.start + offset:places.stop + offset]
+    # By rows: `gather` would look each number up.
+    rows = _rows(places + offset, pool, 1)
+    return pool.view(-1, pool.shape[2]).index_select(0, rows.flatten()).view(*rows.shape, -1)
 
 
 def _scores(queries: torch.Tensor, entries: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """[kv_heads, rows, pages] fp32 of queries [kv_heads, rows, width] fp32, entries [kv_heads, pages, width] and sizes
-    [kv_heads or 1, 1, pages or 1] fp32."""
+    [kv_heads or 1, 1 or rows, pages or 1] fp32."""
     if entries.dtype == queries.dtype:
         return torch.baddbmm(sizes, queries, entries.transpose(1, 2))
     return torch.bmm(queries.to(entries.dtype), entries.transpose(1, 2)).float().add_(sizes)

@@ -4,15 +4,26 @@ import triton.language as tl
 
 
 @triton.jit
-def _products(Q, pointers, exists, row, rows, q_row, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, ROWS: tl.constexpr,
-              KEYS: tl.constexpr):
-    """[ROWS, KEYS] fp32 of queries at Q and entries that begin at pointers [KEYS]."""
+def _products(Q, ENTRIES, CODES, RANGES, place, exists, row, rows, offset, base, stop, q_row, VOLUME: tl.constexpr,
+              WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
+    """[ROWS, KEYS] fp32 of queries at Q and entries at places [KEYS] of one KV head. See `Entries`; CODES None: all are exact."""
     product = tl.zeros((ROWS, KEYS), tl.float32)
+    entries, exact = ENTRIES + (place + offset).to(tl.int64) * WIDTH, exists
+    if CODES is not None:
+        coded, exact = exists & (place < stop), exists & (place >= stop)
+        at_code = (place - base).to(tl.int64)
+        codes, ranges = CODES + at_code * WIDTH, RANGES + at_code // VOLUME * (2 * WIDTH)
     for begin in range(0, WIDTH, WIDTH_BLOCK):
         at = begin + tl.arange(0, WIDTH_BLOCK)
-        query = tl.load(Q + row[:, None] * q_row + at[None, :], mask=(row < rows)[:, None] & (at < WIDTH)[None, :], other=0.0)
-        entry = tl.load(pointers[:, None] + at[None, :], mask=exists[:, None] & (at < WIDTH)[None, :], other=0.0)
-        product = tl.dot(query, tl.trans(entry.to(tl.float32)), product, input_precision='ieee')
+        inside = (at < WIDTH)[None, :]
+        query = tl.load(Q + row[:, None] * q_row + at[None, :], mask=(row < rows)[:, None] & inside, other=0.0)
+        entry = tl.load(entries[:, None] + at[None, :], mask=exact[:, None] & inside, other=0.0).to(tl.float32)
+        if CODES is not None:
+            there = coded[:, None] & inside
+            least = tl.load(ranges[:, None] + at[None, :], mask=there, other=0.0)
+            step = tl.load(ranges[:, None] + (at + WIDTH)[None, :], mask=there, other=0.0)
+            entry += least + step * tl.load(codes[:, None] + at[None, :], mask=there, other=0).to(tl.float32)
+        product = tl.dot(query, tl.trans(entry), product, input_precision='ieee')
     return product
 
 
@@ -31,47 +42,51 @@ def _put(scores, SCORES, TOPS, SUMS, split, head, heads, row, rows, column, colu
 
 # Numbers that change from token to token are not specialised, nor are pointers into the middle of a tensor: an answer would
 # compile anew whenever one is a multiple of 16.
-@triton.jit(do_not_specialize=['SUMS', 'rows', 'count', 'offset', 'column', 'columns', 'split', 'group', 'p_head', 's_head',
-                               's_page'])
-def score_kernel(Q, ENTRIES, PLACES, GROUPS, SIZES, SCORES, TOPS, SUMS, rows, count, offset, column, columns, split, group,
-                 q_group, q_head, q_row, e_head, p_head, s_head, s_page, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
-                 ROWS: tl.constexpr, KEYS: tl.constexpr):
+@triton.jit(do_not_specialize=['SUMS', 'rows', 'count', 'first', 'offset', 'base', 'stop', 'column', 'columns', 'split', 'group',
+                               'p_head', 's_head', 's_page'])
+def score_kernel(Q, ENTRIES, CODES, RANGES, PLACES, GROUPS, SIZES, SCORES, TOPS, SUMS, rows, count, first, offset, base, stop,
+                 column, columns, split, group, q_group, q_head, q_row, e_head, c_head, r_head, p_head, s_head, s_page,
+                 VOLUME: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """A tile of candidates; grid (candidate tiles, KV heads, row tiles).
 
     SCORES is [kv_heads, rows, columns], TOPS and SUMS [splits, kv_heads, rows], of which these are from `column` and `split` on.
-    PLACES and GROUPS None: candidates lie side by side, in one group.
+    PLACES and GROUPS None: candidates lie side by side from place `first` on, in one group. `offset`, `base` and `stop` as of
+    `Entries`.
     """
     head, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
     at = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     exists = at < count
     if PLACES is None:
-        place = at + offset
+        place = at + first
     else:
-        place = tl.load(PLACES + head * p_head + at, mask=exists, other=0) + offset
-    pointers = ENTRIES + head * e_head + place.to(tl.int64) * WIDTH
+        place = tl.load(PLACES + head * p_head + at, mask=exists, other=0)
+    ENTRIES += head * e_head
+    if CODES is not None:
+        CODES += head * c_head
+        RANGES += head * r_head
     if GROUPS is None:
-        scores = _products(Q + group * q_group + head * q_head, pointers, exists, row, rows, q_row, WIDTH, WIDTH_BLOCK, ROWS,
-                           KEYS)
+        scores = _products(Q + group * q_group + head * q_head, ENTRIES, CODES, RANGES, place, exists, row, rows, offset, base,
+                           stop, q_row, VOLUME, WIDTH, WIDTH_BLOCK, ROWS, KEYS)
     else:
         own = tl.load(GROUPS + at, mask=exists, other=-1)
         scores = tl.zeros((ROWS, KEYS), tl.float32)
-        first = tl.load(GROUPS + tl.program_id(0) * KEYS)
-        for each in range(first, tl.max(own) + 1):      # one, as a rule
-            product = _products(Q + each * q_group + head * q_head, pointers, exists, row, rows, q_row, WIDTH,
-                                WIDTH_BLOCK, ROWS, KEYS)
+        oldest = tl.load(GROUPS + tl.program_id(0) * KEYS)
+        for each in range(oldest, tl.max(own) + 1):     # one, as a rule
+            product = _products(Q + each * q_group + head * q_head, ENTRIES, CODES, RANGES, place, exists, row, rows, offset,
+                                base, stop, q_row, VOLUME, WIDTH, WIDTH_BLOCK, ROWS, KEYS)
             scores = tl.where((own == each)[None, :], product, scores)
     size = tl.load(SIZES + head * s_head + at * s_page, mask=exists, other=0.0)
     _put(scores + size[None, :], SCORES, TOPS, SUMS, split + tl.program_id(0), head, heads, row, rows, column + at, columns,
          exists)
 
 
-@triton.jit(do_not_specialize=['SUMS', 'rows', 'opened', 'tiles', 'first_leaf', 'first_place', 'first', 'leaves', 'column',
-                               'leaf_column', 'columns', 'split', 'leaf_split', 'n_head'])
-def open_kernel(Q, ENTRIES, BEST, PAGES, SIZES, NUMBERS, SCORES, TOPS, SUMS, rows, opened, tiles, first_leaf, first_place, first,
-                leaves, column, leaf_column, columns, split, leaf_split, q_head, q_row, e_head, l_head, n_head,
-                WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, LEAF: tl.constexpr, BEST_BLOCK: tl.constexpr, ROWS: tl.constexpr,
-                KEYS: tl.constexpr):
+@triton.jit(do_not_specialize=['SUMS', 'rows', 'opened', 'tiles', 'first_leaf', 'first_place', 'first', 'leaves', 'offset',
+                               'base', 'stop', 'column', 'leaf_column', 'columns', 'split', 'leaf_split', 'n_head'])
+def open_kernel(Q, ENTRIES, CODES, RANGES, BEST, PAGES, SIZES, NUMBERS, SCORES, TOPS, SUMS, rows, opened, tiles, first_leaf,
+                first_place, first, leaves, offset, base, stop, column, leaf_column, columns, split, leaf_split, q_head, q_row,
+                e_head, c_head, r_head, l_head, n_head, VOLUME: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
+                LEAF: tl.constexpr, BEST_BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """Pages of the best leaves are scored in their place; grid (`tiles` tiles of pages and some of leaves, KV heads, row tiles).
 
     BEST is [kv_heads, opened] int64, counted from `first_leaf`; PAGES [kv_heads, leaves, LEAF] int32; SIZES of pages from number
@@ -87,8 +102,9 @@ def open_kernel(Q, ENTRIES, BEST, PAGES, SIZES, NUMBERS, SCORES, TOPS, SUMS, row
         number = tl.load(PAGES + head * l_head + leaf * LEAF + at % LEAF, mask=exists, other=0)
         tl.store(NUMBERS + head * n_head + column + at, number, mask=exists & (tl.program_id(2) == 0))
         size = tl.load(SIZES + (number - first), mask=exists, other=0.0)
-        pointers = ENTRIES + head * e_head + (leaf * LEAF + at % LEAF + first_place) * WIDTH
-        scores = _products(Q + head * q_head, pointers, exists, row, rows, q_row, WIDTH, WIDTH_BLOCK, ROWS, KEYS)
+        scores = _products(Q + head * q_head, ENTRIES + head * e_head, CODES + head * c_head, RANGES + head * r_head,
+                           leaf * LEAF + at % LEAF + first_place, exists, row, rows, offset, base, stop, q_row, VOLUME, WIDTH,
+                           WIDTH_BLOCK, ROWS, KEYS)
         _put(scores + size[None, :], SCORES, TOPS, SUMS, split + tl.program_id(0), head, heads, row, rows, column + at, columns,
              exists)
     else:

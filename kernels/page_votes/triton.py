@@ -4,7 +4,7 @@ import contextlib
 import torch
 import triton
 
-from .candidates import Leaves, Lines
+from .candidates import Entries, Leaves, Lines
 from .configs import EXACT, INTERPRETER, LEAST, OPEN, PLACES, SCORE, SPLITS, VOTES, Tile
 from .counting import votes_kernel
 from .finding import places_kernel
@@ -14,7 +14,7 @@ from .scores import open_kernel, score_kernel
 INTERPRETED = not isinstance(score_kernel, triton.JITFunction)
 
 
-def triton_page_votes(queries: torch.Tensor, entries: torch.Tensor, offset: int, lines: Lines, leaves: Leaves | None,
+def triton_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leaves: Leaves | None,
                       tile: Tile | None = None) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Arguments and results as in `page_votes`.
 
@@ -24,7 +24,7 @@ def triton_page_votes(queries: torch.Tensor, entries: torch.Tensor, offset: int,
     Raises:
         ValueError: the device cannot run Triton, or it cannot address such tensors.
     """
-    _check(queries, entries, *([leaves.entries, leaves.pages] if leaves else []))
+    _check(queries, entries.exact, entries.codes, entries.ranges, *([leaves.entries, leaves.pages] if leaves else []))
     if queries.numel() >= 2**31:    # the kernel counts these in 32 bits
         raise ValueError(f'queries must have less than 2**31 numbers, got shape {tuple(queries.shape)}')
     kv_heads, rows, width = queries.shape[1:]
@@ -41,6 +41,8 @@ def triton_page_votes(queries: torch.Tensor, entries: torch.Tensor, offset: int,
     shape = {'WIDTH': width, 'WIDTH_BLOCK': min(score.width, triton.next_power_of_2(width)), 'ROWS': score.rows,
              'KEYS': score.keys, **_options(score)}
     row_tiles, strides = triton.cdiv(rows, score.rows), queries.stride()[:3]
+    pools, (_, offset, *_, base, stop, volume) = (entries.exact, entries.codes, entries.ranges), entries
+    of_heads = [pool.stride(0) for pool in pools]
     here = len(through)     # of lines among the counts
     begin = 0 if not through else split[here]
 
@@ -55,13 +57,14 @@ def triton_page_votes(queries: torch.Tensor, entries: torch.Tensor, offset: int,
         if lines.count:
             flat = lines.flat
             score_kernel[tiles[here], kv_heads, row_tiles](
-                queries, entries, flat.places, flat.groups, flat.sizes, scores, tops, sums, rows, lines.count, offset,
-                column[here], column[-1], split[here], 0, *strides, entries.stride(0), _head_stride(flat.places),
-                _head_stride(flat.sizes), 1, **shape)
+                queries, *pools, flat.places, flat.groups, flat.sizes, scores, tops, sums, rows, lines.count, 0, offset, base,
+                stop, column[here], column[-1], split[here], 0, *strides, *of_heads, _head_stride(flat.places),
+                _head_stride(flat.sizes), 1, VOLUME=volume, **shape)
         for number, (group, stretch) in enumerate(through, here + 1):
             score_kernel[tiles[number], kv_heads, row_tiles](
-                queries, leaves.entries, None, None, leaves.size, scores, tops, sums, rows, counts[number], stretch.start,
-                column[number], column[-1], split[number], group, *strides, leaves.entries.stride(0), 0, 0, 0, **shape)
+                queries, leaves.entries, None, None, None, None, leaves.size, scores, tops, sums, rows, counts[number],
+                stretch.start, 0, 0, 0, column[number], column[-1], split[number], group, *strides, leaves.entries.stride(0),
+                0, 0, 0, 0, 0, VOLUME=1, **shape)
         if not through:
             return lines.numbers, votes(0, lines.count)
         numbers, first_leaf = lines.room(kv_heads, column[here]), column[here + 1]
@@ -71,11 +74,11 @@ def triton_page_votes(queries: torch.Tensor, entries: torch.Tensor, offset: int,
             own = shares[:, column[of_leaves] - first_leaf:column[of_leaves + 1] - first_leaf]
             best = own.topk(leaves.opened, dim=-1, sorted=False).indices
             open_kernel[tiles[number] + tiles[of_leaves], kv_heads, row_tiles](
-                queries[group], entries, best, leaves.pages, leaves.sizes, numbers, scores, tops, sums, rows, leaves.opened,
-                tiles[number], stretch.start, leaves.first_place, leaves.first, counts[of_leaves], column[number],
-                column[of_leaves], column[-1], split[number], split[of_leaves], *strides[1:], entries.stride(0),
-                leaves.pages.stride(0), numbers.stride(0), LEAF=leaf, BEST_BLOCK=triton.next_power_of_2(leaves.opened),
-                **shape | _options(opening))
+                queries[group], *pools, best, leaves.pages, leaves.sizes, numbers, scores, tops, sums, rows, leaves.opened,
+                tiles[number], stretch.start, leaves.first_place, leaves.first, counts[of_leaves], offset, base, stop,
+                column[number], column[of_leaves], column[-1], split[number], split[of_leaves], *strides[1:], *of_heads,
+                leaves.pages.stride(0), numbers.stride(0), VOLUME=volume, LEAF=leaf,
+                BEST_BLOCK=triton.next_power_of_2(leaves.opened), **shape | _options(opening))
         begin = 0
         return numbers, votes(0, first_leaf)
 

@@ -3,19 +3,19 @@ from collections.abc import Iterable
 
 import torch
 
-from .candidates import Leaves, Line, Lines
+from .candidates import Entries, Leaves, Line, Lines
 from .places import PageColumns
 
 _LEAVES = 20        # of noise; what is compiled knows no number of them
 
 
-def run_variants(kv_heads: int, width: int, leaf: int, dtype: torch.dtype, device: torch.device, opened: int,
+def run_variants(kv_heads: int, width: int, leaf: int, volume: int, dtype: torch.dtype, device: torch.device, opened: int,
                  chosen: Iterable[int]) -> list[str]:
     """Launch each kernel: with pages scored one by one and through leaves, which a memory has only after hours, and with places
     of one pool and of two.
 
     Args:
-        width: numbers in an entry; leaf: pages in one; dtype: of the entries.
+        width: numbers in an entry; leaf: pages in one; volume: places that have one range in 8 bits; dtype: of other entries.
         opened: leaves that a pass opens.
         chosen: pages that passes choose at most.
 
@@ -36,7 +36,7 @@ def run_variants(kv_heads: int, width: int, leaf: int, dtype: torch.dtype, devic
     through = Leaves(entries[:, ::leaf].contiguous(), numbers.view(1, leaves, leaf).repeat(kv_heads, 1, 1), 0,
                      [(0, slice(0, leaves))], opened, sizes[:1].view(1, 1, 1), sizes, 0)
     for each in (None, through):
-        triton_page_votes(queries, entries, 0, listed, each)
+        triton_page_votes(queries, Entries.plain(entries)._replace(volume=volume), listed, each)    # in 8 bits: the same kernels
     ran = ['pages one by one', 'pages through leaves']
     columns, moves = (torch.ones(*shape, pages, dtype=torch.int32, device=device) for shape in ((3,), ()))
     boundary = torch.tensor([pages - 1], device=device)

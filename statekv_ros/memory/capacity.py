@@ -11,8 +11,9 @@ from statekv_ros.errors import ParameterError
 from statekv_ros.memory.answering.reading import MOST_IN_PARTS, MOST_SCORES
 from statekv_ros.memory.detailed.cache import PAGE_TOKENS
 from statekv_ros.memory.detailed.formats import RAW, find_format
+from statekv_ros.memory.detailed.pages import page_lengths
 from statekv_ros.memory.detailed.shares import is_main_memory
-from statekv_ros.memory.detailed.sizes import step_bytes
+from statekv_ros.memory.detailed.sizes import index_bytes, step_bytes
 from statekv_ros.memory.policies import UNLIMITED, PrefillPolicy
 
 _TAG_BYTES = 12         # per slot of the compressed state: int64 ordinal and fp32 importance,
@@ -33,7 +34,8 @@ class Plan:
         detailed_bytes_per_token: of keys and values in their format, scales and what says where they lie included.
         detailed_bytes_per_hour: growth of the detailed cache; detailed_bytes: after `hours`, or its bound. Without the index,
             and without the mean key of each step that the answer policy `retrieve` adds.
-        index_bytes_per_hour, index_bytes: the same of the pages' index.
+        index_bytes_per_hour, index_bytes: the same of the pages' index: growth over hours; what it is after `hours`, its newest
+            pages included, which take more.
         workspace_bytes: estimate of a step's temporaries.
         reserve_bytes: estimate of what a GPU takes besides: for each camera the memory of its recorded steps, where a step's
             temporaries lie once more, and the workspace of its matrix products, and that of the recorded selection after them and
@@ -90,9 +92,10 @@ def make_plan(size: ModelSize, policy: PrefillPolicy, rate_hz: float, cameras: i
     if device_cache_bytes:
         held = min(held, device_cache_bytes / step.rows)
     state = _state_bytes(size, policy, positions, steps_per_hour * hours)
+    index = index_bytes(layout_of(size), round(held * len(page_lengths(size.step_tokens, PAGE_TOKENS))))
     return Plan(size, policy, cameras, hours, size.weights_bytes, cameras * state, step.rows / size.step_tokens,
                 cameras * round(steps_per_hour * step.rows), cameras * round(held * step.rows),
-                cameras * round(steps_per_hour * step.index), cameras * round(held * step.index),
+                cameras * round(steps_per_hour * step.index), cameras * index,
                 _workspace_bytes(size, policy), _reserve_bytes(size, policy, cameras, state), detailed_format,
                 cameras * steps_per_hour)
 

@@ -17,7 +17,7 @@ from statekv_ros.kernels.scored_attention.variants import run_variants
 from statekv_ros.memory.answering.candidates import OPEN_LEAVES
 from statekv_ros.memory.detailed.cache import EXACT_STEPS
 from statekv_ros.memory.detailed.index import DEFAULT_INDEX, INDEXES
-from statekv_ros.memory.detailed.leaves import LEAF
+from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, VOLUME
 from statekv_ros.memory.detailed.table import ENTRY_DTYPE
 from statekv_ros.memory.policies import UNLIMITED, PrefillPolicy
 from statekv_ros.memory.stream import VideoStream
@@ -98,8 +98,8 @@ def _run_steps_kernels(backbone: Backbone, policy: PrefillPolicy, frame_size: tu
 def _run_votes_kernels(backbone: Backbone) -> list[str]:
     """Through leaves as well, which no memory has before hours have passed."""
     layout, index = backbone.layout, INDEXES[DEFAULT_INDEX]
-    return run_vote_variants(layout.kv_heads, index.entry_width(layout.head_dim), LEAF, ENTRY_DTYPE, layout.device, OPEN_LEAVES,
-                             _CHOSEN)
+    return run_vote_variants(layout.kv_heads, index.entry_width(layout.head_dim), LEAF, VOLUME * CHAPTER, ENTRY_DTYPE,
+                             layout.device, OPEN_LEAVES, _CHOSEN)
 
 
 def _tried(operation: str, device: torch.device, run: Callable[[], list[str]]) -> list[str]:

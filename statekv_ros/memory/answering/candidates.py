@@ -1,6 +1,6 @@
 """How many votes each page gets in a pass: all are scored, or, where these are many, those of the most wanted leaves."""
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -87,20 +87,18 @@ class Candidates:
         queries = table.index.queries(asked.permute(2, 0, 1, 3))
         if self._scratch is None and rows.device.type == 'cpu':
             self._scratch = Scratch(len(rows), queries.shape[-1], LEAF, ENTRY_DTYPE)
-        entries, offset = table.layer(layer)
         leaves = None
         if walk.through:
             of_leaves, pages, chapter = table.leaves.layer(layer)
             through = [(group, slice((chapters.start - chapter) * LEAVES, (chapters.stop - chapter) * LEAVES))
                        for group, chapters in walk.through]
-            leaves = Leaves(of_leaves, pages, chapter * CHAPTER + offset, through, self._leaves, self._of_leaf, self._sizes,
-                            self._first)
-        return page_votes(queries, entries, offset, walk.lines, leaves, self._scratch)
+            leaves = Leaves(of_leaves, pages, chapter * CHAPTER, through, self._leaves, self._of_leaf, self._sizes, self._first)
+        return page_votes(queries, table.layer(layer), walk.lines, leaves, self._scratch)
 
     def _walk(self, layer: int, first: int) -> Walk:
         """Kept from pass to pass, for most go through the same."""
         leaves = self._table.leaves
-        state = first, *leaves.state(layer)
+        state = first, leaves.codes.stop, *leaves.state(layer)
         walk = self._walks.get(layer)
         if walk is None or walk.of != state:
             walk = self._walks[layer] = self._walk_anew(layer, first, state)
@@ -116,17 +114,27 @@ class Candidates:
             if whole is not None:
                 through.append((index, whole))
                 parts = [slice(span.start, whole.start * CHAPTER), slice(whole.stop * CHAPTER, span.stop)]
-            for part in parts:
-                if part.start < part.stop:
-                    places, pages = self._table.lying(layer, part)
-                    lines.append(Line(index, places, self._sizes[pages - self._first][:, None]))
-                    numbers.append(pages)
+            for part, volume in (piece for part in parts for piece in self._by_volume(part)):
+                places, pages = self._table.lying(layer, part)
+                lines.append(Line(index, places, self._sizes[pages - self._first][:, None], volume))
+                numbers.append(pages)
         heads = max((len(pages) for pages in numbers), default=1)
-        if heads == 1 and not through:
+        if first >= self._table.leaves.chapters(layer).stop * CHAPTER:
             return Walk(state, Lines(lines, None), through)
         none = torch.zeros(heads, 0, dtype=torch.int32, device=self._table.device)
         numbers = torch.cat([none, *(pages.int().expand(heads, -1) for pages in numbers)], dim=1)
         return Walk(state, Lines(lines, numbers), through)
+
+    def _by_volume(self, pages: slice) -> Iterator[tuple[slice, int | None]]:
+        """Pages as parts that are in one volume of codes each, or have no codes, and which volume it is."""
+        codes, begin = self._table.leaves.codes, pages.start
+        while begin < min(pages.stop, codes.stop):
+            volume = begin // codes.volume
+            end = min(pages.stop, (volume + 1) * codes.volume)
+            yield slice(begin, end), volume
+            begin = end
+        if begin < pages.stop:
+            yield slice(begin, pages.stop), None
 
     def _whole(self, layer: int, span: slice) -> slice | None:
         """The chapters of a span that are worth going through by leaves."""

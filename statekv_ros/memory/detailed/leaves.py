@@ -4,18 +4,21 @@ What is alike is seldom seen in one piece. So each layer and KV head sorts every
 leaves of `LEAF` pages whose entries are alike, by halving along the direction in which they differ most, and has their entries
 lie leaf by leaf from then on. A leaf has an entry as a page has: a query scores the leaves first, and then the pages of the
 best ones. The more pages are sorted together, the more alike are those of a leaf: so every `VOLUME` chapters are sorted anew
-later, as one.
+later, as one; what will be scored of them then, for hours, are codes (`Codes`).
 """
 import torch
 
 from statekv_ros.backbones.base import KVLayout
+from statekv_ros.memory.detailed.codes import Codes
 from statekv_ros.memory.detailed.index import PageIndex
+from statekv_ros.memory.detailed.room import zeros
 
 CHAPTER = 1024      # pages
 LEAF = 16           # pages; CHAPTER is a power of two times as many
 LEAVES = CHAPTER // LEAF
 VOLUME = 4          # chapters; a power of two
 _ROUNDS = 4         # of power iteration: the direction need not be exact
+_MORE = 4           # of the chapters that there is room for, one more for so many
 
 
 class Leaves:
@@ -28,6 +31,7 @@ class Leaves:
 
     Attributes:
         first: number of the oldest chapter held.
+        codes: entries of pages in volumes.
     """
 
     def __init__(self, layout: KVLayout, index: PageIndex, dtype: torch.dtype, says: torch.Tensor | None = None):
@@ -39,11 +43,12 @@ class Leaves:
         self._whole = 0                         # but not those before this one, which lost pages
         self._volume = self._heads_sorted = 0   # that which is sorted now; in so many KV heads, counted through all layers
         self._base = 0                          # chapter at the arrays' front
+        self.codes = Codes(layout, index.entry_width(layout.head_dim), VOLUME * CHAPTER)
         self._pages, self._entries = self._empty(0)
 
     @property
     def bytes(self) -> int:
-        """Bytes of all leaves, those not in use included."""
+        """Bytes of all leaves, those not in use included, without the codes."""
         return self._pages.nbytes + self._entries.nbytes
 
     @property
@@ -61,8 +66,8 @@ class Leaves:
         """Sort what is complete, as much of it as goes with new pages.
 
         Args:
-            entries: at all places held, [layers, kv_heads, pages, entry_width]; sorted here.
-            first: number of the oldest page.
+            entries: at all places held that have no codes, [layers, kv_heads, pages, entry_width]; sorted here.
+            first: number of the oldest of their pages.
             count: pages that are new.
         """
         layers, stop = len(self._stops), first + entries.shape[2]
@@ -71,7 +76,8 @@ class Leaves:
             if (chapter + 1) * CHAPTER > stop:
                 break
             if chapter - self._base >= self._pages.shape[2] // LEAVES:
-                self._slide(max(1, 2 * (chapter + 1 - self.first)))
+                held = chapter + 1 - self.first
+                self._slide(held + 1 + held // _MORE)
             at = slice((chapter - self._base) * LEAVES, (chapter + 1 - self._base) * LEAVES)
             begin = chapter * CHAPTER - first
             in_chapter = entries[layer, :, begin:begin + CHAPTER]
@@ -79,12 +85,15 @@ class Leaves:
             self._put(layer, slice(None), at, in_chapter, places + chapter * CHAPTER, grouped)
             self._stops[layer] = chapter + 1
         for _ in range(-(-count * layers * self._layout.kv_heads // (VOLUME * CHAPTER))):
-            if (self._volume + 1) * VOLUME > min(self.stops):
+            # Once a chapter behind it is sorted: what stands near ends within a volume less often than within a chapter, and one
+            # that is not wanted whole is scored page by page.
+            if (self._volume + 1) * VOLUME >= min(self.stops):
                 break
             self._sort_more(entries, first)
 
     def forget(self, entries: torch.Tensor, first: int, left: int) -> None:
         """Pages before number `left` are not held any more; `entries` and `first` as of `grow`, those pages included."""
+        self.codes.forget(left)
         chapter = left // CHAPTER
         whole = -(-left // (VOLUME * CHAPTER))
         for layer in range(len(self._stops)):
@@ -94,10 +103,9 @@ class Leaves:
         if self._volume < whole:
             self._volume, self._heads_sorted = whole, 0
         if left % CHAPTER and chapter >= self.first:
-            begin = chapter * CHAPTER - first
             for layer, stop in enumerate(self._stops):
                 if chapter < stop:
-                    in_chapter = entries[layer, :, begin:begin + CHAPTER]
+                    in_chapter = self._lying(entries, first, layer, slice(chapter, chapter + 1))
                     pages = self.pages(layer, slice(chapter, chapter + 1)) - chapter * CHAPTER
                     in_chapter.copy_(in_chapter.gather(1, pages.argsort(dim=-1)[..., None].expand_as(in_chapter)))
         self.first = -(-left // CHAPTER)
@@ -127,9 +135,9 @@ class Leaves:
         return self._entries[layer], self._pages[layer], self._base
 
     def place(self) -> tuple[int, ...]:
-        """Where leaves lie, and what `state` says of all layers."""
-        return (self._base, self._pages.data_ptr(), self._entries.data_ptr(), self._pages.shape[2], self.first, *self.stops,
-                self._whole, self._volume, self._heads_sorted)
+        """Where leaves and codes lie, and what `state` says of all layers."""
+        return (*self.codes.place(), self._base, self._pages.data_ptr(), self._entries.data_ptr(), self._pages.shape[2],
+                self.first, *self.stops, self._whole, self._volume, self._heads_sorted)
 
     def of_heads(self, layout: KVLayout, heads: slice) -> 'Leaves':
         """The same of some KV heads, for reading."""
@@ -137,6 +145,7 @@ class Leaves:
         part.first, part._base, part._stops = self.first, self._base, list(self._stops)
         part._begun, part._whole = list(self._begun), self._whole
         part._pages, part._entries = self._pages[:, heads], self._entries[:, heads]
+        part.codes = self.codes.of_heads(layout, heads)
         return part
 
     def _sort_more(self, entries: torch.Tensor, first: int) -> None:
@@ -148,29 +157,42 @@ class Leaves:
         places, grouped = self._sorted(layer, heads, in_volume.float())
         pages = self.pages(layer, chapters)[heads].gather(1, places.flatten(1)).view(places.shape)
         self._put(layer, heads, self._at(chapters), in_volume, pages, grouped)
+        self.codes.put(layer, heads, self._volume, grouped.flatten(1, 2))
         self._begun[layer] = self._volume + 1
         self._heads_sorted += 1
         if self._heads_sorted == len(self._stops) * self._layout.kv_heads:
+            self.codes.finish(self._volume)
             self._volume, self._heads_sorted = self._volume + 1, 0
 
     def _part(self, entries: torch.Tensor, first: int, layer: int, volume: int) -> None:
         """Make a volume chapters again, each with its pages in the order that they have: what is alike stays side by side."""
-        chapters, begin = slice(volume * VOLUME, (volume + 1) * VOLUME), volume * VOLUME * CHAPTER - first
-        in_volume, pages = entries[layer, :, begin:begin + VOLUME * CHAPTER], self.pages(layer, chapters)
+        chapters = slice(volume * VOLUME, (volume + 1) * VOLUME)
+        in_volume, pages = self._lying(entries, first, layer, chapters), self.pages(layer, chapters)
         order = (pages // CHAPTER).argsort(dim=-1, stable=True)
-        grouped = in_volume.gather(1, order[..., None].expand_as(in_volume)).float().unflatten(1, (-1, LEAF))
-        self._put(layer, slice(None), self._at(chapters), in_volume, pages.gather(1, order).view(grouped.shape[:-1]), grouped)
+        in_volume.copy_(in_volume.gather(1, order[..., None].expand_as(in_volume)))
+        if in_volume.dtype == torch.uint8:
+            in_volume = self.codes.entries(layer, slice(chapters.start * CHAPTER, chapters.stop * CHAPTER))
+        grouped = in_volume.float().unflatten(1, (-1, LEAF))
+        self._put(layer, slice(None), self._at(chapters), None, pages.gather(1, order).view(grouped.shape[:-1]), grouped)
 
-    def _put(self, layer: int, heads: slice, at: slice, entries: torch.Tensor, pages: torch.Tensor,
+    def _lying(self, entries: torch.Tensor, first: int, layer: int, chapters: slice) -> torch.Tensor:
+        """Entries of all places of some chapters, or codes, where they lie, [kv_heads, pages, entry_width]."""
+        pages = slice(chapters.start * CHAPTER, chapters.stop * CHAPTER)
+        if pages.stop <= self.codes.stop:
+            return self.codes.lying(layer, pages)
+        return entries[layer, :, pages.start - first:pages.stop - first]
+
+    def _put(self, layer: int, heads: slice, at: slice, entries: torch.Tensor | None, pages: torch.Tensor,
              grouped: torch.Tensor) -> None:
         """Make leaves.
 
         Args:
             at: which, counted from the arrays' front.
-            entries: where those of their pages lie, [kv_heads, pages, entry_width].
+            entries: where those of their pages are to lie, [kv_heads, pages, entry_width]; None: they lie there.
             pages: numbers of their pages, [kv_heads, leaves, LEAF]; grouped: their entries, [..., entry_width] fp32.
         """
-        entries.copy_(grouped.flatten(1, 2))
+        if entries is not None:
+            entries.copy_(grouped.flatten(1, 2))
         self._pages[layer, heads, at] = pages.int()
         limits = torch.finfo(self._dtype)
         self._entries[layer, heads, at] = self._index.group(grouped).clamp(limits.min, limits.max).to(self._dtype)
@@ -181,8 +203,8 @@ class Leaves:
     def _empty(self, chapters: int) -> tuple[torch.Tensor, torch.Tensor]:
         shape = self._layout.layers, self._layout.kv_heads, chapters * LEAVES
         device, width = self._layout.device, self._index.entry_width(self._layout.head_dim)
-        return (torch.zeros(*shape, LEAF, dtype=torch.int32, device=device),
-                torch.zeros(*shape, width, dtype=self._dtype, device=device))
+        return (zeros(*shape, LEAF, dtype=torch.int32, device=device),
+                zeros(*shape, width, dtype=self._dtype, device=device))
 
     def _slide(self, chapters: int) -> None:
         kept = slice(max(0, self.first - self._base) * LEAVES, None)

@@ -14,7 +14,7 @@ from statekv_ros.memory.detailed.table import PageTable
 
 
 class StepBytes(NamedTuple):
-    """Bytes of a step: its rows in the pools, and its pages' entries in the index and the page table."""
+    """Bytes of a step: its rows in the pools, and its pages' entries in the index and the page table, once they are sorted."""
     rows: int
     index: int
 
@@ -36,3 +36,8 @@ def step_bytes(layout: KVLayout, form: Format, axes: int, tokens: int, page_toke
     else:
         rows = PackedSteps(layout, table, form, axes).needed(tokens, pages)
     return StepBytes(rows, pages * table.page_bytes)
+
+
+def index_bytes(layout: KVLayout, pages: int) -> int:
+    """Bytes of the index and the page table with so many pages, the newest of which are not in 8 bits yet; takes no memory."""
+    return PageTable(replace(layout, device=torch.device('meta')), INDEXES[DEFAULT_INDEX]).bytes_of(pages)

@@ -2,9 +2,11 @@
 import torch
 
 from statekv_ros.backbones.base import KVLayout
+from statekv_ros.kernels.page_votes import Entries
 from statekv_ros.memory.detailed.index import PageIndex
 from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, Leaves
 from statekv_ros.memory.detailed.pages import Stretch
+from statekv_ros.memory.detailed.room import zeros
 
 ENTRY_DTYPE = torch.float16     # of a model in fp32 too: an entry only says what to read, and there are many
 _FIRST_PAGES = 64
@@ -16,7 +18,8 @@ class PageTable:
     The arrays slide: pages are added behind and go at the front, and what is left moves to the front once the end is reached.
 
     Entries lie at places, which count as pages do: that of a page is its number, but where a chapter is sorted, its places hold
-    its pages leaf by leaf, in each layer and KV head in an order of its own (`Leaves`).
+    its pages leaf by leaf, in each layer and KV head in an order of its own (`Leaves`). Where volumes are sorted, places have
+    codes of 8 bits (`Codes`); only those behind them, a volume and some chapters at most, have exact entries.
 
     Attributes:
         first: number of the oldest page held.
@@ -34,8 +37,10 @@ class PageTable:
         self.first = self.near = self.boundary = self.stop = 0
         self._layout = layout
         self._front = 0
+        self._offset = 0        # from the number of a page to where its exact entry lies
         self.leaves = Leaves(layout, index, ENTRY_DTYPE, None if query_squares is None else index.says(query_squares))
         self._allocate(0)
+        self._allocate_exact(0)
 
     @property
     def boundary(self) -> int:
@@ -57,18 +62,24 @@ class PageTable:
     @property
     def bytes(self) -> int:
         """Bytes of the index and of the page table, entries that are not in use included."""
-        return self._starts.shape[0] * self._entry_bytes + self.leaves.bytes
+        return self._of_pages.nbytes + self._exact.nbytes + self.leaves.codes.bytes + self.leaves.bytes
 
     @property
     def page_bytes(self) -> int:
-        """Bytes of a page's entries, its share of the leaves included."""
-        return self._entry_bytes + self.leaves.page_bytes
+        """Bytes of a page once it is sorted, its share of the leaves included."""
+        return self._of_pages.shape[0] * torch.int32.itemsize + self.leaves.codes.page_bytes + self.leaves.page_bytes
+
+    def bytes_of(self, pages: int) -> int:
+        """Bytes of so many pages, without room that is not in use: of the newest ones as many as may be exact at most."""
+        layout = self._layout
+        exact = layout.layers * layout.kv_heads * self.index.entry_width(layout.head_dim) * ENTRY_DTYPE.itemsize
+        newest = min(pages, self.leaves.codes.volume + 2 * CHAPTER)
+        return pages * self.page_bytes + newest * (exact - self.leaves.codes.page_bytes)
 
     @property
-    def _entry_bytes(self) -> int:
-        layout = self._layout
-        entry = layout.layers * layout.kv_heads * self.index.entry_width(layout.head_dim) * ENTRY_DTYPE.itemsize
-        return entry + 5 * torch.int32.itemsize     # start, length, slot, and where the stretch stands
+    def _first_exact(self) -> int:
+        """Number of the oldest page without codes."""
+        return max(self.first, self.leaves.codes.stop)
 
     def append(self, entries: torch.Tensor, row: int, tokens: int, stretch: Stretch = Stretch(0, 0)) -> None:
         """Add a step's pages, as `page_lengths` cuts them.
@@ -80,11 +91,13 @@ class PageTable:
         """
         count, live = entries.shape[2], self.stop - self.first
         # What was there before these: the newest step's entries lie one behind the other until the next one comes.
-        self.leaves.grow(self._entries[:, :, self._at(slice(self.first, self.stop))], self.first, count)
+        self.leaves.grow(self._exact_of(self._first_exact), self._first_exact, count)
+        if self.stop + self._offset + count > self._exact.shape[2]:
+            self._slide_exact(count)
         if self._front + live + count > self._starts.shape[0]:
             self._slide(max(_FIRST_PAGES, 2 * (live + count)))
-        at = slice(self._front + live, self._front + live + count)
-        self._entries[:, :, at] = entries.clamp(torch.finfo(ENTRY_DTYPE).min, torch.finfo(ENTRY_DTYPE).max)
+        at, stop = slice(self._front + live, self._front + live + count), self.stop + self._offset
+        self._exact[:, :, stop:stop + count] = entries.clamp(torch.finfo(ENTRY_DTYPE).min, torch.finfo(ENTRY_DTYPE).max)
         # Computed where it is wanted: the host has nothing to send.
         cuts = torch.arange(count + 1, dtype=torch.int32, device=self._layout.device) * tokens // count
         self._starts[at], self._lengths[at] = cuts[:-1] + row, cuts[1:] - cuts[:-1]
@@ -93,7 +106,7 @@ class PageTable:
 
     def forget(self, count: int) -> None:
         """Let go of the oldest pages."""
-        self.leaves.forget(self._entries[:, :, self._at(slice(self.first, self.stop))], self.first, self.first + count)
+        self.leaves.forget(self._exact_of(self._first_exact), self._first_exact, self.first + count)
         self.first += count
         self.near = max(self.near, self.first)
         if self.boundary < self.first:
@@ -144,7 +157,7 @@ class PageTable:
 
     def newest_entries(self, pages: slice) -> torch.Tensor:
         """Index entries of pages of the newest step by number, in all layers, [layers, kv_heads, pages, entry_width]."""
-        return self._entries[:, :, self._at(pages)]
+        return self._exact[:, :, pages.start + self._offset:pages.stop + self._offset]
 
     def lying(self, layer: int, pages: slice) -> tuple[slice | torch.Tensor, torch.Tensor]:
         """The places of pages by number, as a `Line` has them, and which page each is, [kv_heads or 1, pages] int64."""
@@ -169,9 +182,10 @@ class PageTable:
         places = wanted.int().argsort(dim=-1, descending=True, stable=True)[:, :pages.stop - pages.start]
         return places + whole.start, numbers.gather(1, places)
 
-    def layer(self, layer: int) -> tuple[torch.Tensor, int]:
-        """Index entries of a layer [kv_heads, capacity, entry_width], and what to add to a place to find it there."""
-        return self._entries[layer], self._front - self.first
+    def layer(self, layer: int) -> Entries:
+        """Index entries of a layer."""
+        codes = self.leaves.codes
+        return Entries(self._exact[layer], self._offset, *codes.layer(layer), codes.stop, codes.volume)
 
     @property
     def columns(self) -> tuple[torch.Tensor, int]:
@@ -181,14 +195,15 @@ class PageTable:
 
     def place(self) -> tuple[int, ...]:
         """Where what is known of pages lies: the same as long as a page is found where it was."""
-        return self._front - self.first, self._entries.data_ptr(), self._of_pages.data_ptr(), self._of_pages.shape[1]
+        return (self._front - self.first, self._of_pages.data_ptr(), self._of_pages.shape[1], self._offset,
+                self._exact.data_ptr(), self._exact.shape[2])
 
     def of_heads(self, layout: KVLayout, heads: slice) -> 'PageTable':
         """The same pages of some KV heads, for reading."""
         part = PageTable(layout, self.index)
         part.first, part.near, part.boundary, part.stop = self.first, self.near, self.boundary, self.stop
-        part._front = self._front
-        part._entries, part.leaves = self._entries[:, heads], self.leaves.of_heads(layout, heads)
+        part._front, part._offset = self._front, self._offset
+        part._exact, part.leaves = self._exact[:, heads], self.leaves.of_heads(layout, heads)
         part._of_pages = self._of_pages
         part._starts, part._lengths, part._slots, part._positions, part._shifts = self._of_pages
         return part
@@ -196,17 +211,32 @@ class PageTable:
     def _at(self, pages: slice) -> slice:
         return slice(pages.start - self.first + self._front, pages.stop - self.first + self._front)
 
+    def _exact_of(self, first: int) -> torch.Tensor:
+        """Exact entries at the places from `first` on, [layers, kv_heads, pages, entry_width]."""
+        return self._exact[:, :, first + self._offset:self.stop + self._offset]
+
     def _allocate(self, capacity: int) -> None:
-        layout = self._layout
-        width = self.index.entry_width(layout.head_dim)
-        self._entries = torch.zeros(layout.layers, layout.kv_heads, capacity, width, dtype=ENTRY_DTYPE, device=layout.device)
-        self._of_pages = torch.zeros(5, capacity, dtype=torch.int32, device=layout.device)
+        self._of_pages = zeros(5, capacity, dtype=torch.int32, device=self._layout.device)
         self._starts, self._lengths, self._slots, self._positions, self._shifts = self._of_pages
 
+    def _allocate_exact(self, capacity: int) -> None:
+        layout = self._layout
+        width = self.index.entry_width(layout.head_dim)
+        self._exact = zeros(layout.layers, layout.kv_heads, capacity, width, dtype=ENTRY_DTYPE, device=layout.device)
+
     def _slide(self, capacity: int) -> None:
-        live = self._at(slice(self.first, self.stop))
-        entries, of_pages = self._entries[:, :, live], self._of_pages[:, live]
-        self._front = self.first % LEAF     # leaves lie at multiples of their length
-        self._allocate((-(-capacity // LEAF) + 1) * LEAF)     # as much wherever the first one lies
-        live = self._at(slice(self.first, self.stop))
-        self._entries[:, :, live], self._of_pages[:, live] = entries, of_pages
+        of_pages = self._of_pages[:, self._at(slice(self.first, self.stop))]
+        self._front = 0
+        self._allocate(capacity)
+        self._of_pages[:, self._at(slice(self.first, self.stop))] = of_pages
+
+    def _slide_exact(self, count: int) -> None:
+        """Make room for `count` pages more: in front, where a volume has become codes, else elsewhere."""
+        first = self._first_exact
+        held, needed = self._exact_of(first), self.stop - first + count
+        front = first % LEAF        # leaves lie at multiples of their length
+        if front + needed > self._exact.shape[2] or front + held.shape[2] > first + self._offset:
+            room = max(_FIRST_PAGES, needed + min(needed, CHAPTER))
+            self._allocate_exact((-(-room // LEAF) + 1) * LEAF)     # as much wherever the first one lies
+        self._offset = front - first
+        self._exact_of(first).copy_(held)

@@ -1,0 +1,175 @@
+"""Index entries in 8 bits: what they stand for, when they are made, what they take, and the votes that they keep."""
+import pytest
+import torch
+
+from conftest import entries_at
+from statekv_ros.backbones.base import KVLayout
+from statekv_ros.memory.answering.candidates import OPEN_LEAVES, Candidates, Group
+from statekv_ros.memory.detailed.codes import Codes
+from statekv_ros.memory.detailed.index import INDEXES
+from statekv_ros.memory.detailed.leaves import CHAPTER, VOLUME
+from statekv_ros.memory.detailed.table import PageTable
+
+LAYERS, HEADS, DIM = 2, 2, 16
+LAYOUT = KVLayout(LAYERS, HEADS, DIM, torch.float32, torch.device('cpu'))
+PAGES = VOLUME * CHAPTER
+
+
+def seen(pages: int, kinds: int = 60, far: float = 0, seed: int = 0) -> torch.Tensor:
+    """Means and variances [layers, kv_heads, pages, 2 x head_dim] of some kinds of page, rare and frequent ones, never quite
+    alike, that drift; keys stand up to `far` from 0."""
+    random = torch.Generator().manual_seed(seed)
+    centres = 2 * torch.randn(LAYERS, HEADS, kinds, DIM, generator=random)
+    often = torch.rand(kinds, generator=random).pow(3) + .01
+    kind = often.expand(LAYERS * HEADS, -1).multinomial(pages, replacement=True, generator=random)
+    kind = kind.view(LAYERS, HEADS, pages, 1).expand(-1, -1, -1, DIM)
+    mean = centres.gather(2, kind) + .4 * torch.randn(LAYERS, HEADS, pages, DIM, generator=random)
+    mean += torch.linspace(0, 1, pages)[:, None] + far * torch.rand(DIM, generator=random)
+    return torch.cat([mean, .3 * torch.rand(LAYERS, HEADS, pages, DIM, generator=random).square()], dim=-1)
+
+
+def filled(entries: torch.Tensor, step: int = 64) -> PageTable:
+    table = PageTable(LAYOUT, INDEXES['mean_variance'])
+    for begin in range(0, entries.shape[2], step):
+        table.append(entries[:, :, begin:begin + step], begin, 9 * entries[:, :, begin:begin + step].shape[2])
+    return table
+
+
+def by_number(table: PageTable, layer: int) -> torch.Tensor:
+    places, pages = table.lying(layer, slice(table.first, table.stop))
+    entries = entries_at(table, layer, places)
+    return entries.gather(1, pages.expand(HEADS, -1).argsort(dim=-1)[..., None].expand_as(entries))
+
+
+@pytest.mark.parametrize('far', [0, 900])
+def test_codes_are_within_half_a_step_of_each_number_and_a_step_is_a_255th_of_what_its_channel_spans(far):
+    codes = Codes(LAYOUT, 2 * DIM, PAGES)
+    entries = seen(PAGES, far=far)[0]
+    entries[..., 3] = 5.25
+    codes.put(0, slice(None), 0, entries)
+    errors = (codes.entries(0, slice(0, PAGES)) - entries).abs()
+    spans = entries.amax(dim=1) - entries.amin(dim=1)
+    assert (errors.amax(dim=1) <= spans / 510 * 1.01 + 1e-4 * (far > 0)).all()
+    assert (errors[..., 3] == 0).all(), 'what never changes'
+
+
+def test_a_volume_is_coded_once_it_is_sorted_and_never_rounded_again():
+    entries = seen(2 * PAGES + 3 * CHAPTER)
+    table = filled(entries)
+    codes = table.leaves.codes
+    assert codes.stop == 2 * PAGES
+    right = entries[0].half().float()
+    for volume in (slice(0, PAGES), slice(PAGES, 2 * PAGES)):
+        steps = (right[:, volume].amax(dim=1) - right[:, volume].amin(dim=1)) / 255
+        assert ((by_number(table, 0)[:, volume] - right[:, volume]).abs() <= steps[:, None] * .51).all()
+    assert torch.equal(by_number(table, 0)[:, 2 * PAGES:], right[:, 2 * PAGES:])
+    for first in (900, PAGES + 10, PAGES + CHAPTER + 3, 2 * PAGES - 1):     # volumes fall into chapters, and these into pages
+        before = by_number(table, 1)
+        held = table.first
+        table.forget(first - held)
+        assert torch.equal(by_number(table, 1), before[:, first - held:])
+
+
+def test_no_step_codes_more_than_one_head_nor_makes_room_in_more_than_one_layer(monkeypatch):
+    done = []
+    for name in ('put', '_grow'):
+        of = getattr(Codes, name)
+        monkeypatch.setattr(Codes, name, lambda self, *given, of=of, name=name: done.append(name) or of(self, *given))
+    table, entries = PageTable(LAYOUT, INDEXES['mean_variance']), seen(16)
+    while table.stop < 3 * PAGES:
+        done.clear()
+        table.append(entries, 0, 144)
+        assert done.count('put') <= 1 and done.count('_grow') <= 1
+    assert table.leaves.codes.stop == 2 * PAGES
+
+
+@pytest.mark.parametrize('held', [None, 3000, 4800, 9000])
+def test_exact_entries_are_of_a_volume_and_some_chapters_at_most_however_long_it_lasts(held):
+    table, entries = PageTable(LAYOUT, INDEXES['mean_variance']), seen(40)
+    while table.stop < 5 * PAGES:
+        table.append(entries, 0, 360)
+        table.forget(max(0, table.stop - table.first - (held or table.stop)))
+        exact = table.stop - max(table.first, table.leaves.codes.stop)
+        assert exact <= min(held or table.stop, PAGES + 2 * CHAPTER)
+        assert table._exact.shape[2] <= exact + PAGES + 3 * CHAPTER
+    used = table.bytes_of(table.stop - table.first)
+    assert table._exact.shape[2] <= PAGES + 4 * CHAPTER and table.bytes < 1.8 * used
+
+
+def test_bytes_are_those_of_codes_and_a_page_bears_its_share_of_the_ranges():
+    table = filled(seen(2 * PAGES + 3 * CHAPTER))
+    codes = table.leaves.codes
+    assert codes.bytes == sum(part.nbytes for part in (*codes._codes, *codes._ranges))
+    room = codes._codes[0].shape[1]
+    assert 2 * PAGES <= room <= 3 * PAGES
+    assert 0 <= room * codes.page_bytes - codes.bytes < room * LAYERS * HEADS, 'rounded up'
+    exact = 2 * 2 * DIM * LAYERS * HEADS
+    assert table.bytes_of(100) == 100 * (table.page_bytes + exact - codes.page_bytes)
+    assert table.bytes_of(9 * PAGES) - table.bytes_of(8 * PAGES) == PAGES * table.page_bytes
+
+
+def test_codes_keep_the_votes_of_the_best_pages(monkeypatch):
+    """Against the same table with all entries exact: of the votes of the best 32, what the 32 best by codes have."""
+    entries = seen(3 * PAGES + CHAPTER + 600)
+    ours = filled(entries)
+    monkeypatch.setattr(Codes, 'finish', lambda self, volume: None)
+    exact = filled(entries)
+    assert ours.leaves.codes.stop == 3 * PAGES and exact.leaves.codes.stop == 0
+    group, kept = Group(0, exact.stop, 0), []
+    for layer in range(LAYERS):
+        for number in range(20):
+            rows = .25 * entries[layer, :, number * 600:][:, :3, :DIM]
+            _, votes = votes_of(exact, group, None, layer, rows)
+            best = votes.topk(32, dim=-1).values.sum(dim=-1)
+            for table in (ours, exact):
+                for leaves in (OPEN_LEAVES, None):
+                    pages, found = votes_of(table, group, leaves, layer, rows)
+                    chosen = pages.gather(1, found.topk(32, dim=-1).indices)
+                    kept.append(of_pages(*votes_of(exact, group, None, layer, rows), chosen).sum(dim=-1) / best)
+    ours_found, ours_all, exact_found, exact_all = torch.stack(kept).view(-1, 4, HEADS).mean(dim=(0, 2))
+    assert exact_all == pytest.approx(1) and ours_all > .995
+    assert abs(ours_found - exact_found) < .005 and ours_found > .85, (ours_found, exact_found)
+
+
+def votes_of(table: PageTable, group: Group, leaves: int | None, layer: int, rows: torch.Tensor) -> tuple:
+    candidates = Candidates(table, lambda rows, turn: rows, [group], leaves)
+    pages, votes = candidates.votes(layer, rows, 0)
+    return torch.arange(table.stop).expand(HEADS, -1) if pages is None else pages.long(), votes
+
+
+def of_pages(pages: torch.Tensor, votes: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    every = torch.zeros(HEADS, int(pages.max()) + 1).scatter_(1, pages.expand(HEADS, -1), votes)
+    return every.gather(1, wanted)
+
+
+def test_a_single_kv_head_has_the_votes_of_its_pages_though_they_are_sorted():
+    """One head of a table alone: which page a vote is for is not told by its place."""
+    table, entries = filled(seen(CHAPTER + 100)), seen(CHAPTER + 100)
+    part = table.of_heads(KVLayout(LAYERS, 1, DIM, torch.float32, torch.device('cpu')), slice(1, 2))
+    rows = entries[0, :, 5:8, :DIM]
+    pages, votes = Candidates(part, None, [Group(0, part.stop, 0)], None).votes(0, rows[1:], 0)
+    queries = INDEXES['mean_variance'].queries(rows[1:])
+    right = (queries @ entries[0, 1:].half().float().transpose(1, 2)).softmax(dim=-1).sum(dim=1)
+    assert torch.allclose(votes, right.gather(1, pages.long()), atol=1e-4)
+
+
+def test_where_codes_lie_is_told_with_where_pages_are():
+    table = PageTable(LAYOUT, INDEXES['mean_variance'])
+    places, stops = set(), set()
+    for entries in seen(PAGES + 2 * CHAPTER).split(128, dim=2):
+        table.append(entries, 0, 9 * 128)
+        codes = table.leaves.codes
+        places.add(table.place() + table.leaves.place())
+        stops.add((codes.stop, codes._codes[0].data_ptr(), codes._ranges[1].data_ptr(), table._exact.data_ptr(), table._offset))
+    assert PAGES in {stop for stop, *_ in stops} and len(places) >= len(stops) > 2
+
+
+def test_some_heads_have_the_votes_that_they_have_in_the_whole():
+    table = filled(seen(PAGES + 3 * CHAPTER))
+    assert table.leaves.codes.stop == PAGES
+    part = table.of_heads(KVLayout(LAYERS, 1, DIM, torch.float32, torch.device('cpu')), slice(1, 2))
+    rows, group = torch.randn(HEADS, 4, DIM), Group(30, table.stop - 3, 0)
+    for leaves in (30, None):
+        pages, votes = Candidates(table, None, [group], leaves).votes(1, rows, 30)
+        own_pages, own_votes = Candidates(part, None, [group], leaves).votes(1, rows[1:], 30)
+        assert torch.equal(own_pages[0], pages[1]) and torch.allclose(own_votes[0], votes[1], atol=1e-5)
