@@ -1,5 +1,4 @@
-"""The page of a live node, as a person uses it in a real browser; who may see it; and what it keeps, without a browser."""
-import asyncio
+"""The page of a live node, as a person uses it in a real browser, and who may see it."""
 import json
 import os
 import shutil
@@ -8,40 +7,29 @@ import socket
 import subprocess
 import sys
 import time
-import unicodedata
 import urllib.error
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 
 pytest.importorskip('rclpy', reason='rclpy is not installed')
 pytest.importorskip('nicegui', reason="NiceGUI is not installed: pip install 'statekv_ros[view]'")
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile  # noqa: E402
 from std_msgs.msg import String  # noqa: E402
 from visualization_msgs.msg import Marker, MarkerArray  # noqa: E402
 
 from live import PATIENCE_S, SECOND, Graph, NodeProcess, environment, new_domain  # noqa: E402
 from statekv_ros.msg import Alert, Answer, FrameTiming  # noqa: E402
-from statekv_ros.node.messages import to_ns, to_stamp  # noqa: E402
+from statekv_ros.node.messages import to_ns  # noqa: E402
 from statekv_ros.patrol.path import odometry  # noqa: E402
 from statekv_ros.patrol.video import patrol_frames  # noqa: E402
 from statekv_ros.patrol.world import make_patrol  # noqa: E402
 from statekv_ros.replay.bag_writer import BagOptions, write_bag  # noqa: E402
-from statekv_ros.view import history as histories  # noqa: E402
-from statekv_ros.view.camera import CameraSeen  # noqa: E402
-from statekv_ros.view.facts import printable, told  # noqa: E402
-from statekv_ros.view.history import History  # noqa: E402
-from statekv_ros.view.pictures import Pictures  # noqa: E402
-from statekv_ros.view.state import MOST_CAMERAS, State  # noqa: E402
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -400,113 +388,3 @@ def test_what_cannot_be_served_is_said_in_one_line():
 
 
 # --- without a browser ------------------------------------------------------------------------------------------------
-
-@given(st.text(max_size=40))
-def test_printable_text_holds_nothing_that_a_terminal_or_a_line_obeys(text):
-    shown = printable(text)
-    assert all(unicodedata.category(letter) not in ('Cc', 'Cs') or letter == '\n' for letter in shown) and len(shown) == len(text)
-    assert not set('\x1b\x07\r\u202e\u2066') & set(shown)
-    assert printable('a' * 5000, 10) == 'a' * 10 + ' ...'
-
-
-def test_ten_thousand_questions_are_kept_and_listed_a_page_at_a_time():
-    history = History()
-    for number in range(histories.MOST + 500):
-        answer = Answer(question=f'question {number}', text='yes', camera='front')
-        answer.header.stamp = to_stamp(number)
-        history.hear(answer)
-        history.hear(answer)        # the same one twice
-    assert len(history) == histories.MOST
-    assert [record.question for record in history.page(0, 3)] == [f'question {number}' for number in (10499, 10498, 10497)]
-    assert [record.question for record in history.page(1249, 8)][-1] == 'question 500'
-    assert history.page(1250, 8) == []
-    begun = time.perf_counter()
-    for _ in range(100):
-        history.page(600, 8)
-    assert (time.perf_counter() - begun) / 100 < .05
-
-
-def timing(stamp_ns: int, dropped: int = 0, segment: int = 0, camera: str = 'front') -> FrameTiming:
-    message = FrameTiming(camera=camera, segment=segment, dropped=dropped, total_ms=10.0, state_tokens=9)
-    message.header.stamp = to_stamp(stamp_ns)
-    return message
-
-
-def test_a_shift_of_frame_steps_takes_bounded_room_and_loses_no_drop():
-    seen = CameraSeen('front')
-    for step in range(steps := 8 * 3600):
-        seen.note(timing(step * SECOND, dropped=step // 7, segment=step // 10000))
-    assert len(seen.drops) <= 400 and sum(count for _, count in seen.drops) == (steps - 1) // 7
-    assert [stamp for stamp, _ in seen.drops] == sorted(stamp for stamp, _ in seen.drops)
-    assert [(first // SECOND, number) for first, _, number in seen.segments] == [(0, 0), (10000, 1), (20000, 2)]
-    assert seen.newest_ns == (steps - 1) * SECOND
-    seen.span(5 * SECOND, seen.newest_ns)
-    assert seen.begin_ns == 5 * SECOND and all(stamp >= 5 * SECOND for stamp, _ in seen.drops)
-
-
-def test_live_pictures_change_twice_a_second_however_many_ask():
-    seen, shown = CameraSeen('front'), []
-    end = time.monotonic() + 1.3
-    while time.monotonic() < end:
-        seen.note(timing(time.monotonic_ns()))
-        shown += [seen.live_ns(), seen.live_ns()]
-        time.sleep(.002)
-    assert 2 <= len(set(shown)) <= 4
-
-
-def health(steps: int, held: int, state: str = 'active') -> DiagnosticArray:
-    def values(**pairs) -> list[KeyValue]:
-        return [KeyValue(key=key, value=str(value)) for key, value in pairs.items()]
-    return DiagnosticArray(status=[
-        DiagnosticStatus(name='statekv: engine', message='well', values=values(state=state, steps=steps)),
-        DiagnosticStatus(name='statekv: front', values=values(frames_in=held, frames_held=held, device_mb='1.5', host_mb='nan')),
-        DiagnosticStatus(name='other: engine', level=DiagnosticStatus.ERROR, values=values(state='finalized', steps=0))])
-
-
-def test_state_tells_how_the_node_is_and_notices_a_new_life():
-    state = State('statekv')
-    assert state.condition().name == 'absent' and 'ROS_DOMAIN_ID' in state.condition().sentence
-    assert not state.note_health(health(5, 10)) and state.condition().name == 'active'
-    assert not state.note_health(health(9, 18, 'inactive')) and state.condition().name == 'inactive'
-    state.note_timing(timing(SECOND))
-    assert state.camera_names() == ['front'] and state.cameras['front'].newest_ns == SECOND
-    assert state.note_health(health(1, 18)) and state.lives == 1 and state.cameras['front'].newest_ns == 0
-    assert state.note_health(health(2, 0)) and state.lives == 2        # forgotten
-    for number in range(2 * MOST_CAMERAS):
-        state.note_timing(timing(SECOND, camera=f'camera {number}'))
-    assert len(state.cameras) == MOST_CAMERAS
-    state.other_version = True
-    assert not state.condition().here and 'another version' in state.condition().sentence
-    alert = told(Alert(id='1', question='q', text='yes'))
-    state.note_alert(alert)
-    state.note_alert(told(Alert(id='1', question='q', text='yes')))     # told again to who came late
-    assert list(state.alerts) == [alert]
-
-
-def test_pictures_are_asked_for_together_one_request_at_a_time_and_kept_within_bounds():
-    asked, running = [], []
-
-    def fetch(camera: str, stamps: list[int], within_s: float) -> list[bytes | str]:
-        running.append(camera)
-        assert len(running) == 1
-        asked.append((camera, stamps))
-        time.sleep(.02)
-        running.pop()
-        if camera == 'gone':
-            raise RuntimeError('no memory node')
-        return [b'x' * 100 if stamp else 'nothing seen' for stamp in stamps]
-
-    async def browse() -> None:
-        pictures = Pictures(fetch, most_bytes=1000)
-        found = await asyncio.gather(*(pictures.get('front', stamp, 0.0) for stamp in (0, 1, 2, 2, 1)),
-                                     pictures.get('gone', 1, 0.0))
-        assert found == ['nothing seen', *[b'x' * 100] * 4, 'no memory node']
-        assert asked == [('front', [0, 1, 2]), ('gone', [1])]
-        await pictures.get('front', 2, 0.0)
-        assert len(asked) == 2
-        await asyncio.gather(*(pictures.get('front', stamp, 0.0) for stamp in range(10, 30)))
-        assert len(pictures._kept) == 10
-        await pictures.get('front', 2, 0.0)
-        assert len(asked) == 4
-    with ThreadPoolExecutor(1) as thread:       # Playwright has a loop of its own in this one
-        thread.submit(asyncio.run, browse()).result()
