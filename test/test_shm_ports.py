@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -144,15 +144,30 @@ def _mark_as_broken(end: int, meanwhile=lambda: None) -> None:
         del buffer
 
 
+def _mended_by_others() -> bool:
+    """Whether a node runs on this machine: the process that keeps its watch mends the ports of all of them, these too."""
+    for comm in Path('/proc').glob('[0-9]*/comm'):
+        with suppress(OSError):     # gone already
+            if comm.read_text() == 'statekv-watch\n':
+                return True
+    return False
+
+
 def _standing(new_talk: Callable[[], Talk], spoil: Callable[[Talk, Ports], list]) -> tuple[Talk, Ports, list]:
     """A talk that stands still after `spoil`, who watches its ports, and what `spoil` returned. The writer has to come by at the
-    right moment, so it is tried again. Skips where Fast DDS is newer than any version that is known to have the fault."""
+    right moment, so it is tried again. Skips where Fast DDS is newer than any version that is known to have the fault, and where
+    nodes beside this test do not let it stand."""
+    others = False
     for _ in range(3):
+        others |= _mended_by_others()
         talk, ports = new_talk(), Ports()
         made = spoil(talk, ports)
         if talk.stands():
             return talk, ports, made
+        others |= _mended_by_others()
         ports.close()
+    if others:
+        pytest.skip('a node that runs beside this test mends what it spoils')
     known = {distribution.metadata['Name']: distribution.version for distribution in distributions()}.get('ros-fastdds', '')
     number = tuple(map(int, re.findall(r'\d+', known)[:3]))
     assert not number or number > _NEWEST_WITH_THE_FAULT, f'Fast DDS {known} has the fault, and the test did not bring it about'
