@@ -69,7 +69,7 @@ def busy(backbone, frames):
 
 
 def test_image_that_came_during_a_step_was_decoded_beside_it_and_is_what_it_would_have_been(busy, backbone, frames):
-    busy.step(lambda: busy.send(3))
+    busy.step(lambda: busy.send(3), busy.settled)
     busy.send(4)            # no step is being computed: the engine does it itself
     busy.engine.cameras['front'].mailbox.take()
     busy.send(5)

@@ -148,6 +148,7 @@ def test_watches_answers_and_what_held_outlive_the_process_and_a_reset_forgets_t
         assert (listed[changes].text, listed[ball].alerts) == (BALL, 1) and to_ns(listed[changes].expires) > time.time() * SECOND
     watcher.shown = shown
     watcher.show(BOX)
+    watcher.graph.wait(lambda: watcher.alerts, 'the alert: it comes over a topic of its own')
     [alert] = watcher.alerts
     assert (alert.id, alert.text_before, alert.text) == (changes, BALL, BOX), 'and the ball, which was told, is not told again'
     graph = watcher.graph
