@@ -95,7 +95,7 @@ def quoted(value: object) -> str:
 
     Who sends a megabyte by mistake is helped by its first words, and a reply as long would stay in the middleware's history.
     """
-    if isinstance(value, str):
-        return repr(value) if len(value) <= _QUOTED_CHARS else f'{value[:_QUOTED_CHARS]!r}... ({len(value)} characters)'
-    whole = repr(value)
-    return whole if len(whole) <= 2 * _QUOTED_CHARS else f'{whole[:_QUOTED_CHARS]}... ({len(whole)} characters)'
+    whole = value if isinstance(value, str) else repr(value)
+    shown = whole[:_QUOTED_CHARS]
+    said = repr(shown) if isinstance(value, str) else shown
+    return said if shown == whole else f'{said}... ({len(whole)} characters)'

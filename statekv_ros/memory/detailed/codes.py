@@ -7,10 +7,9 @@ moves codes about.
 import torch
 
 from statekv_ros.backbones.base import KVLayout
-from statekv_ros.memory.detailed.room import zeros
+from statekv_ros.memory.detailed.room import room_for, zeros
 
 _STEPS = 255
-_MORE = 4       # of the volumes that a layer has room for, one more for so many: room that is never used, and copies, are few
 
 
 class Codes:
@@ -108,7 +107,7 @@ class Codes:
         """Make room for a volume, without those that are not held any more."""
         base = min(self._first // self.volume, volume)
         begin, held = base - self._bases[layer], volume - base
-        codes, ranges = self._empty(held + 1 + held // _MORE)
+        codes, ranges = self._empty(1 + room_for(held))
         kept = self._codes[layer][:, begin * self.volume:][:, :held * self.volume], self._ranges[layer][:, begin:][:, :held]
         codes[:, :kept[0].shape[1]], ranges[:, :kept[1].shape[1]] = kept
         self._codes[layer], self._ranges[layer], self._bases[layer] = codes, ranges, base

@@ -11,14 +11,13 @@ import torch
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.memory.detailed.codes import Codes
 from statekv_ros.memory.detailed.index import PageIndex
-from statekv_ros.memory.detailed.room import zeros
+from statekv_ros.memory.detailed.room import room_for, zeros
 
 CHAPTER = 1024      # pages
 LEAF = 16           # pages; CHAPTER is a power of two times as many
 LEAVES = CHAPTER // LEAF
 VOLUME = 4          # chapters; a power of two
 _ROUNDS = 4         # of power iteration: the direction need not be exact
-_MORE = 4           # of the chapters that there is room for, one more for so many
 
 
 class Leaves:
@@ -76,8 +75,7 @@ class Leaves:
             if (chapter + 1) * CHAPTER > stop:
                 break
             if chapter - self._base >= self._pages.shape[2] // LEAVES:
-                held = chapter + 1 - self.first
-                self._slide(held + 1 + held // _MORE)
+                self._slide(1 + room_for(chapter + 1 - self.first))
             at = slice((chapter - self._base) * LEAVES, (chapter + 1 - self._base) * LEAVES)
             begin = chapter * CHAPTER - first
             in_chapter = entries[layer, :, begin:begin + CHAPTER]

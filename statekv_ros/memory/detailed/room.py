@@ -5,6 +5,12 @@ import mmap
 import torch
 
 _LARGE = 2**18      # bytes
+_MORE = 4
+
+
+def room_for(count: int) -> int:
+    """How many to make room for where there are so many: a quarter more, so that room that is never used, and copies, are few."""
+    return count + count // _MORE
 
 
 def zeros(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
