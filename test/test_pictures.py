@@ -147,6 +147,39 @@ def test_each_step_has_the_picture_of_its_last_frame_and_the_frame_that_waits_it
         assert node.shown()[5] == wanted(scenes, 10)[0]
 
 
+@pytest.mark.parametrize('on_disk', [False, True])
+def test_the_newest_frames_are_at_hand_without_a_look_at_the_disk(on_disk, backbone, scenes, tmp_path):
+    with Node(backbone, tmp_path / 'memory' if on_disk else None) as node:
+        album = node.album
+        assert album.latest(SECOND) is None
+        for count in range(1, 10):
+            node.see(scenes[count - 1], count)
+            lookup, newest = Lookup(album), node.shown()[-1]    # once it is made
+            for second in range(1, count + 1):
+                latest, found = album.latest(second * SECOND), lookup.at(second * SECOND, NEAREST)
+                assert latest is None or latest == (found.stamp_ns, found.jpeg)
+                assert latest is not None or second < count - count % 2 - 1, f'{second} of {count}'
+            assert album.latest(count * SECOND) == (count * SECOND, newest[1])
+        assert album.latest(10 * SECOND) is album.latest(SECOND) is None
+        node.see(scenes[20], 8)     # a jump back: the frame that waits is a step of its own, and was first
+        assert node.shown()[-1] == (8, wanted(scenes, 21)[0][1])
+        assert album.latest(8 * SECOND) == (8 * SECOND, node.shown()[-1][1])
+        node.engine.reset(['front'], lambda *_: None)
+        node.until(lambda: not node.stream.steps)
+        assert album.latest(8 * SECOND) is None
+
+
+def test_a_newest_frame_whose_picture_is_not_made_yet_is_left_to_who_may_wait(backbone, scenes, monkeypatch):
+    held = threading.Event()
+    with Node(backbone) as node:
+        monkeypatch.setattr('statekv_ros.node.pictures.darkroom.make_thumbnail',
+                            lambda *arguments: held.wait(60) and make_thumbnail(*arguments))
+        node.see(scenes[0], 1)
+        assert node.album.latest(SECOND) is None
+        held.set()
+        assert node.shown() == wanted(scenes, 1) and node.album.latest(SECOND) == (SECOND, wanted(scenes, 1)[0][1])
+
+
 def test_frames_that_are_refused_or_lost_leave_the_pictures_of_the_others(backbone, scenes, monkeypatch):
     with Node(backbone) as node:
         node.watch(scenes, 0, 3)

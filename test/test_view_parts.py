@@ -17,7 +17,7 @@ from live import SECOND  # noqa: E402
 from statekv_ros.msg import Alert, Answer, FrameTiming  # noqa: E402
 from statekv_ros.node.messages import to_stamp  # noqa: E402
 from statekv_ros.view import history as histories  # noqa: E402
-from statekv_ros.view.camera import CameraSeen  # noqa: E402
+from statekv_ros.view.camera import LIVE_S, CameraSeen  # noqa: E402
 from statekv_ros.view.facts import printable, told  # noqa: E402
 from statekv_ros.view.history import History  # noqa: E402
 from statekv_ros.view.pictures import Pictures  # noqa: E402
@@ -74,7 +74,27 @@ def test_live_pictures_change_twice_a_second_however_many_ask():
         seen.note(timing(time.monotonic_ns()))
         shown += [seen.live_ns(), seen.live_ns()]
         time.sleep(.002)
-    assert 2 <= len(set(shown)) <= 4
+    assert 2 <= len(set(shown)) <= 5
+
+
+def test_a_live_picture_is_asked_for_when_a_step_has_ended_and_the_last_one_is_shown(monkeypatch):
+    now, seen = 100.0, CameraSeen('front')
+    monkeypatch.setattr('statekv_ros.view.camera.time.monotonic', lambda: now)
+    seen.span(1, 5)
+    assert seen.live_ns() == 5, 'of before this page began'
+    for step in range(6, 40):
+        now += .49 if step % 2 else .51     # twice a second, more or less
+        seen.note(timing(step))
+        shown = seen.live_ns()
+        assert shown == step or step < 8, 'each, at once'
+        now += .3
+        assert seen.live_ns() == shown, 'not between two steps'
+        now -= .3
+    now += .1
+    seen.note(timing(40))
+    assert seen.live_ns() == 39, 'too early'
+    now += 2 * LIVE_S
+    assert seen.live_ns() == 40, 'the camera has stopped'
 
 
 def health(steps: int, held: int, state: str = 'active') -> DiagnosticArray:

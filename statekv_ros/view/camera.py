@@ -7,7 +7,7 @@ from statekv_ros.msg import FrameTiming
 from statekv_ros.view.facts import to_ns
 
 SECONDS = 300               # of the charts
-LIVE_S = 0.5                # between two live pictures, for all pages together
+LIVE_S = 0.5                # between two live pictures on average, for all pages together
 _MOST_SEGMENTS, _MOST_MARKS = 200, 400
 
 
@@ -42,7 +42,7 @@ class CameraSeen:
     _counted: int | None = None
     _together_ns: int = 10**9       # drops
     _live_ns: int = 0
-    _live_at: float = 0.0
+    _live_due: float = 0.0
 
     def note(self, timing: FrameTiming) -> None:
         """Take a frame step."""
@@ -61,6 +61,8 @@ class CameraSeen:
         second.steps, second.ms, second.dropped = second.steps + 1, second.ms + timing.total_ms, second.dropped + new
         second.state_tokens = timing.state_tokens
         self.newest_ns, self.begin_ns = stamp_ns, self.begin_ns or stamp_ns
+        if time.monotonic() >= self._live_due:
+            self._show_newest()
 
     def span(self, first_ns: int, last_ns: int) -> None:
         """Pictures reach from here to there, those from before this page began included."""
@@ -72,11 +74,16 @@ class CameraSeen:
         self.drops = [drop for drop in self.drops if drop[0] >= first_ns]
 
     def live_ns(self) -> int:
-        """Stamp of the picture to show now: the newest, but another one each `LIVE_S` at most, whoever asks."""
-        now = time.monotonic()
-        if now - self._live_at >= LIVE_S:
-            self._live_ns, self._live_at = self.newest_ns, now
+        """Stamp of the picture to show now, whoever asks: the newest, but two a second at most, changed when a frame step ends. So a
+        picture is asked of the node when it has just done its work, rather than in the midst of the next step."""
+        if time.monotonic() >= self._live_due + LIVE_S:     # no step followed the newest
+            self._show_newest()
         return self._live_ns
+
+    def _show_newest(self) -> None:
+        now = time.monotonic()
+        # From when it was due, so that steps that come twice a second, sometimes a little early, are shown each.
+        self._live_ns, self._live_due = self.newest_ns, max(self._live_due + LIVE_S, now + LIVE_S / 2)
 
     def _drop(self, stamp_ns: int, count: int) -> None:
         if self.drops and self.drops[-1][0] // self._together_ns == stamp_ns // self._together_ns:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from statekv_ros.node.pictures.darkroom import NO_PICTURE, Darkroom
 from statekv_ros.store.hours import PICTURES_IN_MEMORY
 
 Thumbnail = Future[bytes] | bytes
+_LATEST = 2     # the newest step, and frames that wait for the next one
 
 
 class Seen(NamedTuple):
@@ -49,6 +50,7 @@ class Album:
         self._pictures: OrderedDict[int, Thumbnail] = OrderedDict()     # those in main memory, by step
         self._bytes, self._uncounted = 0, []
         self._frames: dict[int, Thumbnail] = {}     # of frames that wait, by stamp
+        self._latest: deque[tuple[Seen, Thumbnail]] = deque(maxlen=_LATEST)    # whether the disk has them or not
         self._under_way: Future[bytes] | None = None
         for record in stream.detailed.records():
             self._add(Seen(record.step, record.first_stamp_ns, record.last_stamp_ns))
@@ -82,6 +84,7 @@ class Album:
             for row in self._rows:
                 del row[:]
             self._pictures.clear()
+            self._latest.clear()
             self._frames.clear()
             self._uncounted.clear()
             self._bytes, self._forgotten_ns = 0, None
@@ -122,6 +125,16 @@ class Album:
         found = _made(picture) if picture is not None else self._load(step)
         return (row.last_ns, found) if found else None
 
+    def latest(self, stamp_ns: int) -> tuple[int, bytes] | None:
+        """As `picture`, of the newest step or of frames that wait, without waiting for anything; None where it is not one of these, or
+        not made yet."""
+        with self._lock:
+            for row, picture in reversed(self._latest):
+                if row.first_ns <= stamp_ns <= row.last_ns:
+                    found = picture if isinstance(picture, bytes) else picture.result() if picture.done() else NO_PICTURE
+                    return (row.last_ns, found) if found else None
+        return None
+
     def _follow(self) -> None:
         """Hold what the stream holds."""
         stream = self._stream
@@ -145,9 +158,13 @@ class Album:
         if picture := self._frames.get(row.last_ns):
             self._pictures[row.step] = picture
             self._uncounted.append(row.step)
+            self._latest.append((row, picture))
 
     def _remove(self, index: int) -> None:
-        self._drop(self._rows[0][index])
+        step = self._rows[0][index]
+        self._drop(step)
+        for entry in [entry for entry in self._latest if entry[0].step == step]:
+            self._latest.remove(entry)
         for column in self._rows:
             del column[index]
 
