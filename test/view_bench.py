@@ -1,16 +1,13 @@
 """What an open page costs the node: `python test/view_bench.py`. The frame step and the node's processor time with the page open in a
 browser and without any page, in blocks in turn, in one run; and what one request for a picture takes of it.
 
-The node has a core to itself, as where the browser is another machine's, and a program that does nothing keeps the others busy in
-either kind of block: else the browser's work would show in the core's clock, and pass for the node's. Several pages are opened at a
-time, each served by a process of its own, and what they cost together is divided among them: what one costs is less than a core's speed
-changes from one minute to the next. Needs two cores, Chromium and Playwright."""
+The node has a core to itself, as where the browser is another machine's. What a browser does beside it slows a core down all the same,
+so without a page the same pages are open on another node, at home on the other cores: all that is different is whose they are.
+What several pages cost together is divided among them. Needs two cores, Chromium and Playwright."""
 import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,7 +16,7 @@ import numpy as np
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from statekv_ros.srv import Frames
-from test_view import BROWSER, FLAGS, Live, PageProcess, has_picture
+from test_view import BROWSER, FLAGS, WAIT_MS, Live, PageProcess, has_picture
 
 _TICKS = os.sysconf('SC_CLK_TCK')
 _SETTLE_S = 5.0
@@ -31,15 +28,21 @@ def processor_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
-def block(live: Live, seconds: float) -> dict:
-    """One span of time: median milliseconds of a frame step, how many, and the node's processor time for each (ms)."""
+def block(live: Live, pages: list[Page], seconds: float) -> dict:
+    """One span of time: median milliseconds of a frame step, how many, the node's processor time for each (ms), and live pictures that a
+    page showed, those while it settled included."""
+    for page in pages:
+        page.evaluate('performance.clearResourceTimings()')
     live.graph.spin(_SETTLE_S)
     first, before = len(live.graph.timings), processor_s(live.node.process.pid)
     live.graph.spin(seconds)
     steps = live.graph.timings[first:]
     assert steps, 'no frame step in a block: give more --seconds'
-    return {'steps': len(steps), 'step_ms': statistics.median(step.total_ms for step in steps),
-            'processor_ms': 1e3 * (processor_s(live.node.process.pid) - before) / len(steps)}
+    processor_ms = 1e3 * (processor_s(live.node.process.pid) - before) / len(steps)
+    shown = [page.evaluate("performance.getEntriesByType('resource').filter(each => each.name.includes('/picture?')).length")
+             for page in pages]
+    return {'steps': len(steps), 'step_ms': statistics.median(step.total_ms for step in steps), 'processor_ms': processor_ms,
+            'pictures': statistics.fmean(shown)}
 
 
 def request_ms(live: Live, count: int) -> float:
@@ -57,26 +60,32 @@ def request_ms(live: Live, count: int) -> float:
     return 1e3 * (processor_s(pid) - before - idle * (time.monotonic() - begun)) / count
 
 
-def apart(pid: int) -> None:
-    """Give all threads of a process, and what it begins later, the first core, and this process and its later children the others."""
-    first, *others = sorted(os.sched_getaffinity(0))
+def move(pid: int, core: int) -> None:
+    """Give a core to all threads of a process, and what it begins later."""
     for thread in os.listdir(f'/proc/{pid}/task'):
-        os.sched_setaffinity(int(thread), {first})
-    os.sched_setaffinity(0, others)
+        os.sched_setaffinity(int(thread), {core})
 
 
-def opened(browser: Browser, served: PageProcess) -> Page:
-    """A page that shows the live picture."""
-    page = browser.new_page(viewport={'width': 1400, 'height': 900})
-    page.goto(served.address())
-    page.wait_for_function(has_picture('.sk-live img'))
-    return page
+def with_pages(browser: Browser, live: Live, seconds: float, of: Live, count: int) -> dict:
+    """A block of a node's, while pages of one are open."""
+    served = [PageProcess(of.domain) for _ in range(count)]
+    shown = [browser.new_page(viewport={'width': 1400, 'height': 900}) for _ in served]
+    for page in shown:
+        page.set_default_timeout(WAIT_MS)
+    for page, process in zip(shown, served):
+        page.goto(process.address())
+        page.wait_for_function(has_picture('.sk-live img'))
+    found = block(live, shown, seconds)
+    for page, process in zip(shown, served):
+        page.close()
+        process.end()
+    return found
 
 
 def summary(blocks: list[dict]) -> dict:
-    """Means over blocks, of milliseconds."""
+    """Means over blocks, of milliseconds; pictures that a page showed in one."""
     return {'steps': sum(one['steps'] for one in blocks), **{key: round(statistics.fmean(one[key] for one in blocks), 2)
-                                                                    for key in ('step_ms', 'processor_ms')}}
+                                                                    for key in ('step_ms', 'processor_ms', 'pictures')}}
 
 
 def ratio(found: dict[str, list[dict]], key: str, pages: int) -> dict:
@@ -93,42 +102,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--blocks', type=int, default=12, help='with pages, each between two without; default: %(default)s')
     parser.add_argument('--seconds', type=float, default=12.0, help='of a block; default: %(default)s')
-    parser.add_argument('--pages', type=int, default=4, help='open at a time; default: %(default)s')
+    parser.add_argument('--pages', type=int, default=2, help='open at a time; default: %(default)s')
     parser.add_argument('--requests', type=int, default=300, help='of a picture, to count what one takes; default: %(default)s')
     args = parser.parse_args()
     if args.blocks < 2:
         parser.error(f'--blocks must be at least 2, to tell an interval, got {args.blocks}')
-    if len(os.sched_getaffinity(0)) < 2:
+    core, *others = sorted(os.sched_getaffinity(0))
+    if not others:
         parser.error('two cores are needed: one for the node, one for the browser')
+    os.sched_setaffinity(0, others)     # this process, and what it begins
     found = {'with': [], 'without': []}
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
-        live = Live(Path(folder))
-        live.page.end()
-        browser = busy = None
+        browser, lives = None, []
         try:
-            live.start_node()
-            live.graph.wait(lambda: len(live.graph.timings) > 5, 'frame steps')
-            apart(live.node.process.pid)
-            busy = [subprocess.Popen(['nice', '-n', '19', sys.executable, '-c', 'while True: pass'])
-                    for _ in os.sched_getaffinity(0)]
+            for name in ('own', 'other'):
+                (Path(folder) / name).mkdir()
+                lives.append(live := Live(Path(folder) / name))
+                live.page.end()
+                live.start_node()
+                live.graph.wait(lambda: len(live.graph.timings) > 5, 'frame steps')
+                if name == 'own':
+                    move(live.node.process.pid, core)
+            own, other = lives
             browser = driver.chromium.launch(executable_path=BROWSER, args=FLAGS, headless=True)
-            found['without'].append(block(live, args.seconds))
+
+            def add(kind: str, of: Live) -> None:
+                found[kind].append(with_pages(browser, own, args.seconds, of, args.pages))
+
+            add('without', other)
             for _ in range(args.blocks):
-                served = [PageProcess(live.domain) for _ in range(args.pages)]
-                shown = [opened(browser, each) for each in served]
-                found['with'].append(block(live, args.seconds))
-                for page, process in zip(shown, served):
-                    page.close()
-                    process.end()
-                found['without'].append(block(live, args.seconds))
-                print({kind: summary(found[kind][-1:]) for kind in ('with', 'without')}, flush=True)
-            request = round(request_ms(live, args.requests), 3)
+                add('with', own)
+                add('without', other)
+                print({kind: summary(found[kind][-1:]) for kind in found}, flush=True)
+            request = round(request_ms(own, args.requests), 3)
         finally:
-            for process in busy or ():
-                process.kill()
             if browser is not None:
                 browser.close()
-            live.close()
+            for live in lives:
+                live.close()
     print(json.dumps({'request_ms': request, **{kind: summary(blocks) for kind, blocks in found.items()},
                       **{f'{key}_ratio_of_a_page': ratio(found, key, args.pages) for key in ('step_ms', 'processor_ms')}}, indent=2))
 

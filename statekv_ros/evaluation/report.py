@@ -68,11 +68,12 @@ def _page(report: dict, jobs: Sequence[dict], videos: Sequence[Video]) -> str:
     policies = [policy | {'style': style} for policy, style in zip(summary['policies'], figures.styles(summary['policies']))]
     first = headline(policies)
     shown = first['ours'] or first['best']
+    drawn = [('accuracy against cost', figures.accuracy_against_cost), ('cost over frames', figures.cost_over_frames)]
+    if any(policy['ages'] for policy in policies):      # else no question said when its fact was in view
+        drawn.append(('accuracy by age', figures.accuracy_by_age))
     return render('report.html.j2', run=report['run'], summary=summary, policies=policies, reference=REFERENCE, errors=report['errors'],
                   first=first, larger=larger_for_less(policies), samples=samples(jobs, videos, shown) if shown else [],
-                  figures=[figures.attempt('accuracy against cost', figures.accuracy_against_cost, policies),
-                           figures.attempt('cost over frames', figures.cost_over_frames, policies),
-                           figures.attempt('accuracy by age', figures.accuracy_by_age, policies)])
+                  figures=[figures.attempt(name, draw, policies) for name, draw in drawn])
 
 
 def _write_answers(jobs: Sequence[dict], file: Path) -> None:
