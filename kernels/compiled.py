@@ -14,7 +14,7 @@ _INSTRUCTIONS = {'AVX2': 'avx2', 'AVX512': 'avx2'}
 
 @functools.cache
 def library(operation: str) -> ctypes.CDLL | None:
-    """That of an operation, as fast as the processor allows; None where there is none to load, of which a warning tells once."""
+    """That of an operation, as fast as the processor allows; None where there is none to load: a warning tells once."""
     found, path = problem(operation), _path(operation)
     if found:
         warnings.warn(f'{operation} on a CPU is the naive one, several times slower: {found}', RuntimeWarning, stacklevel=2)
@@ -26,8 +26,8 @@ def problem(operation: str) -> str:
     """Why an operation has no library here; '' where it has one."""
     path = _path(operation)
     if path is None:
-        return (f'{_names(operation)[-1]} is not in {", ".join(statekv_ros.__path__)}: install the package again; it is compiled '
-                'then, as the messages are')
+        return (f'{_names(operation)[-1]} is not in {", ".join(statekv_ros.__path__)}: install the package again; it is '
+                'compiled then, as the messages are')
     try:
         ctypes.CDLL(str(path))
     except OSError as error:

@@ -1,5 +1,4 @@
-"""Page votes as they are compiled for CPUs, for any processor and for those with wide registers: against the definition and the
-naive twin."""
+"""Page votes as they are compiled for CPUs, any and those with wide registers: against the definition and the naive twin."""
 import ctypes
 import platform
 import re
@@ -114,7 +113,8 @@ def test_some_of_the_kv_heads_are_read_where_all_of_them_lie(library):
     given = inputs(Case(3, 24, heads=3, lines=(20, 9), stretches=(11, 8), coded=2))
     entries, leaves, cut = given.entries, given.leaves, slice(1, 3)
     lines = type(given.lines)([line._replace(**{name: part[cut] for name, part in line._asdict().items()
-                                                if isinstance(part, torch.Tensor) and len(part) == 3}) for line in given.lines],
+                                                if isinstance(part, torch.Tensor) and len(part) == 3})
+                              for line in given.lines],
                               given.lines.numbers[cut])
     some = Inputs(given.queries[:, cut], entries._replace(exact=entries.exact[cut], codes=entries.codes[cut],
                                                           ranges=entries.ranges[cut]), lines,
@@ -126,7 +126,8 @@ def test_some_of_the_kv_heads_are_read_where_all_of_them_lie(library):
 @pytest.mark.parametrize('change, words', [
     (lambda given: given._replace(entries=given.entries._replace(exact=given.entries.exact.mT.contiguous().mT)),
      "'cpu' needs entries that lie one behind the other in each KV head, got strides"),
-    (lambda given: given._replace(leaves=given.leaves._replace(opened=21)), 'no more than the leaves of a stretch, got 21 and .20'),
+    (lambda given: given._replace(leaves=given.leaves._replace(opened=21)),
+     'no more than the leaves of a stretch, got 21 and .20'),
     (lambda given: given._replace(leaves=given.leaves._replace(opened=0)), 'opened must be positive'),
 ])
 def test_what_cannot_be_read_is_an_error_that_names_it(change, words, library):

@@ -7,9 +7,9 @@ from .candidates import Entries, Leaves, Lines
 
 _POINTERS = ('queries', 'exact', 'codes', 'ranges', 'places', 'groups', 'numbers', 'sizes', 'leaves', 'pages', 'leaf_size',
              'page_sizes', 'through', 'found', 'votes')
-_NUMBERS = ('kv_heads', 'rows', 'width', 'exact_half', 'exact_head', 'offset', 'codes_head', 'ranges_head', 'base', 'stop', 'volume',
-            'lines', 'places_head', 'numbers_head', 'sizes_head', 'leaves_half', 'leaves_head', 'pages_head', 'leaf', 'first_place',
-            'first_page', 'opened', 'stretches')
+_NUMBERS = ('kv_heads', 'rows', 'width', 'exact_half', 'exact_head', 'offset', 'codes_head', 'ranges_head', 'base', 'stop',
+            'volume', 'lines', 'places_head', 'numbers_head', 'sizes_head', 'leaves_half', 'leaves_head', 'pages_head', 'leaf',
+            'first_place', 'first_page', 'opened', 'stretches')
 _NO_LINES, _NO_LEAVES = ((None,) * 4, (0,) * 4), ((None,) * 5, (0, 0, 0, 1, 0, 0, 0, 0))
 
 
@@ -48,7 +48,8 @@ def cpu_page_votes(library: ctypes.CDLL, queries: torch.Tensor, entries: Entries
 
 def _of_lines(lines: Lines) -> tuple[tuple, tuple]:
     flat, numbers = lines.flat, lines.numbers
-    return ((flat.places.data_ptr(), flat.groups.data_ptr(), None if numbers is None else numbers.data_ptr(), flat.sizes.data_ptr()),
+    return ((flat.places.data_ptr(), flat.groups.data_ptr(), None if numbers is None else numbers.data_ptr(),
+             flat.sizes.data_ptr()),
             (lines.count, _from_head('places', flat.places), 0 if numbers is None else _from_head('numbers', numbers),
              _from_head('sizes', flat.sizes)))
 
@@ -61,8 +62,8 @@ def _of_leaves(leaves: Leaves) -> tuple[tuple, tuple]:
     through = [number for group, part in leaves.through for number in (group, part.start, part.stop)]
     return ((entries.data_ptr(), pages.data_ptr(), leaves.size.data_ptr(), leaves.sizes.data_ptr(),
              ctypes.cast((ctypes.c_int64 * len(through))(*through), ctypes.c_void_p)),
-            (entries.dtype == torch.float16, _from_head('entries of leaves', entries), _from_head('pages', pages), pages.shape[2],
-             leaves.first_place, leaves.first, leaves.opened, len(leaves.through)))
+            (entries.dtype == torch.float16, _from_head('entries of leaves', entries), _from_head('pages', pages),
+             pages.shape[2], leaves.first_place, leaves.first, leaves.opened, len(leaves.through)))
 
 
 def _from_head(name: str, tensor: torch.Tensor) -> int:

@@ -19,7 +19,7 @@ struct Queries {
     std::size_t rows, width;
 };
 
-// Where scores go, [rows, pages] that are `stride` apart, and what is added: the pages' own sizes, and to all of a row `added`.
+// Where scores go, rows of them `stride` apart, and what is added: the sizes of pages, and to all of a row `added`.
 struct Scores {
     float *scores;
     std::size_t stride;

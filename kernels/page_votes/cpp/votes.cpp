@@ -167,7 +167,8 @@ private:
     }
 
     // Scores of pages at places, side by side from a column on; those in one range together.
-    void score_pages(const Queries &asked, std::size_t column, std::size_t count, const std::int32_t *places, const float *sizes) {
+    void score_pages(const Queries &asked, std::size_t column, std::size_t count, const std::int32_t *places,
+                     const float *sizes) {
         for (std::size_t begin = 0; begin < count;) {
             std::int64_t first = call_.stop, stop = std::numeric_limits<std::int64_t>::max();
             if (places[begin] < call_.stop) {
@@ -185,7 +186,8 @@ private:
         }
     }
 
-    void score_exact(const Queries &asked, std::size_t column, std::size_t count, const std::int32_t *places, const float *sizes) {
+    void score_exact(const Queries &asked, std::size_t column, std::size_t count, const std::int32_t *places,
+                     const float *sizes) {
         std::fill_n(added_, rows_, 0.0f);
         const auto score_those = [&](const auto *entries) {
             entries += head_ * call_.exact_head + call_.offset * call_.width;
@@ -199,8 +201,8 @@ private:
     }
 
     // An entry is least + step * code: the range goes into the queries. begin: the first code of the volume.
-    void score_codes(const Queries &asked, std::int64_t begin, std::size_t column, std::size_t count, const std::int32_t *places,
-                     const float *sizes) {
+    void score_codes(const Queries &asked, std::int64_t begin, std::size_t column, std::size_t count,
+                     const std::int32_t *places, const float *sizes) {
         const float *least = call_.ranges + head_ * call_.ranges_head + begin / call_.volume * 2 * call_.width;
         const float *step = least + width_;
         for (std::size_t row = 0; row < rows_; ++row) {
@@ -215,8 +217,8 @@ private:
             added_[row] = sum(products);
         }
         const std::uint8_t *codes = call_.codes + head_ * call_.codes_head - call_.base * call_.width;
-        score(Queries{folded_, rows_, width_}, count, [&](std::size_t page) { return codes + places[page] * call_.width; }, turned_,
-              to(column, sizes));
+        score(Queries{folded_, rows_, width_}, count, [&](std::size_t page) { return codes + places[page] * call_.width; },
+              turned_, to(column, sizes));
     }
 
     const Call &call_;
