@@ -9,7 +9,7 @@ namespace {
 
 constexpr std::size_t FEW = 3;              // rows whose products with FEW_KEYS entries stay in registers
 constexpr std::size_t FEW_KEYS = 4;
-constexpr std::size_t AHEAD = 16;           // entries
+constexpr std::size_t AHEAD = 32;           // entries
 constexpr std::size_t MANY = 6;             // rows whose products with MANY_KEYS entries do
 constexpr std::size_t MANY_KEYS = 2 * LANES;
 
