@@ -12,10 +12,14 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Callable
+from ctypes import CDLL
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+
+from .compiled import library as find_library
+from .compiled import problem as library_problem
 
 Result = TypeVar('Result')
 IMPLEMENTATIONS = ('naive', 'triton')
@@ -50,18 +54,29 @@ def forget_failures() -> None:
 
 
 def run(operation: str, implementation: str | None, device: torch.device, kernel: Callable[[], Result],
-        naive: Callable[[], Result]) -> Result:
-    """What the implementation gives that was asked for; None: the kernel on CUDA, where it runs, and the naive twin elsewhere.
+        naive: Callable[[], Result], compiled: Callable[[CDLL], Result] | None = None) -> Result:
+    """What the implementation gives that was asked for; None: the kernel on CUDA and what is compiled on a CPU, where they run,
+    and the naive twin elsewhere.
+
+    Args:
+        compiled: 'cpu', of an operation that has it; given the operation's library.
 
     Raises:
         ValueError: the implementation is unknown or cannot run here; as `run_or_stand_in`.
     """
     if implementation is None and device.type == 'cuda':
         return run_or_stand_in(operation, device, kernel, naive)
+    if compiled is not None and (implementation == 'cpu' or implementation is None and device.type == 'cpu'):
+        library = find_library(operation)
+        if library is not None:
+            return compiled(library)
+        if implementation == 'cpu':
+            raise ValueError(f"implementation 'cpu' cannot run: {library_problem(operation)}, or use 'naive'")
     if implementation in (None, 'naive'):
         return naive()
     if implementation != 'triton':
-        raise ValueError(f'implementation must be one of {", ".join(IMPLEMENTATIONS)}, got {implementation!r}')
+        known = IMPLEMENTATIONS if compiled is None else ('cpu', *IMPLEMENTATIONS)
+        raise ValueError(f'implementation must be one of {", ".join(known)}, got {implementation!r}')
     if not _triton_is_installed():
         raise ValueError("implementation 'triton' needs the package triton, which is not installed: pip install triton, or "
                          "use 'naive'")

@@ -1,4 +1,5 @@
-"""Page votes and places: the naive twin against the definition in float64, and the Triton kernels against the naive twin."""
+"""Page votes and places: the naive twin against the definition in float64, and the Triton kernels against the naive twin. What is
+compiled for CPUs: test_compiled_votes.py."""
 import itertools
 from typing import NamedTuple
 

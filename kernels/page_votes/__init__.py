@@ -4,6 +4,7 @@ import torch
 from statekv_ros.kernels.fitness import run
 
 from .candidates import Entries, Leaves, Line, Lines
+from .cpu import cpu_page_votes
 from .naive import Scratch, naive_page_places, naive_page_votes
 from .places import PageColumns, Places
 
@@ -23,9 +24,9 @@ def page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leaves: Le
         queries: what the entries are multiplied with, for each group of candidates, [groups, kv_heads, rows, width] fp32.
         entries: of pages, at their places; contiguous.
         lines: one page at least, here or in a leaf.
-        scratch: room that is used again and again, on a CPU; None: new room.
-        implementation: 'triton' (CUDA), 'naive' (any device), or None for 'triton' on CUDA where it runs and 'naive'
-            elsewhere.
+        scratch: room that 'naive' uses again and again, on a CPU; None: new room.
+        implementation: 'triton' (CUDA), 'cpu' (compiled when the package is installed), 'naive' (any device), or None for
+            'triton' on CUDA and 'cpu' on a CPU where they run, and 'naive' elsewhere.
 
     Returns:
         Pages by number, [kv_heads or 1, pages] int32, opened ones first, None for all of `lines` in their order; their votes
@@ -38,7 +39,8 @@ def page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leaves: Le
     _check_votes(queries, entries, lines, leaves)
     return run(OPERATION, implementation, queries.device,
                lambda: _triton().triton_page_votes(queries, entries, lines, leaves),
-               lambda: naive_page_votes(queries, entries, lines, leaves, scratch))
+               lambda: naive_page_votes(queries, entries, lines, leaves, scratch),
+               lambda library: cpu_page_votes(library, queries, entries, lines, leaves))
 
 
 def page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: int, table: PageColumns, tokens: int,
@@ -49,7 +51,7 @@ def page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: int, ta
         best: which of the candidates, best first, [kv_heads, n] int64.
         numbers: of the candidates' pages, [kv_heads or 1, candidates] int32; None: they count from `first` on.
         table: the pages that there are.
-        implementation: as of `page_votes`.
+        implementation: 'triton', 'naive' or None, as of `page_votes`.
 
     Returns:
         Those below the device, where it has not all; those on it; and, where only some are in few bits, those that may be exact

@@ -1,0 +1,244 @@
+// Votes on pages on a CPU, one KV head after the other: scores, leaves that are opened, softmax. naive.py says what they are.
+#include <iterator>
+#include <limits>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <vector>
+
+#include "scores.hpp"
+
+// As _Call in cpu.py. What is `..._head` says how many numbers the next KV head's are further on.
+struct Call {
+    const float *queries;       // [groups, kv_heads, rows, width]
+    const void *exact;          // [kv_heads, capacity, width], fp16 or fp32
+    const std::uint8_t *codes;  // [kv_heads, places, width]
+    const float *ranges;        // [kv_heads, volumes, 2, width]
+    const std::int32_t *places, *groups, *numbers;      // of lines: [kv_heads or 1, lines], [lines], as places
+    const float *sizes;         // of lines, as places
+    const void *leaves;         // [kv_heads, leaves, width], fp16 or fp32
+    const std::int32_t *pages;  // [kv_heads, leaves, leaf]
+    const float *leaf_size, *page_sizes;                // [1], [pages]
+    const std::int64_t *through;                        // group, first leaf and the one behind the last, [stretches, 3]
+    std::int32_t *found;        // [kv_heads, stretches x opened x leaf + lines]
+    float *votes;               // as found
+    std::int64_t kv_heads, rows, width;
+    std::int64_t exact_half, exact_head, offset;
+    std::int64_t codes_head, ranges_head, base, stop, volume;
+    std::int64_t lines, places_head, numbers_head, sizes_head;
+    std::int64_t leaves_half, leaves_head, pages_head, leaf, first_place, first_page, opened, stretches;
+};
+
+namespace {
+
+constexpr float NOTHING = -std::numeric_limits<float>::infinity();
+
+std::size_t rounded_up(std::size_t count) {
+    return (count + LANES - 1) / LANES * LANES;
+}
+
+// Adds up what each row gives each column, of scores [rows, columns] that are `stride` apart. room, votes: [columns].
+void spread(const float *scores, std::size_t rows, std::size_t stride, std::size_t columns, float *room, float *votes) {
+    std::fill_n(votes, columns, 0.0f);
+    for (std::size_t row = 0; row < rows; ++row, scores += stride) {
+        Vector most = Vector{} + NOTHING, total = {};
+        for (std::size_t at = 0; at < columns; at += LANES)
+            most = greater(load(scores + at), most);
+        float top = most[0];
+        for (std::size_t lane = 1; lane < LANES; ++lane)
+            top = std::max(top, most[lane]);
+        for (std::size_t at = 0; at < columns; at += LANES) {
+            const Vector share = exponential(load(scores + at) - top);
+            store(room + at, share);
+            total += share;
+        }
+        const float scale = 1 / sum(total);
+        for (std::size_t at = 0; at < columns; at += LANES)
+            store(votes + at, load(votes + at) + load(room + at) * scale);
+    }
+}
+
+// Columns of scores are lines, leaves, and from a multiple of LANES on opened pages; -inf where there is none.
+class Head {
+public:
+    Head(const Call &call, std::int64_t head)
+        : call_(call), head_(head), rows_(call.rows), width_(call.width), lines_(call.lines),
+          opened_(call.stretches * call.opened * call.leaf) {
+        for (std::int64_t each = 0; each < call.stretches; ++each)
+            leaves_ += call.through[3 * each + 2] - call.through[3 * each + 1];
+        behind_ = rounded_up(lines_ + leaves_);
+        columns_ = behind_ + rounded_up(opened_);
+        const std::size_t sizes[] = {rows_ * columns_, rows_ * width_, rows_, MANY_KEYS * width_, columns_, columns_,
+                                     std::max(leaves_, opened_)};
+        // Not written beforehand: most of it is room for scores.
+        room_.reset(new float[std::accumulate(std::begin(sizes), std::end(sizes), std::size_t{0})]);
+        float **parts[] = {&scores_, &folded_, &added_, &turned_, &shares_, &votes_, &sizes_};
+        float *begin = room_.get();
+        for (std::size_t part = 0; part < std::size(sizes); begin += sizes[part++])
+            *parts[part] = begin;
+        for (std::size_t row = 0; row < rows_; ++row) {
+            std::fill_n(scores_ + row * columns_ + lines_ + leaves_, behind_ - lines_ - leaves_, NOTHING);
+            std::fill_n(scores_ + row * columns_ + behind_ + opened_, columns_ - behind_ - opened_, NOTHING);
+        }
+    }
+
+    void vote() {
+        score_lines();
+        if (call_.stretches) {
+            score_leaves();
+            spread(scores_, rows_, columns_, behind_, shares_, votes_);
+            open_leaves();
+        }
+        spread(scores_, rows_, columns_, columns_, shares_, votes_);
+        float *votes = call_.votes + head_ * (opened_ + lines_);
+        std::copy_n(votes_ + behind_, opened_, votes);
+        std::copy_n(votes_, lines_, votes + opened_);
+    }
+
+private:
+    Queries queries(std::int64_t group) const {
+        return {call_.queries + (group * call_.kv_heads + head_) * rows_ * width_, rows_, width_};
+    }
+
+    Scores to(std::size_t column, const float *sizes) const {
+        return {scores_ + column, columns_, sizes, added_};
+    }
+
+    void score_lines() {
+        const std::int32_t *places = call_.places + head_ * call_.places_head;
+        const float *sizes = call_.sizes + head_ * call_.sizes_head;
+        for (std::size_t begin = 0; begin < lines_;) {
+            const std::int32_t group = call_.groups[begin];
+            const std::size_t end = std::upper_bound(call_.groups + begin, call_.groups + lines_, group) - call_.groups;
+            score_pages(queries(group), begin, end - begin, places + begin, sizes + begin);
+            begin = end;
+        }
+    }
+
+    void score_leaves() {
+        std::size_t column = lines_;
+        std::fill_n(sizes_, leaves_, *call_.leaf_size);
+        std::fill_n(added_, rows_, 0.0f);
+        for (std::int64_t each = 0; each < call_.stretches; ++each) {
+            const std::int64_t *stretch = call_.through + 3 * each;
+            const std::size_t count = stretch[2] - stretch[1];
+            const auto score_those = [&](const auto *entries) {
+                entries += head_ * call_.leaves_head + stretch[1] * width_;
+                score(queries(stretch[0]), count, [&](std::size_t leaf) { return entries + leaf * width_; }, turned_,
+                      to(column, sizes_));
+            };
+            if (call_.leaves_half)
+                score_those(static_cast<const Half *>(call_.leaves));
+            else
+                score_those(static_cast<const float *>(call_.leaves));
+            column += count;
+        }
+    }
+
+    // Of each stretch's leaves, the best by votes_ give way to their pages. What stays closed keeps its share: else a row that
+    // wants a bit of everything had more say in what is open.
+    void open_leaves() {
+        const std::int32_t *pages = call_.pages + head_ * call_.pages_head;
+        std::int32_t *found = call_.found + head_ * (opened_ + lines_);
+        std::size_t column = lines_, done = 0;
+        for (std::int64_t each = 0; each < call_.stretches; ++each) {
+            const std::int64_t *stretch = call_.through + 3 * each;
+            order_.resize(stretch[2] - stretch[1]);
+            std::iota(order_.begin(), order_.end(), 0);
+            std::nth_element(order_.begin(), order_.begin() + call_.opened - 1, order_.end(),
+                             [votes = votes_ + column](auto one, auto other) { return votes[one] > votes[other]; });
+            std::sort(order_.begin(), order_.begin() + call_.opened);   // those of one range side by side
+            const std::size_t begin = done;
+            places_.clear();
+            for (std::int64_t best = 0; best < call_.opened; ++best) {
+                const std::int64_t leaf = stretch[1] + order_[best];
+                for (std::int64_t page = leaf * call_.leaf; page < (leaf + 1) * call_.leaf; ++page) {
+                    places_.push_back(call_.first_place + page);
+                    sizes_[done] = call_.page_sizes[pages[page] - call_.first_page];
+                    found[done++] = pages[page];
+                }
+                for (std::size_t row = 0; row < rows_; ++row)
+                    scores_[row * columns_ + column + order_[best]] = NOTHING;
+            }
+            score_pages(queries(stretch[0]), behind_ + begin, done - begin, places_.data(), sizes_ + begin);
+            column += order_.size();
+        }
+        std::copy_n(call_.numbers + head_ * call_.numbers_head, lines_, found + done);
+    }
+
+    // Scores of pages at places, side by side from a column on; those in one range together.
+    void score_pages(const Queries &asked, std::size_t column, std::size_t count, const std::int32_t *places,
+                     const float *sizes) {
+        for (std::size_t begin = 0; begin < count;) {
+            std::int64_t first = call_.stop, stop = std::numeric_limits<std::int64_t>::max();
+            if (places[begin] < call_.stop) {
+                first = places[begin] - (places[begin] - call_.base) % call_.volume;
+                stop = std::min(first + call_.volume, call_.stop);
+            }
+            std::size_t end = begin + 1;
+            while (end < count && places[end] >= first && places[end] < stop)
+                ++end;
+            if (first < call_.stop)
+                score_codes(asked, first - call_.base, column + begin, end - begin, places + begin, sizes + begin);
+            else
+                score_exact(asked, column + begin, end - begin, places + begin, sizes + begin);
+            begin = end;
+        }
+    }
+
+    void score_exact(const Queries &asked, std::size_t column, std::size_t count, const std::int32_t *places,
+                     const float *sizes) {
+        std::fill_n(added_, rows_, 0.0f);
+        const auto score_those = [&](const auto *entries) {
+            entries += head_ * call_.exact_head + call_.offset * call_.width;
+            score(asked, count, [&](std::size_t page) { return entries + places[page] * call_.width; }, turned_,
+                  to(column, sizes));
+        };
+        if (call_.exact_half)
+            score_those(static_cast<const Half *>(call_.exact));
+        else
+            score_those(static_cast<const float *>(call_.exact));
+    }
+
+    // An entry is least + step * code: the range goes into the queries. begin: the first code of the volume.
+    void score_codes(const Queries &asked, std::int64_t begin, std::size_t column, std::size_t count,
+                     const std::int32_t *places, const float *sizes) {
+        const float *least = call_.ranges + head_ * call_.ranges_head + begin / call_.volume * 2 * call_.width;
+        const float *step = least + width_;
+        for (std::size_t row = 0; row < rows_; ++row) {
+            const float *query = asked.numbers + row * width_;
+            for (std::size_t at = 0; at < width_; ++at)
+                folded_[row * width_ + at] = query[at] * step[at];
+            Vector products = {};
+            std::size_t at = 0;
+            for (; at + LANES <= width_; at += LANES)
+                products += load(query + at) * load(least + at);
+            products += load_some(query + at, width_ - at) * load_some(least + at, width_ - at);
+            added_[row] = sum(products);
+        }
+        const std::uint8_t *codes = call_.codes + head_ * call_.codes_head - call_.base * call_.width;
+        score(Queries{folded_, rows_, width_}, count, [&](std::size_t page) { return codes + places[page] * call_.width; },
+              turned_, to(column, sizes));
+    }
+
+    const Call &call_;
+    const std::int64_t head_;
+    const std::size_t rows_, width_, lines_, opened_;
+    std::size_t leaves_ = 0, behind_, columns_;     // behind_: of the opened pages, the first
+    std::unique_ptr<float[]> room_;
+    float *scores_, *folded_, *added_, *turned_, *shares_, *votes_, *sizes_;     // parts of it
+    std::vector<std::int32_t> order_, places_;
+};
+
+}  // namespace
+
+// Whether there was room for it.
+extern "C" bool statekv_page_votes(const Call *call) {
+    try {
+        for (std::int64_t head = 0; head < call->kv_heads; ++head)
+            Head(*call, head).vote();
+        return true;
+    } catch (const std::bad_alloc &) {
+        return false;
+    }
+}
