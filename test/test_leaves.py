@@ -1,5 +1,6 @@
 """The index's second level: leaves of alike pages, however many came and went, and what is found through them."""
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.kernels import fitness
-from statekv_ros.kernels.page_votes import Scratch
+from statekv_ros.kernels.page_votes import Scratch, page_votes
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.answering.candidates import OPEN_LEAVES, Candidates, Group
 from statekv_ros.memory.answering.choosing import PageChooser
@@ -218,6 +219,36 @@ def test_each_turn_and_the_pages_at_both_ends_are_scored_as_without_leaves():
     assert (torch.corrcoef(torch.stack([found.flatten(), votes.gather(1, pages.long() - 700).flatten()]))[0, 1] > .99)
     held = chooser_of(table, 32, *groups).votes(0, rows, 900)[0]
     assert held.min() == 900 and set(range(900, CHAPTER)) <= set(held[0].tolist()), 'a chapter that lost pages is no leaf'
+
+
+@pytest.mark.parametrize('implementation', ['naive', None])
+def test_a_volume_of_which_a_few_pages_stand_otherwise_is_gone_through_by_leaves(implementation, monkeypatch):
+    monkeypatch.setattr('statekv_ros.memory.answering.candidates.page_votes', partial(page_votes, implementation=implementation))
+    table = filled(stop := (2 * VOLUME + 1) * CHAPTER + 300)
+    few, end = 500, stop - 40
+    groups = Group(0, few, 2), Group(few, end, 0), Group(end, stop, 1)
+    candidates, rows = chooser_of(table, OPEN_LEAVES, *groups), by_number(table, 1)[:, ::3000].float()
+    pages, votes = candidates.votes(1, rows, 0)
+    assert pages.shape[1] == OPEN_LEAVES * LEAF + few + 300, 'rather than a volume'
+    opened = pages[:, :OPEN_LEAVES * LEAF]
+    assert (opened < few).any() and (votes[:, :OPEN_LEAVES * LEAF][opened < few] == -1).all(), 'these are others\', and not read twice'
+    assert (votes[:, OPEN_LEAVES * LEAF:] >= 0).all() and torch.equal(votes.clamp_min(0).sum(dim=-1) > 0, torch.ones(HEADS, dtype=torch.bool))
+    of_all = votes_of_all(table, 1, rows, 0, *groups)
+    kept = of_all.gather(1, pages.gather(1, votes.topk(20, dim=-1).indices).long()).sum(dim=-1)
+    assert (kept > .8 * of_all.topk(20, dim=-1).values.sum(dim=-1)).all()
+    pages, votes = candidates.votes(1, 1000 * rows, 0)      # hardly any page gets a vote at all
+    for best in pages.gather(1, votes.topk(300, dim=-1).indices):
+        assert len(best.unique()) == 300
+
+
+@pytest.mark.parametrize('few', [1100, 2048, 3500])
+def test_a_volume_that_is_shared_more_evenly_is_scored_page_by_page_where_it_is_cut(few):
+    table = filled(stop := (2 * VOLUME + 1) * CHAPTER + 300)
+    groups = Group(0, few, 2), Group(few, stop, 0)
+    pages, votes = chooser_of(table, OPEN_LEAVES, *groups).votes(0, by_number(table, 0)[:, ::3000].float(), 0)
+    by_leaves = 2 if few >= 3 * CHAPTER else 1
+    assert pages.shape[1] == by_leaves * OPEN_LEAVES * LEAF + 300 + (VOLUME * CHAPTER - few if by_leaves == 2 else VOLUME * CHAPTER)
+    assert (votes == -1).any() == (by_leaves == 2)
 
 
 def test_an_answer_finds_the_same_before_and_after_a_chapter_loses_pages():

@@ -11,6 +11,8 @@ from statekv_ros.kernels.page_votes import Leaves, Line, Lines, Scratch, page_vo
 from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES, VOLUME
 from statekv_ros.memory.detailed.table import ENTRY_DTYPE, PageTable
 
+# A group goes through the leaves of a volume too of which others have no more than this part.
+_ELSEWHERE = .25
 # Leaves that a pass opens, if it reads no more pages than that; docs/hours.md says what fewer lose.
 OPEN_LEAVES = 112
 
@@ -30,10 +32,14 @@ class Walk(NamedTuple):
         of: what was held and sorted when this was made.
         lines: without numbers where they are all pages from the first on, as they are.
         through: groups and chapters that are gone through by leaves.
+        elsewhere: pages in those chapters that another group scores one by one.
+        sizes: logarithms of all pages' lengths, [pages] fp32; -inf: of those elsewhere.
     """
     of: tuple[int, ...]
     lines: Lines
     through: list[tuple[int, slice]]
+    elsewhere: list[slice]
+    sizes: torch.Tensor
 
 
 class Candidates:
@@ -92,8 +98,12 @@ class Candidates:
             of_leaves, pages, chapter = table.leaves.layer(layer)
             through = [(group, slice((chapters.start - chapter) * LEAVES, (chapters.stop - chapter) * LEAVES))
                        for group, chapters in walk.through]
-            leaves = Leaves(of_leaves, pages, chapter * CHAPTER, through, self._leaves, self._of_leaf, self._sizes, self._first)
-        return page_votes(queries, table.layer(layer), walk.lines, leaves, self._scratch)
+            leaves = Leaves(of_leaves, pages, chapter * CHAPTER, through, self._leaves, self._of_leaf, walk.sizes, self._first)
+        numbers, votes = page_votes(queries, table.layer(layer), walk.lines, leaves, self._scratch)
+        for pages in walk.elsewhere:    # they are candidates twice, and must not be read twice where few got any vote
+            opened = numbers[:, :len(walk.through) * self._leaves * LEAF]
+            votes[:, :opened.shape[1]].masked_fill_((opened >= pages.start) & (opened < pages.stop), -1.)
+        return numbers, votes
 
     def _walk(self, layer: int, first: int) -> Walk:
         """Kept from pass to pass, for most go through the same."""
@@ -105,25 +115,32 @@ class Candidates:
         return walk
 
     def _walk_anew(self, layer: int, first: int, state: tuple[int, ...]) -> Walk:
-        lines, numbers, through = [], [], []
+        lines, numbers, through, elsewhere = [], [], [], []
         for index, group in enumerate(self._groups):
             span = slice(max(group.first, first), group.stop)
             if span.start >= span.stop:
                 continue
-            whole, parts = self._whole(layer, span), [span]
+            whole, parts = self._whole(layer, span, first), [span]
             if whole is not None:
                 through.append((index, whole))
-                parts = [slice(span.start, whole.start * CHAPTER), slice(whole.stop * CHAPTER, span.stop)]
+                pages = slice(whole.start * CHAPTER, whole.stop * CHAPTER)
+                parts = [slice(span.start, pages.start), slice(pages.stop, span.stop)]
+                elsewhere += [slice(pages.start, span.start), slice(span.stop, pages.stop)]
             for part, volume in (piece for part in parts for piece in self._by_volume(part)):
                 places, pages = self._table.lying(layer, part)
                 lines.append(Line(index, places, self._sizes[pages - self._first][:, None], volume))
                 numbers.append(pages)
+        elsewhere, sizes = [pages for pages in elsewhere if pages.start < pages.stop], self._sizes
+        if elsewhere:
+            sizes = sizes.clone()
+        for pages in elsewhere:
+            sizes[pages.start - self._first:pages.stop - self._first] = float('-inf')
         heads = max((len(pages) for pages in numbers), default=1)
         if first >= self._table.leaves.chapters(layer).stop * CHAPTER:
-            return Walk(state, Lines(lines, None), through)
+            return Walk(state, Lines(lines, None), through, elsewhere, sizes)
         none = torch.zeros(heads, 0, dtype=torch.int32, device=self._table.device)
         numbers = torch.cat([none, *(pages.int().expand(heads, -1) for pages in numbers)], dim=1)
-        return Walk(state, Lines(lines, numbers), through)
+        return Walk(state, Lines(lines, numbers), through, elsewhere, sizes)
 
     def _by_volume(self, pages: slice) -> Iterator[tuple[slice, int | None]]:
         """Pages as parts that are in one volume of codes each, or have no codes, and which volume it is."""
@@ -136,13 +153,26 @@ class Candidates:
         if begin < pages.stop:
             yield slice(begin, pages.stop), None
 
-    def _whole(self, layer: int, span: slice) -> slice | None:
-        """The chapters of a span that are worth going through by leaves."""
+    def _whole(self, layer: int, span: slice, first: int) -> slice | None:
+        """The chapters that are worth going through by leaves for a span: its own, and those of which it has nearly all that is sorted
+        together. Where the oldest steps stand otherwise than all others, as they do, one volume would be scored page by page for ever."""
         leaves = self._table.leaves
-        chapters = slice(max(leaves.first, -(-span.start // CHAPTER)), min(self._stops[layer], span.stop // CHAPTER))
-        if chapters.start < chapters.stop:      # not some of a volume
-            begin, end = leaves.together(layer, chapters.start), leaves.together(layer, chapters.stop - 1)
-            chapters = slice(begin.start if begin.start == chapters.start else begin.stop,
-                             end.stop if end.stop == chapters.stop else end.start)
-        worth = self._leaves is not None and (chapters.stop - chapters.start) * LEAVES > self._leaves
-        return chapters if worth else None
+        held = slice(max(leaves.first, -(-first // CHAPTER)), min(self._stops[layer], self._groups[-1].stop // CHAPTER))
+        chapters = slice(max(held.start, span.start // CHAPTER), min(held.stop, -(-span.stop // CHAPTER)))
+        begin, end = chapters.start, chapters.stop
+        if begin < end:
+            begin = self._worth(layer, begin, span, held).start
+        if begin < end:
+            end = self._worth(layer, end - 1, span, held).stop
+        worth = self._leaves is not None and (end - begin) * LEAVES > self._leaves
+        return slice(begin, end) if worth else None
+
+    def _worth(self, layer: int, chapter: int, span: slice, held: slice) -> slice:
+        """The chapters that one at an end of a span is sorted with; an empty slice at the side of the span where too much of them is
+        elsewhere, or not held."""
+        together = self._table.leaves.together(layer, chapter)
+        pages = slice(together.start * CHAPTER, together.stop * CHAPTER)
+        inside = min(span.stop, pages.stop) - max(span.start, pages.start)
+        if held.start <= together.start and together.stop <= held.stop and inside >= (1 - _ELSEWHERE) * (pages.stop - pages.start):
+            return together
+        return slice(together.stop, together.start)

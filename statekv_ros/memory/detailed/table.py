@@ -179,7 +179,11 @@ class PageTable:
             return pages, numbers
         # Some of a chapter or volume: in each KV head they lie elsewhere, and are as many.
         wanted = (numbers >= pages.start) & (numbers < pages.stop)
-        places = wanted.int().argsort(dim=-1, descending=True, stable=True)[:, :pages.stop - pages.start]
+        count, heads = pages.stop - pages.start, len(numbers)
+        # Which one it is of those that are wanted says where it goes, and behind them all goes what is not.
+        rank = torch.where(wanted, wanted.cumsum(dim=-1) - 1, count)
+        at = torch.arange(numbers.shape[1], device=device).expand(heads, -1)
+        places = at.new_empty(heads, count + 1).scatter_(1, rank, at)[:, :count]
         return places + whole.start, numbers.gather(1, places)
 
     def layer(self, layer: int) -> Entries:
