@@ -63,7 +63,7 @@ def test_the_users_own_choice_stays(choice):
 _HOLES = '''
 import re
 from pathlib import Path
-from statekv_ros.node.allocator import give_back_free_memory
+from statekv_ros.memory.detailed.room import give_back_free_memory
 def resident_mb():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 before, blocks = resident_mb(), [bytearray(60_000) for _ in range(1000)]

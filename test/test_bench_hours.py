@@ -1,10 +1,11 @@
 """Hours of watching as a benchmark: what its short form shows, without looking at a clock."""
 import json
+import tracemalloc
 
 import pytest
 
 from statekv_ros.bench import cli
-from statekv_ros.bench.hours import QUESTIONS
+from statekv_ros.bench.hours import QUESTIONS, _rss_slope, _Rows
 
 _BOUND_MB = .5
 _BYTES_PER_TOKEN = 5120     # of the patrol model in fp32
@@ -39,6 +40,26 @@ def test_most_of_a_memory_lies_on_disk_and_every_tier_keeps_to_its_bound(capsys)
     assert result['peak_bytes']['device'] <= 1e6 and 0.4e6 < result['peak_bytes']['host'] <= 0.5e6
     assert 0 < result['disk_bytes'] <= .05e9
     assert result['windows'][-1]['answers']['sparse(72)']['n'] == 2 * len(QUESTIONS)
+
+
+def test_the_process_is_not_said_to_grow_by_the_young_memory_that_it_holds_in_the_end():
+    sizes = _Rows(3)
+    for second in range(0, 4 * 3600, 60):
+        filling, joined = min(second, 1800), second >= 4 * 3600 - 900
+        sizes.add(second, 0, 300e6 + 5e6 * second / 3600 + 10e6 * filling / 1800 + 20e6 * joined)
+    assert _rss_slope(sizes, 4 * 3600 - 900) == pytest.approx(5, abs=.01)
+    assert _rss_slope(sizes, 1900) is None
+
+
+def test_what_is_measured_of_a_step_takes_few_bytes():
+    rows, count = _Rows(2), 20_000
+    tracemalloc.start()
+    for second in range(count):
+        rows.add(second / 3, second * 1.5)
+    assert tracemalloc.get_traced_memory()[0] < 24 * count
+    tracemalloc.stop()
+    assert rows.cut(10, 11).tolist() == [[second / 3, second * 1.5] for second in (30, 31, 32)]
+    assert _Rows(2).cut(0, 10).shape == (0, 2)
 
 
 @pytest.mark.parametrize('arguments, word', [

@@ -7,6 +7,7 @@ the last fifteen minutes too: its minutes 5-15 are the old one's last ten, and b
 import argparse
 import contextlib
 import time
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -27,6 +28,7 @@ from statekv_ros.patrol.world import make_patrol
 from statekv_ros.terminal import narrow_table
 
 WINDOW_S, EARLY_S = 600, 300        # windows of ten minutes, the first of which begins after five
+YOUNG_S = EARLY_S + WINDOW_S        # so long before the end the young memory joins
 SLOPE_FROM_S = 1800
 BESIDE_EVERY = 10                   # rounds
 QUESTIONS = ('what is in view?', 'which room are you in?', 'how many balls did you see?', 'what colour was the first ball?',
@@ -41,8 +43,8 @@ def run(args: argparse.Namespace) -> dict:
     Returns:
         {'windows': [{'from_s', 'to_s', 'step_ms_p50', 'detailed_bytes', 'rss_bytes', 'answers': {policy: {...}}}], 'ratios':
         {policy: {...}}, 'step_ratio', 'rss_mb_per_hour', ...}. A ratio is the last ten minutes over minutes 5-15: `over_early`
-        of the same memory, `in_turn` of the young one. RSS is main memory of the process; its slope leaves the first half hour
-        out.
+        of the same memory, `in_turn` of the young one. RSS is main memory of the process; its slope leaves out the first half
+        hour, and the last fifteen minutes, when the process holds the young memory too; windows tell of both.
         `peak_bytes` is the most that the detailed cache ever took, by tier. `disk_planned_bytes` is what the planner says that
         the steps held take of the file, `disk_bytes`.
 
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> dict:
 def _watch(args: argparse.Namespace, backbone: Backbone, seconds: float, size: tuple[int, int], policies: list[str],
            beside: list[str], folders: contextlib.ExitStack) -> dict:
     old, young = (_Watch(backbone, args, folders) for _ in range(2))
-    steps, joins = int(seconds * args.rate), int((seconds - EARLY_S - WINDOW_S) * args.rate)
+    steps, joins = int(seconds * args.rate), int((seconds - YOUNG_S) * args.rate)
     asked_s, rounds = 0.0, 0
     footage = _footage(steps, args.rate, args.seed, backbone.frames_per_step, size)
     shown = track(footage, 'watching', steps, console=Console(stderr=True), disable=args.json)
@@ -92,26 +94,41 @@ def _watch(args: argparse.Namespace, backbone: Backbone, seconds: float, size: t
     return result
 
 
+class _Rows:
+    """What was measured, a row of numbers each time, its simulated second first: as objects, what is known of a step would be a
+    good part of what the process is found to grow by."""
+
+    def __init__(self, columns: int):
+        self._columns, self._numbers = columns, array('d')
+
+    def add(self, *row: float) -> None:
+        self._numbers.extend(row)
+
+    def cut(self, begin: float, end: float) -> np.ndarray:
+        """Rows [n, columns] from second `begin` until `end`."""
+        rows = np.frombuffer(self._numbers).reshape(-1, self._columns)
+        return rows[(begin <= rows[:, 0]) & (rows[:, 0] < end)]
+
+
 class _Watch(TieredMemory):
-    """One memory, and what was measured of it: (simulated second, ...) each.
+    """One memory, and what was measured of it.
 
     Attributes:
-        step_ms: of frame steps; sizes: bytes of detailed cache and process; answers: by policy, (second, first token ms, total
-            ms, tokens).
+        step_ms: of frame steps; sizes: bytes of detailed cache and process; answers: by policy, first token ms, total ms and
+            tokens.
     """
 
     def __init__(self, backbone: Backbone, args: argparse.Namespace, folders: contextlib.ExitStack):
         super().__init__(backbone, args, folders)
-        self.step_ms: list[tuple[float, float]] = []
-        self.sizes: list[tuple[float, int, int]] = []
-        self.answers: dict[str, list[tuple[float, float, float, int]]] = defaultdict(list)
+        self.step_ms, self.sizes = _Rows(2), _Rows(3)
+        self.answers: dict[str, _Rows] = defaultdict(lambda: _Rows(4))
 
     def step(self, time_s: float, frames: list[tuple[int, np.ndarray]]) -> None:
-        self.step_ms.append((time_s, self.watch(frames).total_ms))
+        self.step_ms.add(time_s, self.watch(frames).total_ms)
 
     def ask(self, time_s: float, policies: Sequence[str]) -> None:
         """All questions under each policy, decoded in slices as the node does."""
-        self.sizes.append((time_s, self.stream.detailed_bytes, _rss_bytes()))
+        self.sizes.add(time_s, self.stream.detailed_bytes, _rss_bytes())
         for question in QUESTIONS:
             for policy in policies:
                 asked = time.perf_counter()
@@ -121,13 +138,13 @@ class _Watch(TieredMemory):
                     pass
                 answer = answering.result()
                 begin_ms, total_ms = ((until - asked) * 1e3 for until in (begun, time.perf_counter()))
-                self.answers[policy].append((time_s, begin_ms + answer.first_token_ms, total_ms, answer.answer_tokens))
+                self.answers[policy].add(time_s, begin_ms + answer.first_token_ms, total_ms, answer.answer_tokens)
 
     def window(self, begin: float, end: float) -> dict:
         """Medians and 90th percentiles of what was measured from second `begin` until `end`."""
-        answers = {policy: _cut(rows, begin, end) for policy, rows in self.answers.items()}
-        sizes = _cut(self.sizes, begin, end)
-        return {'from_s': begin, 'to_s': end, 'step_ms_p50': round(float(np.median(_cut(self.step_ms, begin, end)[:, 1])), 4),
+        answers = {policy: rows.cut(begin, end) for policy, rows in self.answers.items()}
+        sizes = self.sizes.cut(begin, end)
+        return {'from_s': begin, 'to_s': end, 'step_ms_p50': round(float(np.median(self.step_ms.cut(begin, end)[:, 1])), 4),
                 'detailed_bytes': int(sizes[-1, 1]) if len(sizes) else None,
                 'rss_bytes': int(sizes[-1, 2]) if len(sizes) else None,
                 'answers': {policy: _of_answers(rows) for policy, rows in answers.items() if len(rows)}}
@@ -143,11 +160,6 @@ def _footage(steps: int, rate: float, seed: int, each: int,
         yield number / rate, [(stamp, shown[part % len(shown)]) for part, stamp in enumerate(stamps)]
 
 
-def _cut(rows: list[tuple], begin: float, end: float) -> np.ndarray:
-    """Rows [n, columns] from second `begin` until `end`."""
-    return np.array([row for row in rows if begin <= row[0] < end]).reshape(-1, len(rows[0]) if rows else 1)
-
-
 def _of_answers(rows: np.ndarray) -> dict:
     first, total, tokens = rows[:, 1], rows[:, 2], rows[:, 3]
     return {'n': len(rows), 'tokens_mean': round(float(tokens.mean()), 3), **{
@@ -161,15 +173,23 @@ def _summary(old: _Watch, young: _Watch, seconds: float, policies: Sequence[str]
     late, in_turn = windows[-1], young.window(seconds - WINDOW_S, seconds)
     ratios = {policy: {name: _ratios(late['answers'].get(policy), other['answers'].get(policy))
                        for name, other in (('over_early', windows[0]), ('in_turn', in_turn))} for policy in policies}
-    settled = _cut(old.sizes, SLOPE_FROM_S, float('inf'))
-    slope = np.polyfit(settled[:, 0] / 3600, settled[:, 2] / 1e6, 1)[0] if len(settled) > 2 else None
     return {'windows': windows, 'young': in_turn, 'ratios': ratios,
             'step_ratio': {name: round(float(late['step_ms_p50'] / other['step_ms_p50']), 4)
                            for name, other in (('over_early', windows[0]), ('in_turn', in_turn))},
-            'rss_mb_per_hour': None if slope is None else round(float(slope), 3), 'peak_bytes': dict(old.peak_bytes),
+            'rss_mb_per_hour': _rss_slope(old.sizes, seconds - YOUNG_S), 'peak_bytes': dict(old.peak_bytes),
             'disk_bytes': old.store.file_bytes() if old.store else 0, 'disk_planned_bytes': old.planned_disk_bytes(),
             'steps_below_device': old.stream.detailed.steps_below,
             'forgotten_frames': old.stream.forgotten_frames, 'detailed_tokens': old.stream.detailed_tokens}
+
+
+def _rss_slope(sizes: _Rows, joined_s: float) -> float | None:
+    """MB an hour that the process grew by, from the half hour until the young memory joined; None where that is too short.
+
+    Args:
+        sizes: as of `_Watch`.
+    """
+    settled = sizes.cut(SLOPE_FROM_S, joined_s)
+    return round(float(np.polyfit(settled[:, 0] / 3600, settled[:, 2] / 1e6, 1)[0]), 3) if len(settled) > 2 else None
 
 
 def _ratios(late: dict | None, early: dict | None) -> dict | None:

@@ -1,4 +1,4 @@
-"""One heap for all threads of the process, and what is free in it given back where much has become free."""
+"""One heap for all threads of the process."""
 import ctypes
 import os
 
@@ -16,14 +16,3 @@ def use_one_arena() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
     return mallopt is not None and mallopt(_M_ARENA_MAX, 1) == 1
-
-
-def give_back_free_memory() -> bool:
-    """Give the pages of glibc's heap that nothing lies in back to the system; True when there were any. Takes milliseconds, and
-    the heap's lock.
-
-    By itself glibc gives back only what is free at the heap's end: one small block that lives behind many that were freed keeps
-    all of them resident.
-    """
-    malloc_trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-    return malloc_trim is not None and malloc_trim(0) == 1

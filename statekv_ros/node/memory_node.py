@@ -17,11 +17,11 @@ from statekv_ros.backbones import Backbone, load_backbone
 from statekv_ros.errors import Code, QuestionError, StateKVError
 from statekv_ros.memory import StepReport, VideoStream
 from statekv_ros.memory.detailed.formats import find_format
+from statekv_ros.memory.detailed.room import give_back_free_memory
 from statekv_ros.memory.trial import demonstration_warning, try_out
 from statekv_ros.msg import Answer, FrameTiming
 from statekv_ros.node import diagnostics, messages
 from statekv_ros.node.accelerator import Accelerator, prepare
-from statekv_ros.node.allocator import give_back_free_memory
 from statekv_ros.node.bonding import LifecycleBond
 from statekv_ros.node.camera import Camera
 from statekv_ros.node.camera_input import CameraInput, decoder, message_type

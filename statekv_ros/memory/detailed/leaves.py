@@ -11,7 +11,7 @@ import torch
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.memory.detailed.codes import Codes
 from statekv_ros.memory.detailed.index import PageIndex
-from statekv_ros.memory.detailed.room import room_for, zeros
+from statekv_ros.memory.detailed.room import give_back_free_memory, room_for, zeros
 
 CHAPTER = 1024      # pages
 LEAF = 16           # pages; CHAPTER is a power of two times as many
@@ -70,6 +70,7 @@ class Leaves:
             count: pages that are new.
         """
         layers, stop = len(self._stops), first + entries.shape[2]
+        sorted_before = min(self.stops), self.codes.stop
         for _ in range(-(-count * layers // CHAPTER)):
             chapter, layer = min(zip(self.stops, range(layers)))
             if (chapter + 1) * CHAPTER > stop:
@@ -88,6 +89,8 @@ class Leaves:
             if (self._volume + 1) * VOLUME >= min(self.stops):
                 break
             self._sort_more(entries, first)
+        if entries.device.type == 'cpu' and (min(self.stops), self.codes.stop) != sorted_before:
+            give_back_free_memory()     # sorting takes some MB for a moment, and leaves them in pieces
 
     def forget(self, entries: torch.Tensor, first: int, left: int) -> None:
         """Pages before number `left` are not held any more; `entries` and `first` as of `grow`, those pages included."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from statekv_ros.memory.cut import Cut
 from statekv_ros.memory.detailed.pages import HeldStep, Stretch, page_lengths
+from statekv_ros.memory.detailed.room import zeros_of_numpy
 from statekv_ros.memory.pose import Place, Pose, shared
 from statekv_ros.memory.records import StepRecord
 
@@ -142,7 +143,7 @@ class StepRows(Sequence[HeldStep]):
         def moved(rows: np.ndarray | None) -> np.ndarray | None:
             if rows is None:
                 return None
-            room = np.empty((len(rows), capacity), rows.dtype)
+            room = zeros_of_numpy(len(rows), capacity, dtype=rows.dtype)
             room[:, :len(columns)] = rows[:, columns]
             return room
 

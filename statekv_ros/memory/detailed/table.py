@@ -6,7 +6,7 @@ from statekv_ros.kernels.page_votes import Entries
 from statekv_ros.memory.detailed.index import PageIndex
 from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, Leaves
 from statekv_ros.memory.detailed.pages import Stretch
-from statekv_ros.memory.detailed.room import zeros
+from statekv_ros.memory.detailed.room import give_back, zeros
 
 ENTRY_DTYPE = torch.float16     # of a model in fp32 too: an entry only says what to read, and there are many
 _FIRST_PAGES = 64
@@ -90,8 +90,11 @@ class PageTable:
             stretch: the one that it stands in.
         """
         count, live = entries.shape[2], self.stop - self.first
+        first = self._first_exact
         # What was there before these: the newest step's entries lie one behind the other until the next one comes.
-        self.leaves.grow(self._exact_of(self._first_exact), self._first_exact, count)
+        self.leaves.grow(self._exact_of(first), first, count)
+        if self._first_exact > first:       # a volume has become codes
+            give_back(self._exact[:, :, first + self._offset:self._first_exact + self._offset])
         if self.stop + self._offset + count > self._exact.shape[2]:
             self._slide_exact(count)
         if self._front + live + count > self._starts.shape[0]:
@@ -244,3 +247,4 @@ class PageTable:
             self._allocate_exact((-(-room // LEAF) + 1) * LEAF)     # as much wherever the first one lies
         self._offset = front - first
         self._exact_of(first).copy_(held)
+        give_back(self._exact[:, :, self.stop + self._offset:])
