@@ -29,7 +29,9 @@ def scattered(pages: int, kinds: int, index: str = 'mean', seed: int = 0) -> tor
     kind = torch.randint(kinds, (LAYERS, HEADS, pages, 1), generator=random).expand(-1, -1, -1, DIM)
     mean = centres.gather(2, kind) + .3 * torch.randn(LAYERS, HEADS, pages, DIM, generator=random)
     spread = .1 * torch.rand(LAYERS, HEADS, pages, DIM, generator=random)
-    return torch.cat({'mean': [mean], 'mean_variance': [mean, spread], 'bounds': [mean + spread, mean - spread]}[index], dim=-1)
+    parts = {'mean': [mean], 'mean_variance': [mean, spread], 'mean_pair_variance': [mean, spread[..., :DIM // 2]],
+             'bounds': [mean + spread, mean - spread]}
+    return torch.cat(parts[index], dim=-1)
 
 
 def filled(pages: int, kinds: int = 40, index: str = 'mean', step: int = 16) -> PageTable:

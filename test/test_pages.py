@@ -95,6 +95,9 @@ def test_scores_of_an_index_equal_its_definition(name, lengths):
             products = rows.double()[:, :, None] * of_page[:, None]
             expected = {'mean': products.sum(-1).mean(-1),
                         'mean_variance': (rows * mean[:, None]).sum(-1) + (rows.double() ** 2 * spread[:, None]).sum(-1) / 2,
+                        'mean_pair_variance': (rows * mean[:, None]).sum(-1) + (
+                            (rows.double() ** 2).unflatten(-1, (2, 4)).sum(-2) * spread.unflatten(-1, (2, 4)).mean(-2)[:, None]
+                            ).sum(-1) / 2,
                         'bounds': products.amax(dim=2).sum(-1)}[name]
             assert (scored[:, :, page] - expected).abs().max() < 1e-3 * expected.abs().max()
 
@@ -108,6 +111,26 @@ def test_bounds_are_never_passed_and_the_second_order_comes_nearer_to_the_mass_t
     assert (scored['bounds'] >= of_pages.amax(-1) - 1e-5).all()
     errors = {name: (scored[name] - mass).abs().mean() for name in scored}
     assert errors['mean_variance'] < errors['mean'] / 2 < errors['bounds']
+
+
+@pytest.mark.parametrize('turn', [1, 100, 12_345])
+def test_the_variance_of_a_pair_is_the_same_however_its_keys_are_turned(backbone, turn):
+    torch.manual_seed(4)
+    layout, index = backbone.layout, INDEXES['mean_pair_variance']
+    keys = torch.randn(layout.layers, layout.kv_heads, 18, layout.head_dim) * torch.rand(layout.head_dim)
+    variance, turned = (index.entries(each, 2)[..., layout.head_dim:] for each in (keys, backbone.rotate(keys, turn)))
+    assert torch.allclose(variance, turned, atol=1e-5)
+    full = INDEXES['mean_variance'].entries(keys, 2)[..., layout.head_dim:]
+    assert torch.allclose(variance, full.unflatten(-1, (2, -1)).mean(-2), atol=1e-6)
+
+
+@pytest.mark.parametrize('name', INDEXES)
+def test_what_the_numbers_of_an_entry_say_is_the_root_of_the_mean_square_of_what_they_are_multiplied_with(name):
+    torch.manual_seed(5)
+    scale = torch.rand(8) + .1
+    rows = torch.randn(200_000, 8) * scale
+    of_rows = INDEXES[name].queries(rows).square().mean(dim=0).sqrt()
+    assert torch.allclose(INDEXES[name].says(scale.square()), of_rows, rtol=.03)
 
 
 def test_bytes_are_those_that_are_allocated(backbone, frames):

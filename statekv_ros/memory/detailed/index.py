@@ -87,12 +87,7 @@ class MeanVarianceIndex:
         return 2 * head_dim
 
     def entries(self, keys: torch.Tensor, pages: int) -> torch.Tensor:
-        average = _averaging(keys.shape[2], pages, keys.device)
-        middle = keys.mean(dim=2, keepdim=True)     # keys of some models stand far from 0: squares would swallow the spread
-        keys = keys - middle
-        mean = average @ keys
-        variance = (average @ keys.square() - mean.square()).clamp_min_(0)
-        return torch.cat([mean + middle, variance], dim=-1)
+        return torch.cat(_mean_and_variance(keys, pages), dim=-1)
 
     def group(self, entries: torch.Tensor) -> torch.Tensor:
         mean, variance = entries.chunk(2, dim=-1)
@@ -106,6 +101,36 @@ class MeanVarianceIndex:
     def says(self, squares: torch.Tensor) -> torch.Tensor:
         # The fourth moment of what is distributed normally is three times its squared second one.
         return torch.cat([squares.sqrt(), squares * (3 ** .5 / 2)], dim=-1)
+
+
+class MeanPairVarianceIndex:
+    """Mean per channel, and one variance for both channels of a pair that RoPE turns together, d and d + head_dim / 2: their mean.
+
+    A turn mixes the two variances and leaves their sum alone, as it leaves q_d^2 + q_{d + head_dim/2}^2: the score is the one of
+    `MeanVarianceIndex`, averaged over all turns of a pair's keys against the query. Every family turns all channels so; were some
+    not turned, their variances would be averaged all the same, and the score be less exact there.
+    """
+
+    def entry_width(self, head_dim: int) -> int:
+        return head_dim + head_dim // 2
+
+    def entries(self, keys: torch.Tensor, pages: int) -> torch.Tensor:
+        mean, variance = _mean_and_variance(keys, pages)
+        return torch.cat([mean, _mean_of_pairs(variance)], dim=-1)
+
+    def group(self, entries: torch.Tensor) -> torch.Tensor:
+        pairs = entries.shape[-1] // 3
+        mean, variance = entries.split([2 * pairs, pairs], dim=-1)
+        spread = _SPREAD * _mean_of_pairs(mean.var(dim=-2, correction=0))     # as of `MeanVarianceIndex`
+        return torch.cat([mean.mean(dim=-2), variance.mean(dim=-2) + spread], dim=-1)
+
+    def queries(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([rows, _mean_of_pairs(rows.square())], dim=-1)
+
+    def says(self, squares: torch.Tensor) -> torch.Tensor:
+        # Of (x^2 + y^2) / 2, x and y distributed normally: the mean of its square is (3 (s + t)^2 - 4 s t) / 4.
+        first, second = squares.chunk(2, dim=-1)
+        return torch.cat([squares.sqrt(), (3 * (first + second).square() - 4 * first * second).sqrt() / 2], dim=-1)
 
 
 class BoundsIndex:
@@ -129,7 +154,8 @@ class BoundsIndex:
         return (squares / 2).sqrt().repeat(*[1] * (squares.ndim - 1), 2)
 
 
-INDEXES: dict[str, PageIndex] = {'mean_variance': MeanVarianceIndex(), 'mean': MeanIndex(), 'bounds': BoundsIndex()}
+INDEXES: dict[str, PageIndex] = {'mean_variance': MeanVarianceIndex(), 'mean_pair_variance': MeanPairVarianceIndex(),
+                                 'mean': MeanIndex(), 'bounds': BoundsIndex()}
 DEFAULT_INDEX = 'mean_variance'
 
 
@@ -137,6 +163,20 @@ def even_lengths(tokens: int, pages: int) -> list[int]:
     """Tokens of each of so many pages of a step, as even as can be."""
     cuts = [tokens * page // pages for page in range(pages + 1)]
     return [end - begin for begin, end in zip(cuts, cuts[1:])]
+
+
+def _mean_and_variance(keys: torch.Tensor, pages: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per channel, of each page's keys, [layers, kv_heads, pages, head_dim]; `keys` and `pages` as of `PageIndex.entries`."""
+    average = _averaging(keys.shape[2], pages, keys.device)
+    middle = keys.mean(dim=2, keepdim=True)     # keys of some models stand far from 0: squares would swallow the spread
+    keys = keys - middle
+    mean = average @ keys
+    return mean + middle, (average @ keys.square() - mean.square()).clamp_min_(0)
+
+
+def _mean_of_pairs(channels: torch.Tensor) -> torch.Tensor:
+    """Of channels d and d + head_dim / 2, [..., head_dim / 2]."""
+    return channels.unflatten(-1, (2, -1)).mean(dim=-2)
 
 
 def _averaging(tokens: int, pages: int, device: torch.device) -> torch.Tensor:
