@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from statekv_ros.backbones.base import KVLayout
+from statekv_ros.memory.detailed import leaves
 from statekv_ros.memory.detailed.index import DEFAULT_INDEX, INDEXES
 from statekv_ros.memory.detailed.leaves import CHAPTER, VOLUME
 from statekv_ros.memory.detailed.room import give_back, zeros, zeros_of_numpy
@@ -64,3 +65,15 @@ def test_exact_entries_of_what_has_become_codes_take_no_memory():
             most = max(most, resident(table._exact) - exact * page)
     assert table.leaves.codes.stop == 2 * VOLUME * CHAPTER
     assert most < 600 * page, 'most pages that are neither held exactly nor given back'
+
+
+def test_what_sorting_leaves_free_is_given_back_whenever_a_chapter_or_a_volume_is_sorted_in_all_heads(monkeypatch):
+    given = []
+    monkeypatch.setattr(leaves, 'give_back_free_memory', lambda: given.append((min(table.leaves.stops), table.leaves.codes.stop)))
+    table = PageTable(KVLayout(2, 2, 16, torch.float32, CPU), INDEXES[DEFAULT_INDEX])
+    entries = torch.randn(2, 2, 64, table.index.entry_width(16))
+    for begin in range(0, (2 * VOLUME + 2) * CHAPTER, 64):
+        table.append(entries, begin, 64 * 9)
+    assert [chapter for chapter, _ in given] == sorted(chapter for chapter, _ in given)
+    assert {chapter for chapter, _ in given} == set(range(1, 2 * VOLUME + 2))
+    assert {stop // CHAPTER for _, stop in given} == {0, VOLUME, 2 * VOLUME} and len(given) <= 2 * VOLUME + 3
