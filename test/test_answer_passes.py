@@ -139,7 +139,7 @@ class Launches(Operations):
         for package, kernels in ((paged_attention, ('forward_kernel', 'combine_kernel', 'mass_kernel')),
                                  (page_votes, ('score_kernel', 'open_kernel', 'votes_kernel', 'places_kernel'))):
             triton = importlib.import_module(f'{package.__name__}.triton')
-            patch.setattr(package, 'run', lambda operation, implementation, device, kernel, naive: kernel())
+            patch.setattr(package, 'run', lambda operation, implementation, device, kernel, *others: kernel())
             for name in kernels:
                 patch.setattr(triton, name, self._counted(getattr(triton, name)))
 
