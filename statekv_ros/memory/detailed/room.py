@@ -25,9 +25,9 @@ def zeros(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor
 
 
 def zeros_of_numpy(*shape: int, dtype: np.dtype) -> np.ndarray:
-    """As `zeros`, in main memory."""
+    """As `zeros`, of numbers in main memory."""
     size = math.prod(shape) * dtype.itemsize
-    if size < _LARGE or dtype.hasobject:
+    if size < _LARGE:
         return np.zeros(shape, dtype)
     return np.frombuffer(_mapped(size), dtype).reshape(shape)
 

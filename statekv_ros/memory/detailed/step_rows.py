@@ -143,7 +143,8 @@ class StepRows(Sequence[HeldStep]):
         def moved(rows: np.ndarray | None) -> np.ndarray | None:
             if rows is None:
                 return None
-            room = zeros_of_numpy(len(rows), capacity, dtype=rows.dtype)
+            shape = len(rows), capacity     # of objects: None where there is none
+            room = np.empty(shape, rows.dtype) if rows.dtype.hasobject else zeros_of_numpy(*shape, dtype=rows.dtype)
             room[:, :len(columns)] = rows[:, columns]
             return room
 
