@@ -37,7 +37,9 @@ CASES = [Case(*each, seed=number) for number, each in enumerate([
     (7, 64, 2, (33,), (20,)), (2, 256, 2, (5, 30), (20, 11), 7), (70, 32, 1, (2,), (40,), 12),
     (3, 512, 1, (20,), (5, 12), 4, torch.float32), (5, 48, 2, (), (140, 4), 3),
     (1, 64, 2, (20,), (9, 7), 4, torch.float16, False, 2), (9, 200, 1, (50, 3, 40), (30,), 12, torch.float16, False, 99),
-    (40, 128, 2, (), (40, 3), 2, torch.float16, False, 3), (6, 32, 3, (17, 90, 60), (), 3, torch.float16, True, 2)])]
+    (40, 128, 2, (), (40, 3), 2, torch.float16, False, 3), (6, 32, 3, (17, 90, 60), (), 3, torch.float16, True, 2),
+    (2, 96, 2, (20, 3), (9, 7), 4, torch.float16, False, 2), (16, 192, 1, (70,), (9,), 4, torch.float16, False, 1),
+    (5, 120, 2, (9,))])]
 
 
 class Inputs(NamedTuple):

@@ -1,6 +1,8 @@
 """Compile the kernels of page votes for a chip without one."""
 import re
 
+import triton
+
 from statekv_ros.kernels.scored_attention.aot import Compiled, compile_kernel
 
 from .configs import EXACT, OPEN, PLACES, SCORE, SPLITS, VOTES, Tile
@@ -22,14 +24,14 @@ def tile_of(name: str) -> Tile:
 
 
 def compile_pass(name: str, capability: int, head_dim: int) -> Compiled:
-    """Compile one pass as it is launched on the chip, for entries of a mean and a variance.
+    """Compile one pass as it is launched on the chip, for entries of a mean and of one variance for two channels.
 
     Args:
         name: one of PASSES.
         capability: 90 for compute capability 9.0.
     """
-    kernel, tile, width = _KERNELS[name.split()[0]], tile_of(name), 2 * head_dim
-    constants = {'WIDTH': width, 'WIDTH_BLOCK': min(tile.width, width), 'ROWS': tile.rows, 'KEYS': tile.keys, 'LEAF': _LEAF,
+    kernel, tile, width = _KERNELS[name.split()[0]], tile_of(name), head_dim + head_dim // 2
+    constants = {'WIDTH': width, 'WIDTH_BLOCK': min(tile.width, triton.next_power_of_2(width)), 'ROWS': tile.rows, 'KEYS': tile.keys, 'LEAF': _LEAF,
                  'VOLUME': _VOLUME, 'BEST_BLOCK': _MOST, 'CHOSEN': _MOST, 'SPLITS': SPLITS, 'EXACT': EXACT,
                  'SPLIT': name.endswith('split')}
     if name == 'score leaves':
