@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from statekv_ros.kernels import compiled, fitness
 from statekv_ros.kernels.page_votes import page_votes
-from test_page_votes import CASES, Case, Inputs, inputs, off
+from test_page_votes import CASES, LEAF, Case, Inputs, inputs, off
 
 SOURCE = Path(__file__).resolve().parents[1] / 'kernels/page_votes/cpp/votes.cpp'
 COMPILER = shutil.which('g++') or shutil.which('clang++')
@@ -82,10 +82,20 @@ def test_votes_of_any_shape_are_those_of_the_naive_twin(library, case):
 
 
 def test_scores_far_apart_have_their_shares(library):
-    """Where all but one of the candidates have next to nothing, or nothing."""
-    given = inputs(Case(5, 32, lines=(50,), stretches=(12,), unwanted=True))
+    """Where all but one of the candidates have next to nothing, or nothing. All leaves are opened: which of those that have nothing
+    would be is anybody's choice."""
+    given = inputs(Case(5, 32, lines=(50,), stretches=(12,), opened=12, unwanted=True))
     for size in (0, 1e-3, 30, 300):
         assert_as_naive(given._replace(queries=size * given.queries))
+
+
+@pytest.mark.parametrize('size', [0, 300])
+def test_of_leaves_that_have_the_same_votes_each_is_opened_once(library, size):
+    given = inputs(Case(5, 32, lines=(50,), stretches=(12,)))
+    numbers, votes = page_votes(*given._replace(queries=size * given.queries), implementation='cpu')
+    opened = numbers[:, :-50]
+    assert all(len(pages.unique()) == len(pages) for pages in opened) and opened.shape[1] == given.leaves.opened * LEAF
+    assert votes.isfinite().all() and (votes >= 0).all() and (votes.sum(dim=1) < 5.001).all()
 
 
 def test_halves_of_every_size_are_read_as_they_are(library):

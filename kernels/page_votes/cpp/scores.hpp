@@ -135,17 +135,21 @@ void score_many(const Queries &queries, std::size_t count, const At &at, float *
             for (std::size_t half = 0; half < 2 && begin + half * LANES < count; ++half)
                 to.put(row + below, begin + half * LANES, found[below][half], count - begin - half * LANES);
     };
+    // Evenly, 3 to MANY rows at a time: one or two that are left over would wait for their sums.
+    const std::size_t parts = (queries.rows + MANY - 1) / MANY;
     for (std::size_t begin = 0; begin < count; begin += MANY_KEYS) {
         turn(begin, count, at, queries.width, turned);
         for (std::size_t key = begin + MANY_KEYS; key < std::min(begin + 2 * MANY_KEYS, count); ++key)
             fetch(at(key), queries.width);
-        std::size_t row = 0;
-        for (; row + MANY <= queries.rows; row += MANY)
-            score_rows.template operator()<MANY>(row, begin);
-        for (; row + 2 <= queries.rows; row += 2)
-            score_rows.template operator()<2>(row, begin);
-        if (row < queries.rows)
-            score_rows.template operator()<1>(row, begin);
+        for (std::size_t part = 0; part < parts; ++part) {
+            const std::size_t row = queries.rows * part / parts;
+            switch (queries.rows * (part + 1) / parts - row) {
+            case MANY: score_rows.template operator()<MANY>(row, begin); break;
+            case 5: score_rows.template operator()<5>(row, begin); break;
+            case 4: score_rows.template operator()<4>(row, begin); break;
+            default: score_rows.template operator()<3>(row, begin);
+            }
+        }
     }
 }
 

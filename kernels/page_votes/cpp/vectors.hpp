@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#if defined(__F16C__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -30,9 +30,19 @@ inline Vector load(const float *from) {
     return read<Vector>(from);
 }
 
+// GCC takes bytes of x86's registers apart one by one where it is left to it.
 inline Vector load(const std::uint8_t *from) {
+#if defined(__AVX2__)
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from))));
+#elif defined(__x86_64__)
+    const __m128i none = _mm_setzero_si128();
+    const __m128i shorts = _mm_unpacklo_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from)), none);
+    const __m128 halves[] = {_mm_cvtepi32_ps(_mm_unpacklo_epi16(shorts, none)), _mm_cvtepi32_ps(_mm_unpackhi_epi16(shorts, none))};
+    return read<Vector>(halves);
+#else
     using Bytes = std::uint8_t __attribute__((vector_size(LANES)));
     return __builtin_convertvector(__builtin_convertvector(read<Bytes>(from), Integers), Vector);
+#endif
 }
 
 inline Vector load(const Half *from) {

@@ -1,4 +1,5 @@
 // Votes on pages on a CPU, one KV head after the other: scores, leaves that are opened, softmax. naive.py says what they are.
+#include <functional>
 #include <iterator>
 #include <limits>
 #include <memory>
@@ -143,27 +144,37 @@ private:
         std::size_t column = lines_, done = 0;
         for (std::int64_t each = 0; each < call_.stretches; ++each) {
             const std::int64_t *stretch = call_.through + 3 * each;
-            order_.resize(stretch[2] - stretch[1]);
-            std::iota(order_.begin(), order_.end(), 0);
-            std::nth_element(order_.begin(), order_.begin() + call_.opened - 1, order_.end(),
-                             [votes = votes_ + column](auto one, auto other) { return votes[one] > votes[other]; });
-            std::sort(order_.begin(), order_.begin() + call_.opened);   // those of one range side by side
+            const std::size_t count = stretch[2] - stretch[1];
+            find_best(votes_ + column, count);
             const std::size_t begin = done;
             places_.clear();
-            for (std::int64_t best = 0; best < call_.opened; ++best) {
-                const std::int64_t leaf = stretch[1] + order_[best];
+            for (const std::size_t best : best_) {
+                const std::int64_t leaf = stretch[1] + best;
                 for (std::int64_t page = leaf * call_.leaf; page < (leaf + 1) * call_.leaf; ++page) {
                     places_.push_back(call_.first_place + page);
                     sizes_[done] = call_.page_sizes[pages[page] - call_.first_page];
                     found[done++] = pages[page];
                 }
                 for (std::size_t row = 0; row < rows_; ++row)
-                    scores_[row * columns_ + column + order_[best]] = NOTHING;
+                    scores_[row * columns_ + column + best] = NOTHING;
             }
             score_pages(queries(stretch[0]), behind_ + begin, done - begin, places_.data(), sizes_ + begin);
-            column += order_.size();
+            column += count;
         }
         std::copy_n(call_.numbers + head_ * call_.numbers_head, lines_, found + done);
+    }
+
+    // The leaves with most of these votes; ascending, so that those of one range are side by side. The first of equal ones.
+    void find_best(const float *votes, std::size_t count) {
+        float *sorted = shares_;
+        std::copy_n(votes, count, sorted);
+        std::nth_element(sorted, sorted + call_.opened - 1, sorted + count, std::greater<>{});
+        const float least = sorted[call_.opened - 1];
+        std::int64_t equal = call_.opened - std::count_if(votes, votes + count, [=](float each) { return each > least; });
+        best_.clear();
+        for (std::size_t leaf = 0; leaf < count; ++leaf)
+            if (votes[leaf] > least || (votes[leaf] == least && equal-- > 0))
+                best_.push_back(leaf);
     }
 
     // Scores of pages at places, side by side from a column on; those in one range together.
@@ -227,7 +238,8 @@ private:
     std::size_t leaves_ = 0, behind_, columns_;     // behind_: of the opened pages, the first
     std::unique_ptr<float[]> room_;
     float *scores_, *folded_, *added_, *turned_, *shares_, *votes_, *sizes_;     // parts of it
-    std::vector<std::int32_t> order_, places_;
+    std::vector<std::size_t> best_;     // leaves that are opened, counted from the first of their stretch, ascending
+    std::vector<std::int32_t> places_;
 };
 
 }  // namespace
