@@ -5,19 +5,20 @@ from statekv_ros.store.leaving import Held, Leaving, Name
 
 _PAGE_BYTES = 4096              # LMDB's unit on machines with pages of 4 KiB; larger ones only round more
 _TREE_BYTES = 256               # of a value in the tree: its entry in half-filled pages, twice
+_IN_TREE = 2000                 # a value up to so many bytes, that of half a page, lies in the tree itself
 _RECORD_COST = 1024             # of the record of a step: deflated, several share a page
 # Room that stays unused: what left since the last flush and in the two newest commits cannot be used again yet.
 _SPARE_SHARE, _SPARE_STEPS = 100, 4
 
 
 def value_cost(size: int) -> int:
-    """Bytes of the file that a value of this size takes. Small ones lie in the tree, in half-filled pages."""
-    return _TREE_BYTES + (-(-(size + 16) // _PAGE_BYTES) * _PAGE_BYTES if size > _PAGE_BYTES // 4 else 2 * size)
+    """Bytes of the file that a value of this size takes. Small ones lie in the tree, whose pages are rather more than half full."""
+    return _TREE_BYTES + (-(-(size + 16) // _PAGE_BYTES) * _PAGE_BYTES if size > _IN_TREE else 7 * size // 4)
 
 
 def likely_cost(size: int) -> int:
     """The same on average, of values that have about this size: half a page of each is lost."""
-    return _TREE_BYTES + (size + 16 + _PAGE_BYTES // 2 if size > _PAGE_BYTES // 4 else 2 * size)
+    return _TREE_BYTES + (size + 16 + _PAGE_BYTES // 2 if size > _IN_TREE else 7 * size // 4)
 
 
 def cost_of(sizes: Iterable[int]) -> int:
