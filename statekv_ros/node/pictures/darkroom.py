@@ -27,6 +27,8 @@ class Darkroom:
         self._making = ThreadPoolExecutor(1, 'statekv-thumbnails')
         self._showing = ThreadPoolExecutor(1, 'statekv-pictures')
         self._drawing = ThreadPoolExecutor(1, 'statekv-drawing')
+        for thread in self._threads:
+            thread.submit(int)      # begins it: a node has as many from the start
 
     def make(self, frame: np.ndarray, width: int, quality: int) -> Future[bytes]:
         """A future of the frame's thumbnail; `NO_PICTURE` where it cannot be made."""
@@ -48,12 +50,16 @@ class Darkroom:
 
     def close(self) -> None:
         """Begin nothing any more. Does not wait."""
-        for threads in (self._making, self._showing, self._drawing):
-            threads.shutdown(wait=False)
+        for thread in self._threads:
+            thread.shutdown(wait=False)
 
-    def _submit(self, threads: ThreadPoolExecutor, work: Callable[[], None]) -> bool:
+    @property
+    def _threads(self) -> tuple[ThreadPoolExecutor, ...]:
+        return self._making, self._showing, self._drawing
+
+    def _submit(self, thread: ThreadPoolExecutor, work: Callable[[], None]) -> bool:
         try:
-            threads.submit(self._attempt, work, None)
+            thread.submit(self._attempt, work, None)
         except RuntimeError:    # closed: the node is ending
             return False
         return True
