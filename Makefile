@@ -29,7 +29,7 @@ pip := $(bin)/python -m pip --disable-pip-version-check
 pip_install := $(pip) install -qq --constraint constraints.txt $(PIP_ARGS)
 # Read on every install; Python modules are not among them: the install is editable and sees edits at once.
 install_inputs := pyproject.toml setup.py constraints.txt CMakeLists.txt package.xml \
-	$(wildcard msg/*.msg srv/*.srv action/*.action launch/* config/*)
+	$(wildcard msg/*.msg srv/*.srv action/*.action launch/* config/* kernels/*/cpp/*)
 
 # The ROS of .venv, even from a shell that has sourced a distribution; nothing leaves this machine.
 unexport PYTHONPATH LD_LIBRARY_PATH CMAKE_PREFIX_PATH PYTHONHOME _ROS_WHEELS_BOOTSTRAP_COMPLETE
