@@ -6,6 +6,8 @@
 #include <cstring>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace {
@@ -30,7 +32,7 @@ inline Vector load(const float *from) {
     return read<Vector>(from);
 }
 
-// GCC takes bytes of x86's registers apart one by one where it is left to it.
+// GCC takes bytes apart one by one where it is left to it.
 inline Vector load(const std::uint8_t *from) {
 #if defined(__AVX2__)
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from))));
@@ -38,6 +40,10 @@ inline Vector load(const std::uint8_t *from) {
     const __m128i none = _mm_setzero_si128();
     const __m128i shorts = _mm_unpacklo_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from)), none);
     const __m128 halves[] = {_mm_cvtepi32_ps(_mm_unpacklo_epi16(shorts, none)), _mm_cvtepi32_ps(_mm_unpackhi_epi16(shorts, none))};
+    return read<Vector>(halves);
+#elif defined(__aarch64__)
+    const uint16x8_t shorts = vmovl_u8(vld1_u8(from));
+    const float32x4_t halves[] = {vcvtq_f32_u32(vmovl_u16(vget_low_u16(shorts))), vcvtq_f32_u32(vmovl_high_u16(shorts))};
     return read<Vector>(halves);
 #else
     using Bytes = std::uint8_t __attribute__((vector_size(LANES)));
