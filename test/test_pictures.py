@@ -210,17 +210,18 @@ def test_without_a_width_none_are_made(backbone, scenes):
 
 
 def test_a_step_waits_for_no_picture_and_frames_do_not_pile_up_behind_them(backbone, scenes, monkeypatch):
-    held, making = threading.Event(), []
+    held, begun, making = threading.Event(), threading.Event(), []
 
     def slow(*arguments) -> bytes:
         making.append(arguments)
+        begun.set()
         assert held.wait(60)
         return make_thumbnail(*arguments)
 
     with Node(backbone) as node:
         monkeypatch.setattr('statekv_ros.node.pictures.darkroom.make_thumbnail', slow)
         node.see(scenes[0], 1)
-        assert len(making) == 1 and len(node.stream.pending) == 1, 'the frame is in, its picture is not made'
+        assert begun.wait(60) and len(making) == 1 and len(node.stream.pending) == 1, 'the frame is in, its picture is not made'
         behind = threading.Thread(target=node.see, args=(scenes[1], 2))
         behind.start()
         behind.join(0.3)

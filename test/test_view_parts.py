@@ -14,6 +14,7 @@ pytest.importorskip('nicegui', reason="NiceGUI is not installed: pip install 'st
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue  # noqa: E402
 
 from live import SECOND  # noqa: E402
+from statekv_ros.client import Reply, Result  # noqa: E402
 from statekv_ros.msg import Alert, Answer, FrameTiming  # noqa: E402
 from statekv_ros.node.messages import to_stamp  # noqa: E402
 from statekv_ros.view import history as histories  # noqa: E402
@@ -47,6 +48,21 @@ def test_ten_thousand_questions_are_kept_and_listed_a_page_at_a_time():
     for _ in range(100):
         history.page(600, 8)
     assert (time.perf_counter() - begun) / 100 < .05
+
+
+@pytest.mark.parametrize('heard_first', [True, False])
+def test_what_a_page_asked_itself_is_never_shown_as_somebody_elses(heard_first):
+    """Whichever comes first, the reply or what the node publishes; who asks the same meanwhile is shown in the end."""
+    history, own, theirs = History(), Answer(question='is it red?', text='yes'), Answer(question='is it red?', text='no')
+    record = history.begin(' is it red? ', '')
+    for answer in (own, theirs) * heard_first:
+        history.hear(answer)
+        assert history.page(0, 8) == [record]
+    history.end(record, Reply(Result.SUCCEEDED, own, (own,), ''))
+    for answer in (own, theirs) * (not heard_first):
+        history.hear(answer)
+    newest, oldest = history.page(0, 8)
+    assert (newest.text, newest.own) == ('no', False) and oldest is record and record.text == 'yes' and record.own
 
 
 def timing(stamp_ns: int, dropped: int = 0, segment: int = 0, camera: str = 'front') -> FrameTiming:

@@ -1,7 +1,6 @@
 """Questions and answers, those of this page's browsers and of all others that the node answered."""
 import threading
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from statekv_ros.client import Asking, Reply, Result
@@ -33,7 +32,6 @@ class Record:
     looked: tuple[Looked, ...] = ()
     own: bool = True
     asking: Asking | None = None
-    key: tuple = ()     # of the message that it was heard in
 
     @property
     def over(self) -> bool:
@@ -52,6 +50,8 @@ class History:
         self._records: deque[Record] = deque(maxlen=MOST)
         self._number = 0
         self._known: deque[tuple] = deque(maxlen=200)   # answers that came, to tell those that come twice
+        self._asked: list[Record] = []      # by this page, and not over
+        self._unclear: deque[Answer] = deque(maxlen=100)     # heard meanwhile: theirs, or others'
         self._lock = threading.RLock()
 
     def __len__(self) -> int:
@@ -69,7 +69,9 @@ class History:
 
     def begin(self, question: str, camera: str) -> Record:
         """A question that this page asks."""
-        return self._add(Record(0, printable(question), camera))
+        with self._lock:
+            self._asked.append(record := Record(0, printable(question), camera))
+            return self._add(record)
 
     def grow(self, record: Record, text: str) -> None:
         """More of its answer is there."""
@@ -81,30 +83,30 @@ class History:
     def end(self, record: Record, reply: Reply) -> None:
         """It is over."""
         with self._lock:
-            for answer in (reply.answer, *reply.answers):
-                self._known.append(_key(answer))
-            self._drop_twin(reply.answers)
+            self._known.extend(map(_key, (reply.answer, *reply.answers)))
             record.state, record.error, record.asking = _ENDINGS.get(reply.result, 'failed'), printable(reply.error), None
             self._fill(record, reply.answer)
             self.version += 1
+            self._asked.remove(record)
+            unclear = list(self._unclear)
+            self._unclear.clear()
+            for answer in unclear:
+                self.hear(answer)
 
     def hear(self, answer: Answer) -> None:
-        """An answer on ~/answer: of somebody else's question, unless the page knows it."""
+        """An answer on ~/answer: of somebody else's question, unless the page knows it. Where the page asks the same and waits, its
+        own reply will tell."""
         with self._lock:
-            key = _key(answer)
+            key, question = _key(answer), printable(answer.question)
             if key in self._known:
                 return
+            if any(record.question.strip() == question.strip() for record in self._asked):
+                self._unclear.append(answer)
+                return
             self._known.append(key)
-            record = Record(0, printable(answer.question), answer.camera, 'answered', own=False, key=key)
+            record = Record(0, question, answer.camera, 'answered', own=False)
             self._fill(record, answer)
             self._add(record)
-
-    def _drop_twin(self, answers: Iterable[Answer]) -> None:
-        """What came on the topic before its own reply did is no question of somebody else."""
-        keys = {_key(answer) for answer in answers}
-        for record in list(self._records)[-20:]:
-            if not record.own and record.key in keys:
-                self._records.remove(record)
 
     def _fill(self, record: Record, answer: Answer) -> None:
         record.text, record.looked = printable(answer.text) or record.text, looked_at(answer.evidence)
