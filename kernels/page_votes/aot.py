@@ -1,11 +1,9 @@
 """Compile the kernels of page votes for a chip without one."""
 import re
 
-import triton
-
 from statekv_ros.kernels.scored_attention.aot import Compiled, compile_kernel
 
-from .configs import EXACT, OPEN, PLACES, SCORE, SPLITS, VOTES, Tile
+from .configs import EXACT, OPEN, PLACES, SCORE, SPLITS, VOTES, Tile, width_block
 from .counting import votes_kernel
 from .finding import places_kernel
 from .scores import open_kernel, score_kernel
@@ -31,8 +29,8 @@ def compile_pass(name: str, capability: int, head_dim: int) -> Compiled:
         capability: 90 for compute capability 9.0.
     """
     kernel, tile, width = _KERNELS[name.split()[0]], tile_of(name), head_dim + head_dim // 2
-    constants = {'WIDTH': width, 'WIDTH_BLOCK': min(tile.width, triton.next_power_of_2(width)), 'ROWS': tile.rows, 'KEYS': tile.keys, 'LEAF': _LEAF,
-                 'VOLUME': _VOLUME, 'BEST_BLOCK': _MOST, 'CHOSEN': _MOST, 'SPLITS': SPLITS, 'EXACT': EXACT,
+    constants = {'WIDTH': width, 'WIDTH_BLOCK': width_block(tile, width), 'ROWS': tile.rows, 'KEYS': tile.keys,
+                 'LEAF': _LEAF, 'VOLUME': _VOLUME, 'BEST_BLOCK': _MOST, 'CHOSEN': _MOST, 'SPLITS': SPLITS, 'EXACT': EXACT,
                  'SPLIT': name.endswith('split')}
     if name == 'score leaves':
         constants |= {'PLACES': None, 'GROUPS': None, 'CODES': None, 'RANGES': None, 'VOLUME': 1}

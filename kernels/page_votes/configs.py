@@ -14,6 +14,12 @@ class Tile(NamedTuple):
     registers: int = 255
 
 
+def width_block(tile: Tile, width: int) -> int:
+    """Numbers of entries of `width` that are taken at a time: half as many where the last ones would not fill the tile, for what
+    leaves some out takes registers that are not there."""
+    return min(tile.width if width % tile.width == 0 else max(16, tile.width // 2), 1 << (width - 1).bit_length())
+
+
 # Products are exact fp32, on the ordinary cores: entries are halves, and what they are multiplied with has squares in it.
 SCORE = Tile(16, 32, 32, 4, 2)
 OPEN = Tile(16, 32, 32, 4, 2)

@@ -5,7 +5,7 @@ import torch
 import triton
 
 from .candidates import Entries, Leaves, Lines
-from .configs import EXACT, INTERPRETER, LEAST, OPEN, PLACES, SCORE, SPLITS, VOTES, Tile
+from .configs import EXACT, INTERPRETER, LEAST, OPEN, PLACES, SCORE, SPLITS, VOTES, Tile, width_block
 from .counting import votes_kernel
 from .finding import places_kernel
 from .places import PageColumns, Places
@@ -38,7 +38,7 @@ def triton_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, lea
     column, split = _begins(counts), _begins(tiles)
     scores = torch.empty(kv_heads, rows, column[-1], dtype=torch.float32, device=queries.device)
     tops, sums = torch.empty(2, split[-1], kv_heads, rows, dtype=torch.float32, device=queries.device)
-    shape = {'WIDTH': width, 'WIDTH_BLOCK': min(score.width, triton.next_power_of_2(width)), 'ROWS': score.rows,
+    shape = {'WIDTH': width, 'WIDTH_BLOCK': width_block(score, width), 'ROWS': score.rows,
              'KEYS': score.keys, **_options(score)}
     row_tiles, strides = triton.cdiv(rows, score.rows), queries.stride()[:3]
     pools, (_, offset, *_, base, stop, volume) = (entries.exact, entries.codes, entries.ranges), entries

@@ -42,6 +42,11 @@ _FP32 = {
     (128, 4): Config(Tile(16, 32, 8, 2, 128), Tile(16, 64, 8, 2, 128)),
     (256, 4): Config(Tile(16, 16, 8, 1), Tile(16, 32, 4, 1)),
 }
+# From Hopper on the same tiles take more.
+_FP32_90 = _FP32 | {
+    (32, 4): Config(Tile(64, 32, 8, 2, 144), Tile(32, 64, 8, 2, 128)),
+    (128, 4): Config(Tile(16, 32, 8, 2, 128), Tile(16, 64, 8, 2, 160)),
+}
 # Chips whose tensor cores are fed from registers. Fewer rows than head dim would split the output across warps.
 _MMA = {
     (32, 2): Config(Tile(64, 32, 4, 3, 104), Tile(64, 128, 4, 3, 144)),
@@ -52,7 +57,7 @@ _MMA = {
 # Hopper: tensor cores fed from shared memory.
 _WGMMA = {
     (32, 2): Config(Tile(128, 128, 8, 3), Tile(64, 128, 4, 3, 128)),
-    (64, 2): Config(Tile(128, 128, 8, 2), Tile(128, 64, 4, 3, 168)),
+    (64, 2): Config(Tile(128, 64, 8, 3), Tile(128, 64, 4, 3, 168)),
     (128, 2): Config(Tile(128, 64, 8, 3), Tile(64, 128, 4, 3, 168)),
     (256, 2): Config(Tile(64, 32, 8, 2), Tile(64, 128, 8, 2)),
 }
@@ -70,12 +75,12 @@ CONFIGS = {
     86: _MMA | _FP32,                          # RTX 30
     87: _MMA | _FP32,                          # Jetson Orin
     89: _MMA | _FP32,                          # L40S, RTX 40
-    90: _WGMMA | _FP32,                        # H100, H200
-    100: _TCGEN05 | _FP32,                     # B200
-    103: _TCGEN05 | _FP32,                     # B300
-    110: _TCGEN05 | _FP32,                     # Jetson Thor
-    120: _MMA_120 | _FP32,                     # RTX 50
-    121: _MMA_120 | _FP32,                     # DGX Spark
+    90: _WGMMA | _FP32_90,                     # H100, H200
+    100: _TCGEN05 | _FP32_90,                  # B200
+    103: _TCGEN05 | _FP32_90,                  # B300
+    110: _TCGEN05 | _FP32_90,                  # Jetson Thor
+    120: _MMA_120 | _FP32_90,                  # RTX 50
+    121: _MMA_120 | _FP32_90,                  # DGX Spark
 }
 # In the interpreter a program costs the same whatever its size.
 INTERPRETER = Config(Tile(128, 128, 4, 1), Tile(128, 128, 4, 1))
