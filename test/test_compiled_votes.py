@@ -89,6 +89,17 @@ def test_scores_far_apart_have_their_shares(library):
         assert_as_naive(given._replace(queries=size * given.queries))
 
 
+@pytest.mark.parametrize('number', [float('nan'), float('inf')])
+def test_queries_that_are_no_numbers_read_pages_all_the_same(library, number):
+    given = inputs(Case(5, 32, lines=(50,), stretches=(12,)))
+    given.queries[..., 3:, :] = number
+    numbers, _ = page_votes(*given, implementation='cpu')
+    opened = numbers[:, :-50]
+    assert all(len(pages.unique()) == len(pages) for pages in opened) and opened.shape[1] == given.leaves.opened * LEAF
+    known = given.leaves.pages.flatten(1)
+    assert all(set(pages.tolist()) <= set(own.tolist()) for pages, own in zip(opened, known))
+
+
 @pytest.mark.parametrize('size', [0, 300])
 def test_of_leaves_that_have_the_same_votes_each_is_opened_once(library, size):
     given = inputs(Case(5, 32, lines=(50,), stretches=(12,)))

@@ -167,7 +167,7 @@ private:
     // The leaves with most of these votes; ascending, so that those of one range are side by side. The first of equal ones.
     void find_best(const float *votes, std::size_t count) {
         float *sorted = shares_;
-        std::copy_n(votes, count, sorted);
+        std::transform(votes, votes + count, sorted, [](float each) { return each >= 0 ? each : -1; });
         std::nth_element(sorted, sorted + call_.opened - 1, sorted + count, std::greater<>{});
         const float least = sorted[call_.opened - 1];
         std::int64_t equal = call_.opened - std::count_if(votes, votes + count, [=](float each) { return each > least; });
@@ -175,6 +175,10 @@ private:
         for (std::size_t leaf = 0; leaf < count; ++leaf)
             if (votes[leaf] > least || (votes[leaf] == least && equal-- > 0))
                 best_.push_back(leaf);
+        if (best_.size() < static_cast<std::size_t>(call_.opened)) {    // a query that is no number has votes that are none
+            best_.resize(call_.opened);
+            std::iota(best_.begin(), best_.end(), 0);
+        }
     }
 
     // Scores of pages at places, side by side from a column on; those in one range together.

@@ -104,7 +104,8 @@ class MeanVarianceIndex:
 
 
 class MeanPairVarianceIndex:
-    """The default. Mean per channel, and one variance for both channels of a pair that RoPE turns together, d and d + head_dim / 2: their mean.
+    """The default. Mean per channel, and one variance for both channels of a pair that RoPE turns together, d and d + head_dim / 2:
+    their mean.
 
     A turn mixes the two variances and leaves their sum alone, as it leaves q_d^2 + q_{d + head_dim/2}^2: the score is the one of
     `MeanVarianceIndex`, averaged over all turns of a pair's keys against the query. Every family turns all channels so; were some
