@@ -107,30 +107,6 @@ def test_a_restart_reads_the_same_pages_to_the_bit_and_answers_alike(family, pos
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize('form', FORMATS)
-def test_a_memory_whose_index_had_a_variance_for_each_channel_is_found_by_the_present_one(form, backbones, frames,  # noqa: F811
-                                                                                          store):
-    """As versions until format 2 saved it; what is added later is beside it."""
-    backbone, policy = backbones['internvl'], 'sparse(45)'
-    Watched(backbone, store, form, index='mean_variance').see(frames, 0, 60)
-    again, before = Watched(backbone, store, form), VideoStream(backbone, 'statekv(20)', page_tokens=PAGE, detailed_format=form)
-    for index in range(60):
-        before.step(frames[index % len(frames)], stamp(index))
-    for end in (70, 70):
-        found, right = again.stream.detailed.pages, before.detailed.pages
-        assert not again.stream.forgotten_frames and again.stream.detailed.steps_below
-        assert found.index is right.index and found.stop == right.stop
-        for layer in range(backbone.layout.layers):
-            one, other = (entries_at(table, layer, slice(0, table.stop)).float() for table in (found, right))
-            assert torch.allclose(one, other, atol=2e-3, rtol=2e-3)
-        if form == 'bf16':
-            assert again.stream.answer(QUESTION, answer_policy=policy, max_tokens=4).text == \
-                before.answer(QUESTION, answer_policy=policy, max_tokens=4).text
-        again.see(frames, before.steps, end)
-        for index in range(before.steps, end):
-            before.step(frames[index % len(frames)], stamp(index))
-
-
 def test_a_restart_after_any_step_holds_what_was_there(backbones, frames, store):  # noqa: F811
     """Steps may have been on their way: exact in memory, not yet in few bits on disk."""
     watched = Watched(backbones['internvl'], store, 'int4', device_cache_bytes=200_000)

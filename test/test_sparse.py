@@ -72,7 +72,7 @@ class Spy:
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('count,positions', [(16, 'native'), (60, 'lazy_shift'), (60, 'contiguous')])
 def test_pages_are_chosen_by_their_definition(family, count, positions, backbones, frames, monkeypatch):
-    """From the keys themselves: every page's mean and variances before each row, one vote a row, the most votes within n tokens.
+    """From the keys themselves: every page's mean and variance before each row, one vote a row, the most votes within n tokens.
 
     The longer streams are past the positions that the model knows: far pages are scored where they are read.
     """
@@ -90,13 +90,11 @@ def test_pages_are_chosen_by_their_definition(family, count, positions, backbone
             turned = backbone.rotate(rows, snapshot.turn(first_of[id(step.stretch)], step.stretch.shift))
             for start, length in zip(step.starts, step.lengths):
                 page = key[layer, :, start:start + length]
-                # Before a turn of the page's own, for the mean is rounded in the stretch's positions.
+                # Before a turn of the page's own, for the variance is told in the stretch's positions.
                 page = backbone.rotate(page, step.stretch.shift - step.stretch.position)
                 own = backbone.rotate(turned, step.stretch.shift - step.stretch.position)
                 # The index has halves.
-                mean, spread = page.mean(dim=1).half().float(), page.var(dim=1, correction=0)
-                of_pairs = sum(spread.chunk(2, dim=-1)) / 2     # of channels that RoPE turns together
-                spread = of_pairs.half().float().repeat(1, 2)
+                mean, spread = page.mean(dim=1).half().float(), page.var(dim=1, correction=0).half().float()
                 scores.append((own * mean[:, None]).sum(-1) + (own ** 2 * spread[:, None]).sum(-1) / 2
                               + torch.tensor(float(length)).log())
         votes = torch.softmax(torch.stack(scores, dim=-1), dim=-1).sum(dim=1)

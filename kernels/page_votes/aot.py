@@ -22,13 +22,13 @@ def tile_of(name: str) -> Tile:
 
 
 def compile_pass(name: str, capability: int, head_dim: int) -> Compiled:
-    """Compile one pass as it is launched on the chip, for entries of a mean and of one variance for two channels.
+    """Compile one pass as it is launched on the chip, for entries of a mean and a variance.
 
     Args:
         name: one of PASSES.
         capability: 90 for compute capability 9.0.
     """
-    kernel, tile, width = _KERNELS[name.split()[0]], tile_of(name), head_dim + head_dim // 2
+    kernel, tile, width = _KERNELS[name.split()[0]], tile_of(name), 2 * head_dim
     constants = {'WIDTH': width, 'WIDTH_BLOCK': width_block(tile, width), 'ROWS': tile.rows, 'KEYS': tile.keys,
                  'LEAF': _LEAF, 'VOLUME': _VOLUME, 'BEST_BLOCK': _MOST, 'CHOSEN': _MOST, 'SPLITS': SPLITS, 'EXACT': EXACT,
                  'SPLIT': name.endswith('split')}

@@ -20,8 +20,7 @@ from statekv_ros.store.records import (STATE, STEP, Record, camera_and_step, par
 if TYPE_CHECKING:
     import torch
 
-# 1 had records that were not deflated; until 2, index entries had a variance for each channel. Both can be read.
-FORMAT_VERSION = 3
+FORMAT_VERSION = 2      # 1 had records that were not deflated; they can be read
 ABOUT, RECORDS, VALUES = b'about', b'records', b'values'      # in LMDB's main table: what made it, and two tables
 _AT_ONCE = 256          # records that are read in one transaction
 

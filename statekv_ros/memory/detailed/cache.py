@@ -16,7 +16,7 @@ from statekv_ros.memory.detailed.exact import ExactSteps
 from statekv_ros.memory.detailed.far import FarSteps
 from statekv_ros.memory.detailed.formats import RAW, find_format
 from statekv_ros.memory.detailed.held import HeldSteps
-from statekv_ros.memory.detailed.index import DEFAULT_INDEX, INDEXES, as_now
+from statekv_ros.memory.detailed.index import DEFAULT_INDEX, INDEXES
 from statekv_ros.memory.detailed.packed import PackedSteps
 from statekv_ros.memory.detailed.pages import HeldStep, MemoryView, Stretch, page_lengths, runs
 from statekv_ros.memory.detailed.rows import TokenRows
@@ -218,10 +218,6 @@ class DetailedCache:
         """Of the part `index` of a step."""
         layout, pages = self.layout, len(page_lengths(record.tokens, self._page_tokens))
         return layout.layers, layout.kv_heads, pages, self.pages.index.entry_width(layout.head_dim)
-
-    def index_as_now(self, saved: torch.Tensor) -> torch.Tensor:
-        """The part `index` of a step, whichever version of this package saved it; see `as_now`."""
-        return as_now(self.pages.index, saved, self.layout.head_dim)
 
     def take_packed(self, record: StepRecord, stretch: Stretch, parts: dict[str, torch.Tensor]) -> None:
         """Hold a step in few bits again, newer than all that are held; `parts` as tiers have them, with `index`."""

@@ -104,8 +104,7 @@ class MeanVarianceIndex:
 
 
 class MeanPairVarianceIndex:
-    """The default. Mean per channel, and one variance for both channels of a pair that RoPE turns together, d and d + head_dim / 2:
-    their mean.
+    """Mean per channel, and one variance for both channels of a pair that RoPE turns together, d and d + head_dim / 2: their mean.
 
     A turn mixes the two variances and leaves their sum alone, as it leaves q_d^2 + q_{d + head_dim/2}^2: the score is the one of
     `MeanVarianceIndex`, averaged over all turns of a pair's keys against the query. Every family turns all channels so; were some
@@ -157,16 +156,7 @@ class BoundsIndex:
 
 INDEXES: dict[str, PageIndex] = {'mean_variance': MeanVarianceIndex(), 'mean_pair_variance': MeanPairVarianceIndex(),
                                  'mean': MeanIndex(), 'bounds': BoundsIndex()}
-DEFAULT_INDEX = 'mean_pair_variance'
-
-
-def as_now(index: PageIndex, entries: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Entries of pages that were saved, [..., width], as an index has them that may not be the one that made them: memories of
-    format version 2 and before have a variance for each channel."""
-    if isinstance(index, MeanPairVarianceIndex) and entries.shape[-1] == 2 * head_dim:
-        mean, variance = entries.chunk(2, dim=-1)
-        return torch.cat([mean, _mean_of_pairs(variance.float()).to(entries.dtype)], dim=-1)
-    return entries
+DEFAULT_INDEX = 'mean_variance'
 
 
 def even_lengths(tokens: int, pages: int) -> list[int]:

@@ -184,7 +184,6 @@ def _hold_again(stream: VideoStream, loaded: Loaded, number: int, near: bool) ->
         return
     record, stretch = _record(header), Stretch(*header['stretch'])
     shape = detailed.index_shape(record)
-    parts = {**parts, 'index': detailed.index_as_now(parts['index'])}
     if parts['index'].shape != shape:
         raise StoreError(f'the index of step {number} is {tuple(parts["index"].shape)} rather than {shape}: another version of this '
                          'package made it')
