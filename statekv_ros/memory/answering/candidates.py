@@ -14,7 +14,7 @@ from statekv_ros.memory.detailed.table import ENTRY_DTYPE, PageTable
 # A group goes through the leaves of a volume too of which others have no more than this part.
 _ELSEWHERE = .25
 # Leaves that a pass opens, if it reads no more pages than that; docs/finding_pages.md says what fewer lose.
-OPEN_LEAVES = 112
+OPEN_LEAVES = 160
 
 
 @dataclass(frozen=True)
