@@ -17,6 +17,7 @@ from rcl_interfaces.srv import SetParameters  # noqa: E402
 
 from live import SECOND, Graph, NodeProcess, environment, image, memory_node, new_domain  # noqa: E402
 from statekv_ros.node.arguments import own_arguments  # noqa: E402
+from statekv_ros.node.watchdog import _Keeper  # noqa: E402
 from statekv_ros.shm_leftovers import remove_dead_segments  # noqa: E402
 
 pytestmark = pytest.mark.timeout(240)
@@ -286,6 +287,15 @@ def test_the_watchdog_goes_with_its_node(number, tmp_path):
     finally:
         node.stop(number)
     wait(lambda: not Path(f'/proc/{watcher}').exists(), 'the end of the watchdog')
+
+
+def test_a_node_that_goes_in_the_middle_of_a_turn_is_no_error_of_the_watchdog(capsys):
+    gone = subprocess.Popen([sys.executable, '-c', ''])
+    gone.wait()
+    keeper = _Keeper(gone.pid, -1, -1)
+    assert not keeper._is_stopped()
+    keeper._end('the node hangs')
+    assert 'the node hangs' in capsys.readouterr().err
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------

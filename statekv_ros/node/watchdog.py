@@ -5,6 +5,7 @@ other thread of the node runs any more. So the watch is kept from outside, by a 
 the node through pipes: heartbeats, and signals, whose numbers Python's handler writes there before any Python code runs. What
 is known to freeze a node, a shared-memory port of a killed process, it mends before.
 """
+import contextlib
 import faulthandler
 import os
 import select
@@ -149,15 +150,19 @@ class _Keeper:
 
         Asked on each turn, not when there is reason to end it: by then the node may be going on again, not yet heard of.
         """
-        return Path(f'/proc/{self._node}/stat').read_text().rpartition(')')[2].split()[0] in 'Tt'
+        try:
+            return Path(f'/proc/{self._node}/stat').read_text().rpartition(')')[2].split()[0] in 'Tt'
+        except (FileNotFoundError, ProcessLookupError):
+            return False  # gone since the turn began
 
     def _end(self, reason: str) -> None:
         _say(f'{reason}. The stacks of its threads:')
-        os.kill(self._node, _STACKS)
-        time.sleep(_STACKS_S)
-        if os.getppid() == self._node:
-            _say('ending it with SIGKILL; "respawn:=true" of the launch files starts it again')
-            os.kill(self._node, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # gone meanwhile
+            os.kill(self._node, _STACKS)
+            time.sleep(_STACKS_S)
+            if os.getppid() == self._node:
+                _say('ending it with SIGKILL; "respawn:=true" of the launch files starts it again')
+                os.kill(self._node, signal.SIGKILL)
 
 
 def _say(sentence: str, level: str = 'FATAL') -> None:
