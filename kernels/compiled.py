@@ -9,7 +9,7 @@ import torch
 import statekv_ros
 
 # By what torch finds the processor to have; any other runs what is compiled for each of its kind.
-_INSTRUCTIONS = {'AVX2': 'avx2', 'AVX512': 'avx2'}
+_INSTRUCTIONS = {'AVX2': 'avx2', 'AVX512': 'avx512'}
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """Page votes as they are compiled for CPUs, any and those with wide registers: against the definition and the naive twin."""
 import ctypes
-import platform
 import re
 import shutil
 import subprocess
@@ -19,7 +18,8 @@ from test_page_votes import CASES, LEAF, Case, Inputs, inputs, off
 
 SOURCE = Path(__file__).resolve().parents[1] / 'kernels/page_votes/cpp/votes.cpp'
 COMPILER = shutil.which('g++') or shutil.which('clang++')
-FLAGS = {'any': [], 'avx2': ['-mavx2', '-mfma', '-mf16c']}      # as CMakeLists.txt has them
+FLAGS = {'any': [], 'avx2': ['-mavx2', '-mfma', '-mf16c'],      # as CMakeLists.txt has them
+         'avx512': ['-mavx512f', '-mavx512bw', '-mavx512dq', '-mavx512vl', '-mfma', '-mf16c']}
 
 
 @pytest.fixture(scope='module')
@@ -30,8 +30,9 @@ def built(tmp_path_factory):
     def build(instructions: str) -> ctypes.CDLL:
         if COMPILER is None:
             pytest.skip('needs a C++ compiler')
-        if instructions == 'avx2' and (platform.machine() != 'x86_64' or torch.backends.cpu.get_cpu_capability() == 'DEFAULT'):
-            pytest.skip('needs a processor with AVX2')
+        capability = torch.backends.cpu.get_cpu_capability().lower()
+        if instructions not in ('any', capability, 'avx2' if capability == 'avx512' else ''):
+            pytest.skip(f'needs a processor with {instructions}')
         if instructions not in found:
             path = folder / f'{instructions}.so'
             subprocess.run([COMPILER, '-std=c++20', '-O1', '-Wall', '-Wextra', '-Werror', '-Wno-psabi', '-fPIC', '-shared',
@@ -41,7 +42,7 @@ def built(tmp_path_factory):
     return build
 
 
-@pytest.fixture(params=['any', 'avx2'])
+@pytest.fixture(params=list(FLAGS))
 def library(request, built, monkeypatch):
     """implementation='cpu' runs what was compiled here."""
     library = built(request.param)
@@ -193,7 +194,7 @@ def test_a_processor_without_wide_registers_gets_the_library_for_any(monkeypatch
     monkeypatch.setattr(compiled.statekv_ros, '__path__', [str(tmp_path)])
     for instructions in FLAGS:
         (tmp_path / f'page_votes_{instructions}.so').touch()
-    for capability, name in (('AVX2', 'avx2'), ('AVX512', 'avx2'), ('DEFAULT', 'any'), ('SVE256', 'any')):
+    for capability, name in (('AVX2', 'avx2'), ('AVX512', 'avx512'), ('DEFAULT', 'any'), ('SVE256', 'any')):
         monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda capability=capability: capability)
         assert compiled._path('page_votes').name == f'page_votes_{name}.so'
 

@@ -10,7 +10,11 @@ namespace {
 constexpr std::size_t FEW = 3;              // rows whose products with FEW_KEYS entries stay in registers
 constexpr std::size_t FEW_KEYS = 4;
 constexpr std::size_t AHEAD = 32;           // entries
-constexpr std::size_t MANY = 6;             // rows whose products with MANY_KEYS entries do
+#if defined(__AVX512F__)
+constexpr std::size_t MANY = 11;            // rows whose products with MANY_KEYS entries do: with AVX-512 there are 32 registers
+#else
+constexpr std::size_t MANY = 6;
+#endif
 constexpr std::size_t MANY_KEYS = 2 * LANES;
 
 // Queries of one group and KV head, [rows, width].
@@ -135,7 +139,7 @@ void score_many(const Queries &queries, std::size_t count, const At &at, float *
             for (std::size_t half = 0; half < 2 && begin + half * LANES < count; ++half)
                 to.put(row + below, begin + half * LANES, found[below][half], count - begin - half * LANES);
     };
-    // Evenly, 3 to MANY rows at a time: one or two that are left over would wait for their sums.
+    // Evenly, FEW to MANY rows at a time: one or two that are left over would wait for their sums.
     const std::size_t parts = (queries.rows + MANY - 1) / MANY;
     for (std::size_t begin = 0; begin < count; begin += MANY_KEYS) {
         turn(begin, count, at, queries.width, turned);
@@ -143,12 +147,10 @@ void score_many(const Queries &queries, std::size_t count, const At &at, float *
             fetch(at(key), queries.width);
         for (std::size_t part = 0; part < parts; ++part) {
             const std::size_t row = queries.rows * part / parts;
-            switch (queries.rows * (part + 1) / parts - row) {
-            case MANY: score_rows.template operator()<MANY>(row, begin); break;
-            case 5: score_rows.template operator()<5>(row, begin); break;
-            case 4: score_rows.template operator()<4>(row, begin); break;
-            default: score_rows.template operator()<3>(row, begin);
-            }
+            const std::size_t together = queries.rows * (part + 1) / parts - row;
+            [&]<std::size_t... MORE>(std::index_sequence<MORE...>) {
+                (void)((together == FEW + MORE && (score_rows.template operator()<FEW + MORE>(row, begin), true)) || ...);
+            }(std::make_index_sequence<MANY - FEW + 1>{});
         }
     }
 }

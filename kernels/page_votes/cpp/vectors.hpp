@@ -1,18 +1,27 @@
-// Eight numbers at a time, in the compiler's own vectors: two registers of them where a CPU has none so wide.
+// Eight numbers at a time, or sixteen with AVX-512, in the compiler's own vectors: two registers where a CPU has none so wide.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__x86_64__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"            // GCC 12 says so of AVX-512's own
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 
 namespace {
 
+#if defined(__AVX512F__)
+constexpr std::size_t LANES = 16;
+#else
 constexpr std::size_t LANES = 8;
+#endif
 using Vector = float __attribute__((vector_size(4 * LANES)));
 using Integers = std::int32_t __attribute__((vector_size(4 * LANES)));
 
@@ -34,7 +43,9 @@ inline Vector load(const float *from) {
 
 // GCC takes bytes apart one by one where it is left to it.
 inline Vector load(const std::uint8_t *from) {
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from))));
+#elif defined(__AVX2__)
     return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i *>(from))));
 #elif defined(__x86_64__)
     const __m128i none = _mm_setzero_si128();
@@ -52,7 +63,9 @@ inline Vector load(const std::uint8_t *from) {
 }
 
 inline Vector load(const Half *from) {
-#if defined(__F16C__)
+#if defined(__AVX512F__)
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
+#elif defined(__F16C__)
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
 #elif defined(__aarch64__)
     using Halves = __fp16 __attribute__((vector_size(2 * LANES)));
@@ -81,13 +94,24 @@ inline void store(float *to, const Vector &vector) {
 }
 
 inline float sum(const Vector &of) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps(of);
+#else
     return ((of[0] + of[4]) + (of[1] + of[5])) + ((of[2] + of[6]) + (of[3] + of[7]));
+#endif
 }
 
 // The sum of each of four vectors.
 inline void sums(const Vector (&of)[4], float (&to)[4]) {
 #if defined(__AVX__)
-    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(of[0], of[1]), _mm256_hadd_ps(of[2], of[3]));
+    const auto eight = [&](std::size_t each) {
+#if defined(__AVX512F__)
+        return _mm256_add_ps(_mm512_castps512_ps256(of[each]), _mm512_extractf32x8_ps(of[each], 1));
+#else
+        return of[each];
+#endif
+    };
+    const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(eight(0), eight(1)), _mm256_hadd_ps(eight(2), eight(3)));
     _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
 #else
     for (int each = 0; each < 4; ++each)
@@ -104,21 +128,48 @@ inline Vector shuffled(const Vector &one, const Vector &other) {
 #endif
 }
 
-// Rows become columns: pairs, then fours, each within halves of a vector, then the halves.
+// In each four of the result, these of the same four of one (0 to 3) and of the other (4 to 7).
+template <int... FROM>
+inline Vector in_fours(const Vector &one, const Vector &other) {
+    return [&]<std::size_t... LANE>(std::index_sequence<LANE...>) {
+        constexpr std::size_t from[] = {FROM...};
+        return shuffled<(LANE / 4 * 4 + from[LANE % 4] + (from[LANE % 4] < 4 ? 0 : LANES - 4))...>(one, other);
+    }(std::make_index_sequence<LANES>{});
+}
+
+// Every second four of one, and then of the other, from this one on.
+template <std::size_t FIRST>
+inline Vector fours(const Vector &one, const Vector &other) {
+    return [&]<std::size_t... LANE>(std::index_sequence<LANE...>) {
+        return shuffled<(LANE / 4 * 8 + 4 * FIRST + LANE % 4)...>(one, other);
+    }(std::make_index_sequence<LANES>{});
+}
+
+// Rows become columns: within fours of rows and of their numbers first, then whole fours change places.
 inline void transpose(Vector (&rows)[LANES]) {
-    Vector pairs[LANES], fours[LANES];
-    for (std::size_t at = 0; at < LANES; at += 2) {
-        pairs[at] = shuffled<0, 8, 1, 9, 4, 12, 5, 13>(rows[at], rows[at + 1]);
-        pairs[at + 1] = shuffled<2, 10, 3, 11, 6, 14, 7, 15>(rows[at], rows[at + 1]);
+    Vector turned[LANES];
+    for (std::size_t at = 0; at < LANES; at += 4) {
+        const Vector low = in_fours<0, 4, 1, 5>(rows[at], rows[at + 1]), high = in_fours<2, 6, 3, 7>(rows[at], rows[at + 1]);
+        const Vector others_low = in_fours<0, 4, 1, 5>(rows[at + 2], rows[at + 3]);
+        const Vector others_high = in_fours<2, 6, 3, 7>(rows[at + 2], rows[at + 3]);
+        turned[at] = in_fours<0, 1, 4, 5>(low, others_low);
+        turned[at + 1] = in_fours<2, 3, 6, 7>(low, others_low);
+        turned[at + 2] = in_fours<0, 1, 4, 5>(high, others_high);
+        turned[at + 3] = in_fours<2, 3, 6, 7>(high, others_high);
     }
-    for (std::size_t at = 0; at < LANES; at += 4)
-        for (std::size_t pair = 0; pair < 2; ++pair) {
-            fours[at + 2 * pair] = shuffled<0, 1, 8, 9, 4, 5, 12, 13>(pairs[at + pair], pairs[at + 2 + pair]);
-            fours[at + 2 * pair + 1] = shuffled<2, 3, 10, 11, 6, 7, 14, 15>(pairs[at + pair], pairs[at + 2 + pair]);
+    for (std::size_t at = 0; at < 4; ++at) {
+        const Vector even = fours<0>(turned[at], turned[at + 4]), odd = fours<1>(turned[at], turned[at + 4]);
+        if constexpr (LANES == 8) {
+            rows[at] = even;
+            rows[at + 4] = odd;
+        } else {
+            const Vector others_even = fours<0>(turned[at + LANES / 2], turned[at + LANES / 2 + 4]);
+            const Vector others_odd = fours<1>(turned[at + LANES / 2], turned[at + LANES / 2 + 4]);
+            rows[at] = fours<0>(even, others_even);
+            rows[at + 4] = fours<0>(odd, others_odd);
+            rows[at + LANES / 2] = fours<1>(even, others_even);
+            rows[at + LANES / 2 + 4] = fours<1>(odd, others_odd);
         }
-    for (std::size_t at = 0; at < LANES / 2; ++at) {
-        rows[at] = shuffled<0, 1, 2, 3, 8, 9, 10, 11>(fours[at], fours[at + 4]);
-        rows[at + 4] = shuffled<4, 5, 6, 7, 12, 13, 14, 15>(fours[at], fours[at + 4]);
     }
 }
 

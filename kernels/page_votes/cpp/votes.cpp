@@ -1,5 +1,4 @@
 // Votes on pages on a CPU, one KV head after the other: scores, leaves that are opened, softmax. naive.py says what they are.
-#include <functional>
 #include <iterator>
 #include <limits>
 #include <memory>
@@ -69,14 +68,17 @@ public:
             leaves_ += call.through[3 * each + 2] - call.through[3 * each + 1];
         behind_ = rounded_up(lines_ + leaves_);
         columns_ = behind_ + rounded_up(opened_);
-        const std::size_t sizes[] = {rows_ * columns_, rows_ * width_, rows_, MANY_KEYS * width_, columns_, columns_,
-                                     std::max(leaves_, opened_)};
+        // What is read most first: whole vectors are, and one that crosses a line of the cache costs two.
+        const std::size_t most = std::max(leaves_, opened_);
+        const std::size_t sizes[] = {MANY_KEYS * width_, rows_ * columns_, columns_, columns_, rows_ * width_, rows_, most, most};
         // Not written beforehand: most of it is room for scores.
-        room_.reset(new float[std::accumulate(std::begin(sizes), std::end(sizes), std::size_t{0})]);
-        float **parts[] = {&scores_, &folded_, &added_, &turned_, &shares_, &votes_, &sizes_};
+        room_.reset(static_cast<float *>(::operator new[](
+            std::accumulate(std::begin(sizes), std::end(sizes), std::size_t{0}) * sizeof(float), LINE)));
+        float **parts[] = {&turned_, &scores_, &shares_, &votes_, &folded_, &added_, &sizes_, &others_};
         float *begin = room_.get();
         for (std::size_t part = 0; part < std::size(sizes); begin += sizes[part++])
             *parts[part] = begin;
+        places_ = reinterpret_cast<std::int32_t *>(others_);
         for (std::size_t row = 0; row < rows_; ++row) {
             std::fill_n(scores_ + row * columns_ + lines_ + leaves_, behind_ - lines_ - leaves_, NOTHING);
             std::fill_n(scores_ + row * columns_ + behind_ + opened_, columns_ - behind_ - opened_, NOTHING);
@@ -147,18 +149,18 @@ private:
             const std::size_t count = stretch[2] - stretch[1];
             find_best(votes_ + column, count);
             const std::size_t begin = done;
-            places_.clear();
             for (const std::size_t best : best_) {
                 const std::int64_t leaf = stretch[1] + best;
-                for (std::int64_t page = leaf * call_.leaf; page < (leaf + 1) * call_.leaf; ++page) {
-                    places_.push_back(call_.first_place + page);
-                    sizes_[done] = call_.page_sizes[pages[page] - call_.first_page];
-                    found[done++] = pages[page];
-                }
+                const std::int32_t *those = pages + leaf * call_.leaf;
+                std::iota(places_ + done, places_ + done + call_.leaf, call_.first_place + leaf * call_.leaf);
+                std::copy_n(those, call_.leaf, found + done);
+                for (std::int64_t page = 0; page < call_.leaf; ++page)
+                    sizes_[done + page] = call_.page_sizes[those[page] - call_.first_page];
+                done += call_.leaf;
                 for (std::size_t row = 0; row < rows_; ++row)
                     scores_[row * columns_ + column + best] = NOTHING;
             }
-            score_pages(queries(stretch[0]), behind_ + begin, done - begin, places_.data(), sizes_ + begin);
+            score_pages(queries(stretch[0]), behind_ + begin, done - begin, places_ + begin, sizes_ + begin);
             column += count;
         }
         std::copy_n(call_.numbers + head_ * call_.numbers_head, lines_, found + done);
@@ -166,19 +168,31 @@ private:
 
     // The leaves with most of these votes; ascending, so that those of one range are side by side. The first of equal ones.
     void find_best(const float *votes, std::size_t count) {
-        float *sorted = shares_;
-        std::transform(votes, votes + count, sorted, [](float each) { return each >= 0 ? each : -1; });
-        std::nth_element(sorted, sorted + call_.opened - 1, sorted + count, std::greater<>{});
-        const float least = sorted[call_.opened - 1];
-        std::int64_t equal = call_.opened - std::count_if(votes, votes + count, [=](float each) { return each > least; });
+        // A number from 0 on has greater bits than another if it is greater. So the least one of the best is found bit by bit, each
+        // time in a count of eight at a time, where sorting would look at one after the other.
+        std::int32_t *bits = places_;
+        std::transform(votes, votes + count, bits, [](float each) {
+            return each >= 0 ? read<std::int32_t>(&each) : -1;      // a query that is no number has votes that are none
+        });
+        const auto from = [&](std::int32_t least) {     // counted in 32 bits, as wide as what is compared
+            std::int32_t found = 0;
+            for (std::size_t leaf = 0; leaf < count; ++leaf)
+                found += bits[leaf] >= least;
+            return found;
+        };
+        std::int32_t least = -1;
+        for (std::int32_t most = 0x7f800000; least < most;) {   // of the infinite one
+            const std::int32_t middle = most - (most - least) / 2;
+            if (from(middle) >= call_.opened)
+                least = middle;
+            else
+                most = middle - 1;
+        }
+        std::int64_t equal = call_.opened - from(least + 1);
         best_.clear();
         for (std::size_t leaf = 0; leaf < count; ++leaf)
-            if (votes[leaf] > least || (votes[leaf] == least && equal-- > 0))
+            if (bits[leaf] > least || (bits[leaf] == least && equal-- > 0))
                 best_.push_back(leaf);
-        if (best_.size() < static_cast<std::size_t>(call_.opened)) {    // a query that is no number has votes that are none
-            best_.resize(call_.opened);
-            std::iota(best_.begin(), best_.end(), 0);
-        }
     }
 
     // Scores of pages at places, side by side from a column on; those in one range together.
@@ -236,14 +250,22 @@ private:
               turned_, to(column, sizes));
     }
 
+    static constexpr std::align_val_t LINE{64};
+
+    struct Freed {
+        void operator()(float *room) const {
+            ::operator delete[](room, LINE);
+        }
+    };
+
     const Call &call_;
     const std::int64_t head_;
     const std::size_t rows_, width_, lines_, opened_;
     std::size_t leaves_ = 0, behind_, columns_;     // behind_: of the opened pages, the first
-    std::unique_ptr<float[]> room_;
-    float *scores_, *folded_, *added_, *turned_, *shares_, *votes_, *sizes_;     // parts of it
+    std::unique_ptr<float[], Freed> room_;
+    float *turned_, *scores_, *shares_, *votes_, *folded_, *added_, *sizes_, *others_;    // parts of it
+    std::int32_t *places_;              // of opened pages, or what leaves are told apart by
     std::vector<std::size_t> best_;     // leaves that are opened, counted from the first of their stretch, ascending
-    std::vector<std::int32_t> places_;
 };
 
 }  // namespace
