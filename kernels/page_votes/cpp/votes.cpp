@@ -169,7 +169,7 @@ private:
     // The leaves with most of these votes; ascending, so that those of one range are side by side. The first of equal ones.
     void find_best(const float *votes, std::size_t count) {
         // A number from 0 on has greater bits than another if it is greater. So the least one of the best is found bit by bit, each
-        // time in a count of eight at a time, where sorting would look at one after the other.
+        // time in a count of many at a time, where sorting would look at one after the other.
         std::int32_t *bits = places_;
         std::transform(votes, votes + count, bits, [](float each) {
             return each >= 0 ? read<std::int32_t>(&each) : -1;      // a query that is no number has votes that are none
