@@ -19,14 +19,14 @@ from statekv_ros.memory import VideoStream
 @pytest.mark.timeout(300)
 def test_statekv_stays_flat_while_full_attention_grows():
     command = [sys.executable, '-m', 'statekv_ros.bench.cli', 'step', '--policy', 'statekv,window,full', '--frames', '280', '--json']
-    # A ratio of medians taken in turn, so a slow machine is slow on both sides of it; one that is busy only for the late half is
+    # A ratio of medians taken in turn, so a slow machine is slow on both sides of it; one that is busy only for a part of it is
     # measured again.
-    for _ in range(2):
+    for _ in range(3):
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         policies = json.loads(output.strip().splitlines()[-1])['policies']
         print(json.dumps(policies, indent=1))
         statekv, window, full = (policies[name] for name in ('statekv(512)', 'window(16)', 'full'))
-        if max(statekv['late_over_early'], window['late_over_early']) <= 1.10:
+        if max(statekv['late_over_early'], window['late_over_early']) <= 1.10 and full['late_over_early'] > 1.2:
             break
     assert statekv['late_over_early'] <= 1.10
     assert window['late_over_early'] <= 1.10
