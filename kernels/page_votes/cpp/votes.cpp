@@ -74,11 +74,11 @@ public:
         // Not written beforehand: most of it is room for scores.
         room_.reset(static_cast<float *>(::operator new[](
             std::accumulate(std::begin(sizes), std::end(sizes), std::size_t{0}) * sizeof(float), LINE)));
-        float **parts[] = {&turned_, &scores_, &shares_, &votes_, &folded_, &added_, &sizes_, &others_};
-        float *begin = room_.get();
+        float *begin = room_.get(), *places;
+        float **parts[] = {&turned_, &scores_, &shares_, &votes_, &folded_, &added_, &sizes_, &places};
         for (std::size_t part = 0; part < std::size(sizes); begin += sizes[part++])
             *parts[part] = begin;
-        places_ = reinterpret_cast<std::int32_t *>(others_);
+        places_ = reinterpret_cast<std::int32_t *>(places);
         for (std::size_t row = 0; row < rows_; ++row) {
             std::fill_n(scores_ + row * columns_ + lines_ + leaves_, behind_ - lines_ - leaves_, NOTHING);
             std::fill_n(scores_ + row * columns_ + behind_ + opened_, columns_ - behind_ - opened_, NOTHING);
@@ -263,8 +263,8 @@ private:
     const std::size_t rows_, width_, lines_, opened_;
     std::size_t leaves_ = 0, behind_, columns_;     // behind_: of the opened pages, the first
     std::unique_ptr<float[], Freed> room_;
-    float *turned_, *scores_, *shares_, *votes_, *folded_, *added_, *sizes_, *others_;    // parts of it
-    std::int32_t *places_;              // of opened pages, or what leaves are told apart by
+    float *turned_, *scores_, *shares_, *votes_, *folded_, *added_, *sizes_;     // parts of it
+    std::int32_t *places_;              // as these; of opened pages, or what leaves are told apart by
     std::vector<std::size_t> best_;     // leaves that are opened, counted from the first of their stretch, ascending
 };
 
