@@ -120,17 +120,18 @@ def _tiers(plan: 'Plan', args: argparse.Namespace) -> dict:
 
 
 def _scored(plan: 'Plan') -> float:
-    """Bytes of the index that a pass goes through: all of it, or its leaves, the pages of those it opens, in 8 bits, and pages
-    not sorted yet."""
+    """Bytes of the index that a pass goes through: all of it, or its leaves, the pages of those it opens and strays, in 8 bits,
+    and pages not sorted yet."""
     from statekv_ros.memory.answering.candidates import OPEN_LEAVES
     from statekv_ros.memory.detailed.cache import PAGE_TOKENS
     from statekv_ros.memory.detailed.index import DEFAULT_INDEX, INDEXES
-    from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF
+    from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, STRAYS
     from statekv_ros.memory.detailed.pages import page_lengths
     size = plan.size
     pages = plan.hours * 3600 / size.frames_per_step * len(page_lengths(size.step_tokens, PAGE_TOKENS))
     entry = size.layers * size.kv_heads * INDEXES[DEFAULT_INDEX].entry_width(size.head_dim)
-    return min(entry * (OPEN_LEAVES * LEAF + 2 * (CHAPTER + pages / LEAF)), plan.index_bytes / plan.cameras)
+    return min(entry * (OPEN_LEAVES * LEAF + pages * STRAYS / CHAPTER + 2 * (CHAPTER + pages / LEAF)),
+               plan.index_bytes / plan.cameras)
 
 
 def _show(plans: 'list[Plan]', args: argparse.Namespace) -> None:

@@ -85,6 +85,7 @@ def inputs(case: Case) -> Inputs:
             lines.append(Line(group, places, sizes, (base + place) // VOLUME if place < coded else None))
             place = end
     numbers = torch.randint(5000, 9000, (case.heads, sum(case.lines)), generator=random).int()
+    pages = torch.where(torch.rand(pages.shape, generator=random) < .1, ~pages, pages)      # strays
     found = Leaves(of_leaves.to(case.dtype), pages.view(case.heads, leaves, LEAF), base, through, case.opened,
                    torch.tensor([[[3.0]]]), torch.rand(in_leaves, generator=random), 40) if through else None
     return Inputs(queries, in_bits(entries.to(case.dtype), base, coded), Lines(lines, numbers), found)
@@ -115,7 +116,7 @@ def entry(entries: Entries, head: int, place: int) -> torch.Tensor:
 
 
 def definition(given: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers of pages and votes in float64, one KV head after the other."""
+    """Numbers of pages and votes in float64, one KV head after the other; -1: a candidate elsewhere."""
     all_numbers, all_votes = [], []
     for head in range(given.queries.shape[1]):
         queries, scores = given.queries[:, head].double(), []
@@ -132,13 +133,18 @@ def definition(given: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
         for (group, part), of_stretch, share in zip(through, of_leaves, shares.split([len(leaf.T) for leaf in of_leaves])):
             for leaf in share.topk(given.leaves.opened).indices.tolist():
                 pages = given.leaves.pages[head, part.start + leaf]
+                strays, pages = pages < 0, torch.where(pages < 0, ~pages, pages)
                 begin = given.leaves.first_place + (part.start + leaf) * LEAF
                 entries = torch.stack([entry(given.entries, head, place) for place in range(begin, begin + LEAF)])
-                opened.append(queries[group] @ entries.T + given.leaves.sizes[pages - given.leaves.first])
+                sizes = given.leaves.sizes[pages - given.leaves.first].masked_fill(strays, -torch.inf)
+                opened.append(queries[group] @ entries.T + sizes)
                 of_stretch[:, leaf] = -torch.inf
                 numbers.append(pages)
         numbers.append(given.lines.numbers[head])
-        votes = torch.cat([*opened, *scores, *of_leaves], -1).softmax(-1).sum(0)
+        every = torch.cat([*opened, *scores, *of_leaves], -1)
+        votes = every.softmax(-1).sum(0)
+        if through:
+            votes = votes.masked_fill(every[0] == -torch.inf, -1)
         all_numbers.append(torch.cat(numbers))
         all_votes.append(votes[:len(all_numbers[-1])])
     return torch.stack(all_numbers), torch.stack(all_votes)

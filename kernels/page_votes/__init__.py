@@ -18,7 +18,8 @@ def page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leaves: Le
     the logarithm of how many tokens that stands for.
 
     Pages of `lines` are scored one by one. Where there are leaves, those are scored as well; then the best ones of each stretch
-    are opened, and their pages are scored in their place. Votes of what stays closed are lost.
+    are opened, and their pages are scored in their place. Votes of what stays closed are lost. A page may be a candidate twice
+    then: where its size is -inf, or it is a stray in its leaf, it has -1, and is not among the best even of those without votes.
 
     Args:
         queries: what the entries are multiplied with, for each group of candidates, [groups, kv_heads, rows, width] fp32.

@@ -8,7 +8,7 @@ from .counting import votes_kernel
 from .finding import places_kernel
 from .scores import open_kernel, score_kernel
 
-PASSES = 'score lines', 'score leaves', 'open', 'votes', 'places', 'places split'
+PASSES = 'score lines', 'score leaves', 'open', 'votes', 'votes twice', 'places', 'places split'
 _KERNELS = {'score': score_kernel, 'open': open_kernel, 'votes': votes_kernel, 'places': places_kernel}
 _POINTERS = {'i64': ('BEST', 'FOUND', 'BOUNDARY'), 'i32': ('PLACES', 'GROUPS', 'PAGES', 'NUMBERS', 'COLUMNS', 'MOVES', 'PLACED'),
              'i1': ('UNWANTED',), 'u8': ('CODES',), 'fp16': ('ENTRIES',),
@@ -31,7 +31,7 @@ def compile_pass(name: str, capability: int, head_dim: int) -> Compiled:
     kernel, tile, width = _KERNELS[name.split()[0]], tile_of(name), 2 * head_dim
     constants = {'WIDTH': width, 'WIDTH_BLOCK': width_block(tile, width), 'ROWS': tile.rows, 'KEYS': tile.keys,
                  'LEAF': _LEAF, 'VOLUME': _VOLUME, 'BEST_BLOCK': _MOST, 'CHOSEN': _MOST, 'SPLITS': SPLITS, 'EXACT': EXACT,
-                 'SPLIT': name.endswith('split')}
+                 'SPLIT': name.endswith('split'), 'TWICE': name.endswith('twice')}
     if name == 'score leaves':
         constants |= {'PLACES': None, 'GROUPS': None, 'CODES': None, 'RANGES': None, 'VOLUME': 1}
     pointers = {pointer: dtype for dtype, named in _POINTERS.items() for pointer in named}

@@ -103,7 +103,7 @@ class Leaves(NamedTuple):
 
     Attributes:
         entries: of leaves, [kv_heads, leaves, width] in the dtype of those of pages.
-        pages: their pages by number, [kv_heads, leaves, pages of a leaf] int32.
+        pages: their pages by number, [kv_heads, leaves, pages of a leaf] int32; ~number of a stray, which is among the lines.
         first_place: where the entries of the first leaf's pages begin; the others' follow. A leaf lies in one volume.
         through: group and leaves, of each stretch that is gone through.
         opened: of each stretch, fewer than it has.

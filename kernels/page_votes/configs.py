@@ -28,4 +28,5 @@ PLACES = Tile(1, 1, 1, 4, 1)
 SPLITS = 16         # of a row's sums that are put together at a time
 EXACT = 16          # exact pages that are looked for at a time
 LEAST = 64          # chosen pages that a kernel is compiled for at least
+LEAST_OPEN = 256    # opened leaves, likewise
 INTERPRETER = Tile(64, 128, 128, 4, 1)      # in the interpreter a program costs the same whatever its size

@@ -106,7 +106,7 @@ def naive_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leav
     heads = torch.arange(kv_heads, device=queries.device)[:, None]
     of_all, by_leaf = leaves.pages.shape[1], leaves.pages.flatten(0, 1)
     shares, begin = torch.softmax(every, dim=-1), lines.count
-    opened, numbers = [], []
+    opened, numbers, elsewhere = [], [], []
     for group, stretch in through:
         end = begin + stretch.stop - stretch.start
         best = shares[..., begin:end].sum(dim=1).topk(leaves.opened, dim=-1, sorted=False).indices
@@ -117,13 +117,18 @@ def naive_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leav
         if entries.coded:       # those that have codes first
             best = best.sort(dim=-1).values
         found = by_leaf.index_select(0, (best + heads * of_all).flatten()).view(kv_heads, -1)
-        sizes = leaves.sizes.index_select(0, (found - leaves.first).flatten()).view(kv_heads, 1, -1)
+        strays = found < 0
+        found = torch.where(strays, ~found, found)
+        sizes = leaves.sizes.index_select(0, (found - leaves.first).flatten()).view(kv_heads, -1)
+        sizes = sizes.masked_fill(strays, float('-inf'))[:, None]
+        elsewhere.append(sizes[:, 0] == float('-inf'))
         opened.append(room.of_leaves(queries[group], entries, best * leaf + leaves.first_place, sizes))
         numbers.append(found)
     numbers.append(lines.numbers.expand(kv_heads, -1))
     votes = torch.softmax(torch.cat([*opened, every], dim=-1), dim=-1).sum(dim=1)
-    numbers = torch.cat(numbers, dim=-1)
-    return numbers, votes[:, :numbers.shape[-1]]
+    elsewhere.append(every[:, 0, :lines.count] == float('-inf'))
+    numbers, elsewhere = torch.cat(numbers, dim=-1), torch.cat(elsewhere, dim=-1)
+    return numbers, votes[:, :numbers.shape[-1]].masked_fill_(elsewhere, -1)
 
 
 def naive_page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: int, table: PageColumns,

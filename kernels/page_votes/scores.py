@@ -89,8 +89,8 @@ def open_kernel(Q, ENTRIES, CODES, RANGES, BEST, PAGES, SIZES, NUMBERS, SCORES, 
                 LEAF: tl.constexpr, BEST_BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """Pages of the best leaves are scored in their place; grid (`tiles` tiles of pages and some of leaves, KV heads, row tiles).
 
-    BEST is [kv_heads, opened] int64, counted from `first_leaf`; PAGES [kv_heads, leaves, LEAF] int32; SIZES of pages from number
-    `first` on. Leaves that are opened get no score any more, and their splits new sums.
+    BEST is [kv_heads, opened] int64, counted from `first_leaf`; PAGES [kv_heads, leaves, LEAF] int32, ~number of a stray; SIZES
+    of pages from number `first` on. Leaves that are opened get no score any more, and their splits new sums.
     """
     head, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
@@ -100,8 +100,11 @@ def open_kernel(Q, ENTRIES, CODES, RANGES, BEST, PAGES, SIZES, NUMBERS, SCORES, 
         exists = at < opened * LEAF
         leaf = tl.load(BEST + at // LEAF, mask=exists, other=0) + first_leaf
         number = tl.load(PAGES + head * l_head + leaf * LEAF + at % LEAF, mask=exists, other=0)
+        stray = number < 0
+        number = tl.where(stray, -1 - number, number)
         tl.store(NUMBERS + head * n_head + column + at, number, mask=exists & (tl.program_id(2) == 0))
         size = tl.load(SIZES + (number - first), mask=exists, other=0.0)
+        size = tl.where(stray, float('-inf'), size)
         scores = _products(Q + head * q_head, ENTRIES + head * e_head, CODES + head * c_head, RANGES + head * r_head,
                            leaf * LEAF + at % LEAF + first_place, exists, row, rows, offset, base, stop, q_row, VOLUME, WIDTH,
                            WIDTH_BLOCK, ROWS, KEYS)

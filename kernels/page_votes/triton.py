@@ -5,7 +5,7 @@ import torch
 import triton
 
 from .candidates import Entries, Leaves, Lines
-from .configs import EXACT, INTERPRETER, LEAST, OPEN, PLACES, SCORE, SPLITS, VOTES, Tile, width_block
+from .configs import EXACT, INTERPRETER, LEAST, LEAST_OPEN, OPEN, PLACES, SCORE, SPLITS, VOTES, Tile, width_block
 from .counting import votes_kernel
 from .finding import places_kernel
 from .places import PageColumns, Places
@@ -46,11 +46,11 @@ def triton_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, lea
     here = len(through)     # of lines among the counts
     begin = 0 if not through else split[here]
 
-    def votes(first: int, count: int) -> torch.Tensor:
+    def votes(first: int, count: int, twice: bool = False) -> torch.Tensor:
         found = torch.empty(kv_heads, count, dtype=torch.float32, device=queries.device)
         votes_kernel[triton.cdiv(count, counting.keys), kv_heads](
-            scores, tops[begin:], sums[begin:], found, rows, count, first, column[-1], split[-1] - begin, ROWS=counting.rows,
-            KEYS=counting.keys, SPLITS=SPLITS, **_options(counting))
+            scores, tops[begin:], sums[begin:], found, rows, count, first, column[-1], split[-1] - begin,
+            TWICE=twice, ROWS=counting.rows, KEYS=counting.keys, SPLITS=SPLITS, **_options(counting))
         return found
 
     with _on(queries.device):
@@ -78,9 +78,9 @@ def triton_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, lea
                 tiles[number], stretch.start, leaves.first_place, leaves.first, counts[of_leaves], offset, base, stop,
                 column[number], column[of_leaves], column[-1], split[number], split[of_leaves], *strides[1:], *of_heads,
                 leaves.pages.stride(0), numbers.stride(0), VOLUME=volume, LEAF=leaf,
-                BEST_BLOCK=triton.next_power_of_2(leaves.opened), **shape | _options(opening))
+                BEST_BLOCK=max(LEAST_OPEN, triton.next_power_of_2(leaves.opened)), **shape | _options(opening))
         begin = 0
-        return numbers, votes(0, first_leaf)
+        return numbers, votes(0, first_leaf, twice=True)
 
 
 def triton_page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: int, table: PageColumns,

@@ -17,7 +17,7 @@ struct Call {
     const std::int32_t *places, *groups, *numbers;      // of lines: [kv_heads or 1, lines], [lines], as places
     const float *sizes;         // of lines, as places
     const void *leaves;         // [kv_heads, leaves, width], fp16 or fp32
-    const std::int32_t *pages;  // [kv_heads, leaves, leaf]
+    const std::int32_t *pages;  // [kv_heads, leaves, leaf]; ~number of a stray
     const float *leaf_size, *page_sizes;                // [1], [pages]
     const std::int64_t *through;                        // group, first leaf and the one behind the last, [stretches, 3]
     std::int32_t *found;        // [kv_heads, stretches x opened x leaf + lines]
@@ -94,11 +94,19 @@ public:
         }
         spread(scores_, rows_, columns_, columns_, shares_, votes_);
         float *votes = call_.votes + head_ * (opened_ + lines_);
-        std::copy_n(votes_ + behind_, opened_, votes);
-        std::copy_n(votes_, lines_, votes + opened_);
+        if (call_.stretches) {      // what has no size is a candidate elsewhere
+            choose(votes_ + behind_, sizes_, opened_, votes);
+            choose(votes_, call_.sizes + head_ * call_.sizes_head, lines_, votes + opened_);
+        } else
+            std::copy_n(votes_, lines_, votes);
     }
 
 private:
+    static void choose(const float *votes, const float *sizes, std::size_t count, float *chosen) {
+        for (std::size_t page = 0; page < count; ++page)
+            chosen[page] = sizes[page] == NOTHING ? -1.0f : votes[page];
+    }
+
     Queries queries(std::int64_t group) const {
         return {call_.queries + (group * call_.kv_heads + head_) * rows_ * width_, rows_, width_};
     }
@@ -154,8 +162,13 @@ private:
                 const std::int32_t *those = pages + leaf * call_.leaf;
                 std::iota(places_ + done, places_ + done + call_.leaf, call_.first_place + leaf * call_.leaf);
                 std::copy_n(those, call_.leaf, found + done);
-                for (std::int64_t page = 0; page < call_.leaf; ++page)
-                    sizes_[done + page] = call_.page_sizes[those[page] - call_.first_page];
+                for (std::int64_t page = 0; page < call_.leaf; ++page) {
+                    if (those[page] < 0) {      // a stray
+                        found[done + page] = ~those[page];
+                        sizes_[done + page] = NOTHING;
+                    } else
+                        sizes_[done + page] = call_.page_sizes[those[page] - call_.first_page];
+                }
                 done += call_.leaf;
                 for (std::size_t row = 0; row < rows_; ++row)
                     scores_[row * columns_ + column + best] = NOTHING;

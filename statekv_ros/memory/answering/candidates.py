@@ -8,13 +8,13 @@ import torch
 
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.kernels.page_votes import Leaves, Line, Lines, Scratch, page_votes
-from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES, VOLUME
+from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES, STRAYS, VOLUME
 from statekv_ros.memory.detailed.table import ENTRY_DTYPE, PageTable
 
 # A group goes through the leaves of a volume too of which others have no more than this part.
 _ELSEWHERE = .25
 # Leaves that a pass opens, if it reads no more pages than that; docs/finding_pages.md says what fewer lose.
-OPEN_LEAVES = 160
+OPEN_LEAVES = 64
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,13 @@ class Walk(NamedTuple):
 
     Attributes:
         of: what was held and sorted when this was made.
-        lines: without numbers where they are all pages from the first on, as they are.
+        lines: without numbers where they are all pages from the first on, as they are; the strays of leaves among them.
         through: groups and chapters that are gone through by leaves.
-        elsewhere: pages in those chapters that another group scores one by one.
-        sizes: logarithms of all pages' lengths, [pages] fp32; -inf: of those elsewhere.
+        sizes: logarithms of all pages' lengths, [pages] fp32; -inf: of those in these chapters that another group scores one by one.
     """
     of: tuple[int, ...]
     lines: Lines
     through: list[tuple[int, slice]]
-    elsewhere: list[slice]
     sizes: torch.Tensor
 
 
@@ -76,7 +74,7 @@ class Candidates:
         if self._leaves is None:
             return pages
         ends = (2 * VOLUME + 1) * CHAPTER       # some of a volume at both, and what is not sorted yet
-        return min(pages, pages // LEAF + len(self._groups) * (self._leaves * LEAF + ends))
+        return min(pages, pages // LEAF + pages // CHAPTER * STRAYS + len(self._groups) * (self._leaves * LEAF + ends))
 
     def votes(self, layer: int, rows: torch.Tensor, first: int) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Each row spreads one vote over all pages; those of pages that are not scored are lost.
@@ -99,11 +97,7 @@ class Candidates:
             through = [(group, slice((chapters.start - chapter) * LEAVES, (chapters.stop - chapter) * LEAVES))
                        for group, chapters in walk.through]
             leaves = Leaves(of_leaves, pages, chapter * CHAPTER, through, self._leaves, self._of_leaf, walk.sizes, self._first)
-        numbers, votes = page_votes(queries, table.layer(layer), walk.lines, leaves, self._scratch)
-        for pages in walk.elsewhere:    # they are candidates twice, and must not be read twice where few got any vote
-            opened = numbers[:, :len(walk.through) * self._leaves * LEAF]
-            votes[:, :opened.shape[1]].masked_fill_((opened >= pages.start) & (opened < pages.stop), -1.)
-        return numbers, votes
+        return page_votes(queries, table.layer(layer), walk.lines, leaves, self._scratch)
 
     def _walk(self, layer: int, first: int) -> Walk:
         """Kept from pass to pass, for most go through the same."""
@@ -115,32 +109,40 @@ class Candidates:
         return walk
 
     def _walk_anew(self, layer: int, first: int, state: tuple[int, ...]) -> Walk:
-        lines, numbers, through, elsewhere = [], [], [], []
+        through, elsewhere, parts = [], [], []
         for index, group in enumerate(self._groups):
             span = slice(max(group.first, first), group.stop)
             if span.start >= span.stop:
                 continue
-            whole, parts = self._whole(layer, span, first), [span]
-            if whole is not None:
-                through.append((index, whole))
-                pages = slice(whole.start * CHAPTER, whole.stop * CHAPTER)
-                parts = [slice(span.start, pages.start), slice(pages.stop, span.stop)]
-                elsewhere += [slice(pages.start, span.start), slice(span.stop, pages.stop)]
-            for part, volume in (piece for part in parts for piece in self._by_volume(part)):
-                places, pages = self._table.lying(layer, part)
-                lines.append(Line(index, places, self._sizes[pages - self._first][:, None], volume))
-                numbers.append(pages)
+            whole = self._whole(layer, span, first)
+            if whole is None:
+                parts.append((index, span, False))
+                continue
+            through.append((index, whole))
+            pages = slice(whole.start * CHAPTER, whole.stop * CHAPTER)
+            parts += [(index, slice(span.start, pages.start), False), (index, pages, True),
+                      (index, slice(pages.stop, span.stop), False)]
+            elsewhere += [slice(pages.start, span.start), slice(span.stop, pages.stop)]
         elsewhere, sizes = [pages for pages in elsewhere if pages.start < pages.stop], self._sizes
         if elsewhere:
             sizes = sizes.clone()
         for pages in elsewhere:
             sizes[pages.start - self._first:pages.stop - self._first] = float('-inf')
+        lines, numbers = [], []
+        for index, part, in_leaves in parts:
+            for piece, volume in self._by_volume(part):
+                if in_leaves:
+                    places, pages = self._table.leaves.strays(layer, slice(piece.start // CHAPTER, piece.stop // CHAPTER))
+                else:
+                    places, pages = self._table.lying(layer, piece)
+                lines.append(Line(index, places, (sizes if in_leaves else self._sizes)[pages - self._first][:, None], volume))
+                numbers.append(pages)
         heads = max((len(pages) for pages in numbers), default=1)
         if first >= self._table.leaves.chapters(layer).stop * CHAPTER:
-            return Walk(state, Lines(lines, None), through, elsewhere, sizes)
+            return Walk(state, Lines(lines, None), through, sizes)
         none = torch.zeros(heads, 0, dtype=torch.int32, device=self._table.device)
         numbers = torch.cat([none, *(pages.int().expand(heads, -1) for pages in numbers)], dim=1)
-        return Walk(state, Lines(lines, numbers), through, elsewhere, sizes)
+        return Walk(state, Lines(lines, numbers), through, sizes)
 
     def _by_volume(self, pages: slice) -> Iterator[tuple[slice, int | None]]:
         """Pages as parts that are in one volume of codes each, or have no codes, and which volume it is."""

@@ -5,6 +5,10 @@ leaves of `LEAF` pages whose entries are alike, by halving along the direction i
 lie leaf by leaf from then on. A leaf has an entry as a page has: a query scores the leaves first, and then the pages of the
 best ones. The more pages are sorted together, the more alike are those of a leaf: so every `VOLUME` chapters are sorted anew
 later, as one; what will be scored of them then, for hours, are codes (`Codes`).
+
+What was seen once in hours is like nothing else, and the entry of a leaf, which is of what its pages have in common, tells
+nothing of it. So the pages that are least like the others of their leaves are strays: each is scored by itself in every pass,
+and its leaf's entry is made without it. It lies among the others of its leaf all the same.
 """
 import torch
 
@@ -16,6 +20,7 @@ from statekv_ros.memory.detailed.room import give_back_free_memory, room_for, ze
 CHAPTER = 1024      # pages
 LEAF = 16           # pages; CHAPTER is a power of two times as many
 LEAVES = CHAPTER // LEAF
+STRAYS = LEAVES // 2       # of a chapter; of those that are sorted together as many for each
 VOLUME = 4          # chapters; a power of two
 _ROUNDS = 4         # of power iteration: the direction need not be exact
 
@@ -128,11 +133,20 @@ class Leaves:
 
     def pages(self, layer: int, chapters: slice) -> torch.Tensor:
         """Pages by number, leaf by leaf, of some chapters, [kv_heads, pages] int64."""
-        return self._pages[layer, :, self._at(chapters)].flatten(1).long()
+        return by_number(self._pages[layer, :, self._at(chapters)]).flatten(1).long()
+
+    def strays(self, layer: int, chapters: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The places of the strays of some chapters, none of which is sorted with others, ascending, and which page each is,
+        [kv_heads, strays] int64."""
+        pages = self._pages[layer, :, self._at(chapters)].flatten(1)
+        count = (chapters.stop - chapters.start) * STRAYS
+        # As many in each KV head, so that nobody waits to be told how many there are.
+        at = (pages < 0).byte().sort(dim=-1, descending=True, stable=True).indices[:, :count]
+        return at + chapters.start * CHAPTER, by_number(pages.gather(1, at)).long()
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Entries [kv_heads, leaves, entry_width] and pages [kv_heads, leaves, LEAF] int32 of a layer's leaves, and the chapter
-        that they begin with."""
+        """Entries [kv_heads, leaves, entry_width] and pages [kv_heads, leaves, LEAF] int32, as `kernels.page_votes.Leaves` has
+        them, of a layer's leaves, and the chapter that they begin with."""
         return self._entries[layer], self._pages[layer], self._base
 
     def place(self) -> tuple[int, ...]:
@@ -173,8 +187,10 @@ class Leaves:
         in_volume.copy_(in_volume.gather(1, order[..., None].expand_as(in_volume)))
         if in_volume.dtype == torch.uint8:
             in_volume = self.codes.entries(layer, slice(chapters.start * CHAPTER, chapters.stop * CHAPTER))
-        grouped = in_volume.float().unflatten(1, (-1, LEAF))
-        self._put(layer, slice(None), self._at(chapters), None, pages.gather(1, order).view(grouped.shape[:-1]), grouped)
+        pages = pages.gather(1, order).view(len(order), VOLUME, LEAVES, LEAF)
+        grouped = in_volume.float().view(*pages.shape, -1)
+        for each, chapter in enumerate(range(chapters.start, chapters.stop)):
+            self._put(layer, slice(None), self._at(slice(chapter, chapter + 1)), None, pages[:, each], grouped[:, each])
 
     def _lying(self, entries: torch.Tensor, first: int, layer: int, chapters: slice) -> torch.Tensor:
         """Entries of all places of some chapters, or codes, where they lie, [kv_heads, pages, entry_width]."""
@@ -194,9 +210,23 @@ class Leaves:
         """
         if entries is not None:
             entries.copy_(grouped.flatten(1, 2))
-        self._pages[layer, heads, at] = pages.int()
+        strays, common = self._apart(layer, heads, grouped)
+        self._pages[layer, heads, at] = torch.where(strays, ~pages, pages).int()
         limits = torch.finfo(self._dtype)
-        self._entries[layer, heads, at] = self._index.group(grouped).clamp(limits.min, limits.max).to(self._dtype)
+        self._entries[layer, heads, at] = self._index.group(common).clamp(limits.min, limits.max).to(self._dtype)
+
+    def _apart(self, layer: int, heads: slice, grouped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which pages of leaves that are sorted together are strays, [kv_heads, leaves, LEAF] bool, and entries without them:
+        the mean of the leaf's other pages in their place. Arguments as of `_put`."""
+        kv_heads, leaves = grouped.shape[:2]
+        mean = grouped.mean(dim=2, keepdim=True)
+        unlike = (grouped - mean if self._says is None else (grouped - mean) * self._says[layer, heads, None, None]).norm(dim=-1)
+        most = unlike.flatten(1).topk(leaves // LEAVES * STRAYS, dim=-1).indices
+        strays = torch.zeros(kv_heads, leaves * LEAF, dtype=torch.bool, device=grouped.device).scatter_(1, most, True)
+        strays = strays.view(unlike.shape)[..., None]
+        others = LEAF - strays.sum(dim=2, keepdim=True)
+        of_others = grouped.masked_fill(strays, 0).sum(dim=2, keepdim=True) / others.clamp_min(1)
+        return strays[..., 0], torch.where(strays, torch.where(others > 0, of_others, mean), grouped)
 
     def _at(self, chapters: slice) -> slice:
         return slice((chapters.start - self._base) * LEAVES, (chapters.stop - self._base) * LEAVES)
@@ -231,3 +261,8 @@ class Leaves:
             places = places.gather(2, order).view(kv_heads, -1, places.shape[2] // 2)
             parts = told.gather(1, places.flatten(1)[..., None].expand(-1, -1, width)).view(*places.shape, width)
         return places, entries.gather(1, places.flatten(1)[..., None].expand(-1, -1, width)).view(*places.shape, width)
+
+
+def by_number(pages: torch.Tensor) -> torch.Tensor:
+    """Numbers of pages of leaves, strays or not."""
+    return torch.where(pages < 0, ~pages, pages)
