@@ -130,12 +130,17 @@ class Candidates:
             sizes[pages.start - self._first:pages.stop - self._first] = float('-inf')
         lines, numbers = [], []
         for index, part, in_leaves in parts:
+            if in_leaves:
+                places, pages = self._table.leaves.strays(layer, slice(part.start // CHAPTER, part.stop // CHAPTER))
+                of_strays = sizes[pages - self._first][:, None]
+                numbers.append(pages)
+                for piece, volume in self._by_volume(part):
+                    at = slice(*((end - part.start) // CHAPTER * STRAYS for end in (piece.start, piece.stop)))
+                    lines.append(Line(index, places[:, at], of_strays[..., at], volume))
+                continue
             for piece, volume in self._by_volume(part):
-                if in_leaves:
-                    places, pages = self._table.leaves.strays(layer, slice(piece.start // CHAPTER, piece.stop // CHAPTER))
-                else:
-                    places, pages = self._table.lying(layer, piece)
-                lines.append(Line(index, places, (sizes if in_leaves else self._sizes)[pages - self._first][:, None], volume))
+                places, pages = self._table.lying(layer, piece)
+                lines.append(Line(index, places, self._sizes[pages - self._first][:, None], volume))
                 numbers.append(pages)
         heads = max((len(pages) for pages in numbers), default=1)
         if first >= self._table.leaves.chapters(layer).stop * CHAPTER:

@@ -48,18 +48,19 @@ class Leaves:
         self._volume = self._heads_sorted = 0   # that which is sorted now; in so many KV heads, counted through all layers
         self._base = 0                          # chapter at the arrays' front
         self.codes = Codes(layout, index.entry_width(layout.head_dim), VOLUME * CHAPTER)
-        self._pages, self._entries = self._empty(0)
+        self._pages, self._entries, self._strays = self._empty(0)
 
     @property
     def bytes(self) -> int:
         """Bytes of all leaves, those not in use included, without the codes."""
-        return self._pages.nbytes + self._entries.nbytes
+        return self._pages.nbytes + self._entries.nbytes + self._strays.nbytes
 
     @property
     def page_bytes(self) -> int:
         """Bytes for each page, rounded up."""
         leaf = LEAF * torch.int32.itemsize + self._index.entry_width(self._layout.head_dim) * self._dtype.itemsize
-        return self._layout.layers * self._layout.kv_heads * -(-leaf // LEAF)
+        chapter = LEAVES * leaf + STRAYS * torch.int32.itemsize
+        return -(-self._layout.layers * self._layout.kv_heads * chapter // CHAPTER)
 
     @property
     def stops(self) -> list[int]:
@@ -136,13 +137,12 @@ class Leaves:
         return by_number(self._pages[layer, :, self._at(chapters)]).flatten(1).long()
 
     def strays(self, layer: int, chapters: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """The places of the strays of some chapters, none of which is sorted with others, ascending, and which page each is,
-        [kv_heads, strays] int64."""
-        pages = self._pages[layer, :, self._at(chapters)].flatten(1)
-        count = (chapters.stop - chapters.start) * STRAYS
-        # As many in each KV head, so that nobody waits to be told how many there are.
-        at = (pages < 0).byte().sort(dim=-1, descending=True, stable=True).indices[:, :count]
-        return at + chapters.start * CHAPTER, by_number(pages.gather(1, at)).long()
+        """The places of the strays of some chapters, none of which is sorted with others, ascending, as many for each chapter,
+        and which page each is, [kv_heads, strays] int64."""
+        at = slice((chapters.start - self._base) * STRAYS, (chapters.stop - self._base) * STRAYS)
+        places = self._strays[layer, :, at].long()
+        pages = self._pages[layer].flatten(1).gather(1, places - self._base * CHAPTER)
+        return places, by_number(pages).long()
 
     def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, int]:
         """Entries [kv_heads, leaves, entry_width] and pages [kv_heads, leaves, LEAF] int32, as `kernels.page_votes.Leaves` has
@@ -151,7 +151,8 @@ class Leaves:
 
     def place(self) -> tuple[int, ...]:
         """Where leaves and codes lie, and what `state` says of all layers."""
-        return (*self.codes.place(), self._base, self._pages.data_ptr(), self._entries.data_ptr(), self._pages.shape[2],
+        return (*self.codes.place(), self._base, self._pages.data_ptr(), self._entries.data_ptr(), self._strays.data_ptr(),
+                self._pages.shape[2],
                 self.first, *self.stops, self._whole, self._volume, self._heads_sorted)
 
     def of_heads(self, layout: KVLayout, heads: slice) -> 'Leaves':
@@ -159,7 +160,7 @@ class Leaves:
         part = Leaves(layout, self._index, self._dtype)
         part.first, part._base, part._stops = self.first, self._base, list(self._stops)
         part._begun, part._whole = list(self._begun), self._whole
-        part._pages, part._entries = self._pages[:, heads], self._entries[:, heads]
+        part._pages, part._entries, part._strays = self._pages[:, heads], self._entries[:, heads], self._strays[:, heads]
         part.codes = self.codes.of_heads(layout, heads)
         return part
 
@@ -211,37 +212,40 @@ class Leaves:
         if entries is not None:
             entries.copy_(grouped.flatten(1, 2))
         strays, common = self._apart(layer, heads, grouped)
-        self._pages[layer, heads, at] = torch.where(strays, ~pages, pages).int()
+        of_leaves = slice(at.start // LEAVES * STRAYS, at.stop // LEAVES * STRAYS)
+        self._strays[layer, heads, of_leaves] = (strays + at.start * LEAF + self._base * CHAPTER).int()
+        pages = pages.flatten(1)
+        self._pages[layer, heads, at] = pages.scatter(1, strays, ~pages.gather(1, strays)).int().unflatten(1, (-1, LEAF))
         limits = torch.finfo(self._dtype)
         self._entries[layer, heads, at] = self._index.group(common).clamp(limits.min, limits.max).to(self._dtype)
 
     def _apart(self, layer: int, heads: slice, grouped: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which pages of leaves that are sorted together are strays, [kv_heads, leaves, LEAF] bool, and entries without them:
-        the mean of the leaf's other pages in their place. Arguments as of `_put`."""
-        kv_heads, leaves = grouped.shape[:2]
+        """Which pages of leaves that are sorted together are strays, counted from the first leaf's first, ascending, [kv_heads,
+        strays] int64; and entries without them: the mean of the leaf's other pages in their place. Arguments as of `_put`."""
         mean = grouped.mean(dim=2, keepdim=True)
         unlike = (grouped - mean if self._says is None else (grouped - mean) * self._says[layer, heads, None, None]).norm(dim=-1)
-        most = unlike.flatten(1).topk(leaves // LEAVES * STRAYS, dim=-1).indices
-        strays = torch.zeros(kv_heads, leaves * LEAF, dtype=torch.bool, device=grouped.device).scatter_(1, most, True)
-        strays = strays.view(unlike.shape)[..., None]
-        others = LEAF - strays.sum(dim=2, keepdim=True)
-        of_others = grouped.masked_fill(strays, 0).sum(dim=2, keepdim=True) / others.clamp_min(1)
-        return strays[..., 0], torch.where(strays, torch.where(others > 0, of_others, mean), grouped)
+        strays = unlike.flatten(1).topk(grouped.shape[1] // LEAVES * STRAYS, dim=-1).indices.sort(dim=-1).values
+        apart = torch.zeros_like(unlike, dtype=torch.bool).flatten(1).scatter_(1, strays, True).view(unlike.shape)[..., None]
+        others = LEAF - apart.sum(dim=2, keepdim=True)
+        of_others = grouped.masked_fill(apart, 0).sum(dim=2, keepdim=True) / others.clamp_min(1)
+        return strays, torch.where(apart, torch.where(others > 0, of_others, mean), grouped)
 
     def _at(self, chapters: slice) -> slice:
         return slice((chapters.start - self._base) * LEAVES, (chapters.stop - self._base) * LEAVES)
 
-    def _empty(self, chapters: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _empty(self, chapters: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         shape = self._layout.layers, self._layout.kv_heads, chapters * LEAVES
         device, width = self._layout.device, self._index.entry_width(self._layout.head_dim)
         return (zeros(*shape, LEAF, dtype=torch.int32, device=device),
-                zeros(*shape, width, dtype=self._dtype, device=device))
+                zeros(*shape, width, dtype=self._dtype, device=device),
+                zeros(*shape[:2], chapters * STRAYS, dtype=torch.int32, device=device))
 
     def _slide(self, chapters: int) -> None:
-        kept = slice(max(0, self.first - self._base) * LEAVES, None)
-        old = self._pages[:, :, kept], self._entries[:, :, kept]
-        self._pages, self._entries = self._empty(chapters)
-        self._pages[:, :, :old[0].shape[2]], self._entries[:, :, :old[1].shape[2]] = old
+        gone, old = max(0, self.first - self._base), (self._pages, self._entries, self._strays)
+        self._pages, self._entries, self._strays = self._empty(chapters)
+        for each, before, of_chapter in zip((self._pages, self._entries, self._strays), old, (LEAVES, LEAVES, STRAYS)):
+            kept = before[:, :, gone * of_chapter:]
+            each[:, :, :kept.shape[2]] = kept
         self._base = self.first
 
     def _sorted(self, layer: int, heads: slice, entries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
