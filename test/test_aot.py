@@ -39,8 +39,8 @@ sys.exit(cli.main('aot --chips {chip} --loops --json'.split()))
     assert {(row['head_dim'], row['group']) for row in result['rows'] if row not in paged + votes} == set(shapes)
     assert {(head_dim, f'paged {pool} {rows}{moved}') for head_dim, _ in shapes for pool in ('raw', 'int8', 'int4')
             for rows in ('few', 'many') for moved in ('', ' moved')} <= {(row['head_dim'], row['kernel']) for row in paged}
-    assert {f'votes {name}' for name in ('score lines', 'score leaves', 'open', 'votes', 'votes twice', 'places', 'places split')} == {
-        row['kernel'] for row in votes}
+    of_votes = 'score lines', 'score leaves', 'open', 'votes', 'votes twice', 'places', 'places split'
+    assert {row['kernel'] for row in votes} == {f'votes {name}' for name in of_votes}
     for row in result['rows']:
         assert row['stack_bytes'] == 0 and 0 < row['registers'] <= 255
         assert 0 <= row['shared_bytes'] <= SHARED_MEMORY_KB[chip] * 1024 == row['shared_limit_bytes']
