@@ -6,8 +6,8 @@ import triton.language as tl
 @triton.jit(do_not_specialize=['TOPS', 'SUMS', 'rows', 'count', 'column', 'columns', 'splits'])
 def votes_kernel(SCORES, TOPS, SUMS, VOTES, rows, count, column, columns, splits, TWICE: tl.constexpr,
                  ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr):
-    """Votes [kv_heads, count] of the columns from `column` on; grid (candidate tiles, KV heads). TWICE: those
-    without any score are candidates elsewhere, and get -1."""
+    """Votes [kv_heads, count] of the columns from `column` on; grid (candidate tiles, KV heads). TWICE: those without any score
+    are candidates elsewhere, and get -1."""
     head, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     at = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
     exists = at < count

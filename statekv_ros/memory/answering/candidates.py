@@ -1,4 +1,4 @@
-"""How many votes each page gets in a pass: all are scored, or, where these are many, those of the most wanted leaves."""
+"""How many votes each page gets in a pass: all are scored, or, where these are many, strays and those of the most wanted leaves."""
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,8 @@ class Walk(NamedTuple):
         of: what was held and sorted when this was made.
         lines: without numbers where they are all pages from the first on, as they are; the strays of leaves among them.
         through: groups and chapters that are gone through by leaves.
-        sizes: logarithms of all pages' lengths, [pages] fp32; -inf: of those in these chapters that another group scores one by one.
+        sizes: logarithms of all pages' lengths, [pages] fp32; -inf: of those in these chapters that another group scores one by
+            one.
     """
     of: tuple[int, ...]
     lines: Lines
@@ -84,7 +85,8 @@ class Candidates:
             first: number of the oldest page that may be read, none before the first group's.
 
         Returns:
-            Pages by number, [kv_heads, pages] int32, None for all from `first` on; their votes [kv_heads, pages] fp32.
+            Pages by number, [kv_heads, pages] int32, None for all from `first` on; their votes [kv_heads, pages] fp32, -1 where
+            a page is a candidate twice, as of `page_votes`.
         """
         table, walk = self._table, self._walk(layer, first)
         asked = rows[:, :, None] if self._turn is None else (rows @ self._turn).unflatten(2, (len(self._groups), -1))
