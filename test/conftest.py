@@ -22,17 +22,23 @@ SECOND = 10**9
 def entries_at(table, layer: int, places: slice | torch.Tensor) -> torch.Tensor:
     """Index entries of a `PageTable` at some places, or at places [kv_heads, pages] that each KV head has of its own,
     [kv_heads, pages, entry_width]."""
-    exact, offset, codes, ranges, base, stop, volume = table.layer(layer)
+    given = table.layer(layer)
     if isinstance(places, slice):
         places = torch.arange(places.start, places.stop)[None]
-    places = places.expand(len(exact), -1)
-    heads = torch.arange(len(exact))[:, None]
-    found = exact[heads, (places + offset).clamp_min(0)]
-    if not codes.numel():
+    places = places.expand(len(given.exact), -1)
+    heads = torch.arange(len(given.exact))[:, None]
+    found = given.exact[heads, (places + given.offset).clamp(0, max(0, given.exact.shape[1] - 1))]
+    if given.strays.numel():
+        strays = given.strays[heads, (~places - given.first_stray).clamp(0, given.strays.shape[1] - 1)]
+        found = torch.where((places < 0)[..., None], strays, found)
+    if not given.codes.numel():
         return found
-    at = (places - base).clamp_max(codes.shape[1] - 1)
-    least, step = ranges[heads, at // volume].unbind(2)
-    return torch.where((places < stop)[..., None], least + step * codes[heads, at], found)
+    at = (places - given.base).clamp(0, given.codes.shape[1] - 1)
+    pairs = given.codes[heads, at]
+    levels = torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(2)[..., :found.shape[2]] - 7.5
+    step = given.steps[heads, at // given.volume] * given.scales[heads, at // given.leaf][..., None]
+    leaf = ((places - given.first_leaf) // given.leaf).clamp(0, given.leaves.shape[1] - 1)
+    return torch.where(((places >= 0) & (places < given.stop))[..., None], given.leaves[heads, leaf] + step * levels, found)
 
 
 @pytest.fixture(scope='session')

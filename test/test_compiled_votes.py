@@ -141,8 +141,8 @@ def test_some_of_the_kv_heads_are_read_where_all_of_them_lie(library):
                                                 if isinstance(part, torch.Tensor) and len(part) == 3})
                               for line in given.lines],
                               given.lines.numbers[cut])
-    some = Inputs(given.queries[:, cut], entries._replace(exact=entries.exact[cut], codes=entries.codes[cut],
-                                                          ranges=entries.ranges[cut]), lines,
+    own = {name: part[cut] for name, part in entries._asdict().items() if isinstance(part, torch.Tensor)}
+    some = Inputs(given.queries[:, cut], entries._replace(**own), lines,
                   leaves._replace(entries=leaves.entries[cut], pages=leaves.pages[cut]))
     (numbers, votes), (all_numbers, all_votes) = (page_votes(*each, implementation='cpu') for each in (some, given))
     assert torch.equal(numbers, all_numbers[cut]) and torch.allclose(votes, all_votes[cut], atol=1e-6)

@@ -93,9 +93,10 @@ def test_a_chapter_has_each_page_in_one_leaf_of_alike_pages():
         assert torch.allclose(parts.flatten(1, 2), entries_of(table, layer, pages))
         unlike = (parts - parts.mean(dim=2, keepdim=True)).norm(dim=-1).flatten(1)
         strays = torch.zeros_like(unlike, dtype=torch.bool).scatter_(1, unlike.topk(STRAYS, dim=-1).indices, True)
-        in_leaf, (places, numbers) = strays.view(HEADS, LEAVES, LEAF, 1), table.leaves.strays(layer, slice(0, 1))
-        for head in range(HEADS):
-            assert torch.equal(places[head], strays[head].nonzero()[:, 0]) and torch.equal(numbers[head], pages[head, strays[head]])
+        in_leaf, (of_all, numbers) = strays.view(HEADS, LEAVES, LEAF, 1), table.leaves.strays(layer, slice(0, 1))
+        assert of_all == slice(0, STRAYS)
+        assert torch.equal(numbers, pages[strays].view(HEADS, -1)), 'in the order of their places'
+        assert torch.equal(entries_at(table, layer, ~torch.arange(STRAYS)[None]), entries_of(table, layer, numbers))
         others = (parts.float() * ~in_leaf).sum(dim=2) / (~in_leaf).sum(dim=2)
         assert torch.allclose(table.leaves.layer(layer)[0][:, :LEAVES].float(), others.float(), atol=4e-3)
         in_a_row = by_number(table, layer)[:, :CHAPTER].view(HEADS, LEAVES, LEAF, DIM)
@@ -189,25 +190,31 @@ def test_entries_scored_in_a_pass_are_bounded_and_hardly_grow_with_the_pages_hel
                for pages, count in counts.items()), counts
 
 
+def telling(pages: torch.Tensor) -> torch.Tensor:
+    """Entries [pages, DIM] that tell which page each is, however coarse they become: of a number of 14 bits each bit is a sign."""
+    bits = pages[:, None] * 7919 % 2**14 >> torch.arange(14) & 1
+    return torch.cat([2. * bits - 1, torch.zeros(len(pages), DIM - 14)], dim=1)
+
+
 def told(entries: torch.Tensor) -> torch.Tensor:
-    low, high = entries[..., 0], entries[..., 1]
-    return low.round() + 256 * high.round()
+    bits = (entries[..., :14] > 0).long()
+    return (bits << torch.arange(14)).sum(dim=-1) * pow(7919, -1, 2**14) % 2**14
 
 
 @pytest.mark.parametrize('count,held', [(9, 2500), (31, 1200), (300, 4000), (40, 4800), (1500, 5000), (37, 9000)])
 def test_leaves_are_of_pages_that_are_held_however_many_came_and_went(count, held):
-    """Entries that tell their page's number, in 8 bits too: what a leaf names must be what was sorted."""
+    """Entries that tell their page's number, in 4 bits too: what a leaf names must be what was sorted."""
     table = PageTable(LAYOUT, INDEXES['mean'])
     used = set()
     while table.stop < 12_000:
-        numbers = torch.arange(table.stop, table.stop + count)
-        entries_given = torch.stack([numbers % 256, numbers // 256], dim=-1).float().repeat(LAYERS, HEADS, 1, DIM // 2)
+        entries_given = telling(torch.arange(table.stop, table.stop + count)).expand(LAYERS, HEADS, -1, -1)
         table.append(entries_given, 0, count)
         table.forget(max(0, table.stop - table.first - held))
         assert table.leaves._pages.shape[2] <= 2 * (held + count + 2 * CHAPTER) // LEAF
         for layer, stop in enumerate(table.leaves.stops):
             chapters = slice(table.leaves.first, stop)
-            assert table.first <= chapters.start * CHAPTER and chapters.stop * CHAPTER <= table.stop
+            lost = table.first % (VOLUME * CHAPTER) if table.first < table.leaves.codes.stop else 0
+            assert table.first - lost <= chapters.start * CHAPTER and chapters.stop * CHAPTER <= table.stop
             assert (table.stop - stop * CHAPTER) < 2 * CHAPTER + count, 'sorting keeps up'
             if chapters.start < chapters.stop:
                 _, in_leaves, chapter = table.leaves.layer(layer)
@@ -240,9 +247,11 @@ def test_one_step_sorts_no_more_than_its_share_of_the_layers(monkeypatch):
 def test_leaves_are_told_in_the_bytes_of_the_table_and_a_page_bears_its_share():
     table, few = filled(6 * CHAPTER, step=64), filled(10)
     leaves = table.leaves
-    assert few.leaves.bytes == 0 and leaves.bytes == leaves._pages.nbytes + leaves._entries.nbytes + leaves._strays.nbytes > 0
+    own = leaves._pages, leaves._entries, leaves._strays, leaves._of_strays
+    assert few.leaves.bytes == 0 and leaves.bytes == sum(tensor.nbytes for tensor in own) > 0
+    codes = leaves.codes
     assert table.bytes == sum(tensor.nbytes for tensor in (
-        table._exact, table._of_pages, *leaves.codes._codes, *leaves.codes._ranges, leaves._pages, leaves._entries, leaves._strays))
+        table._exact, table._of_pages, *codes._codes, *codes._steps, *codes._scales, *own))
     full = leaves._pages.shape[2] // LEAVES * CHAPTER
     assert 0 <= full * leaves.page_bytes - leaves.bytes < full, 'rounded up'
 
@@ -255,12 +264,13 @@ def test_each_turn_and_the_pages_at_both_ends_are_scored_as_without_leaves():
     rows = torch.randn(HEADS, 4, DIM)
     votes = votes_of_all(table, 0, rows, 700, *groups)
     pages, found = chooser_of(table, 32, *groups).votes(0, rows, 700)
-    assert pages.min() == 700 and set(range(table.stop - 40, table.stop)) <= set(pages[0].tolist())
-    assert all(len(set(of_head)) == len(of_head) for of_head in that_count(pages, found))
-    of_all = votes.gather(1, pages.long() - 700)
+    assert all(700 <= min(of_head) and set(range(table.stop - 40, table.stop)) <= set(of_head) and len(set(of_head)) == len(of_head)
+               for of_head in that_count(pages, found))
+    of_all = votes.gather(1, (pages.long() - 700).clamp_min(0))
     assert torch.corrcoef(torch.stack([found[found >= 0], of_all[found >= 0]]))[0, 1] > .99
-    held = chooser_of(table, 32, *groups).votes(0, rows, 900)[0]
-    assert held.min() == 900 and set(range(900, CHAPTER)) <= set(held[0].tolist()), 'a chapter that lost pages is no leaf'
+    pages, found = chooser_of(table, 32, *groups).votes(0, rows, 900)
+    assert (pages < 900).any() and all(min(of_head) >= 900 for of_head in that_count(pages, found)), 'of a volume of codes'
+    assert table.leaves.codes.stop == VOLUME * CHAPTER and not set(range(900, CHAPTER)) <= set(pages[0].tolist())
 
 
 @pytest.mark.parametrize('implementation', ['naive', None])
@@ -311,24 +321,37 @@ def test_an_answer_finds_the_same_before_and_after_a_chapter_loses_pages():
     assert_same(before, chooser_of(table, 32).votes(1, rows, first))
 
 
-def test_a_volume_that_loses_pages_is_chapters_of_alike_pages_again():
+def test_a_volume_that_loses_pages_is_gone_through_by_leaves_until_little_of_it_is_left():
     opened, table = 160, filled((3 * VOLUME + 1) * CHAPTER + 300)
     candidates, rows = chooser_of(table, opened), by_number(table, 1)[:, ::3000].float()
     assert candidates.votes(1, rows, 0)[0].shape[1] == opened * LEAF + (3 * VOLUME + 1) * STRAYS + 300
-    assert table.leaves.together(1, VOLUME + 1) == slice(VOLUME, 2 * VOLUME)
-    table.forget(VOLUME * CHAPTER + 900)
-    assert table.leaves.together(1, VOLUME + 1) == slice(VOLUME + 1, VOLUME + 2)
-    found = candidates.votes(1, rows, table.first)
-    assert_same(found, chooser_of(table, opened).votes(1, rows, table.first))
-    pages, votes = found
-    strays = 2 * VOLUME * STRAYS
-    assert pages.shape[1] == CHAPTER - 900 + opened * LEAF + strays + 300, 'the other chapters are gone through by leaves'
-    assert all(len(set(of_head)) == len(of_head) for of_head in that_count(pages, votes))
-    of_all = votes_of_all(table, 1, rows, table.first)
-    kept = of_all.gather(1, pages.gather(1, votes.topk(20, dim=-1).indices).long() - table.first).sum(dim=-1)
-    assert (kept > .8 * of_all.topk(20, dim=-1).values.sum(dim=-1)).all()
-    in_leaves = entries_at(table, 1, slice((VOLUME + 1) * CHAPTER, 2 * VOLUME * CHAPTER)).view(HEADS, -1, LEAF, DIM)
-    in_a_row = by_number(table, 1)[:, CHAPTER - 900:][:, :(VOLUME - 1) * CHAPTER].view(HEADS, -1, LEAF, DIM)
+    for lost, by_leaves in (900, 2 * VOLUME + 1), (3 * CHAPTER, 2 * VOLUME + 1), (3 * CHAPTER + 100, VOLUME + 1):
+        table.forget(VOLUME * CHAPTER + lost - table.first)
+        assert table.leaves.together(1, VOLUME + 1) == slice(VOLUME, 2 * VOLUME)
+        pages, votes = found = candidates.votes(1, rows, table.first)
+        assert_same(found, chooser_of(table, opened).votes(1, rows, table.first))
+        one_by_one = 0 if by_leaves > VOLUME + 1 else VOLUME * CHAPTER - lost
+        assert pages.shape[1] == opened * LEAF + by_leaves * STRAYS + one_by_one + 300
+        assert all(len(set(of_head)) == len(of_head) and min(of_head) >= table.first for of_head in that_count(pages, votes))
+        of_all = votes_of_all(table, 1, rows, table.first)
+        best = pages.gather(1, votes.topk(20, dim=-1).indices).long()
+        kept = of_all.gather(1, best - table.first).sum(dim=-1)
+        assert (kept > .8 * of_all.topk(20, dim=-1).values.sum(dim=-1)).all()
+
+
+def test_a_volume_that_loses_pages_while_it_is_sorted_is_chapters_of_alike_pages_again():
+    table, entries = PageTable(LAYOUT, INDEXES['mean']), scattered(2 * VOLUME * CHAPTER, 40)
+    for part in entries.split(16, dim=2):
+        table.append(part, 0, 9 * 16)
+        if table.leaves._begun[0] > table.leaves._begun[1]:
+            break
+    assert table.leaves.together(0, 1) == slice(0, VOLUME) and table.leaves.codes.stop == 0
+    before = by_number(table, 0)
+    table.forget(900)
+    assert table.leaves.together(0, 1) == slice(1, 2)
+    assert torch.equal(by_number(table, 0), before[:, 900:])
+    in_leaves = entries_at(table, 0, slice(CHAPTER, VOLUME * CHAPTER)).view(HEADS, -1, LEAF, DIM)
+    in_a_row = by_number(table, 0)[:, CHAPTER - 900:][:, :(VOLUME - 1) * CHAPTER].view(HEADS, -1, LEAF, DIM)
     assert in_leaves.var(dim=2).mean() < .5 * in_a_row.var(dim=2).mean()
 
 

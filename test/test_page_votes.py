@@ -10,12 +10,13 @@ from statekv_ros.kernels.page_votes import Entries, Leaves, Line, Lines, PageCol
 from statekv_ros.kernels.page_votes.naive import AtOnce
 
 LEAF = 16
-VOLUME = 64     # pages with one range in 8 bits
+VOLUME = 64     # pages with one range in 4 bits
+STRAYS = 9      # that have a line of their own, where some pages are in 4 bits
 
 
 class Case(NamedTuple):
     """A call: pages in lines, some of them where each KV head has them elsewhere; leaves in each of `stretches`; entries of the
-    first `coded` volumes are in 8 bits."""
+    first `coded` volumes are in 4 bits, strays among them as they are."""
 
     rows: int
     width: int
@@ -50,7 +51,7 @@ class Inputs(NamedTuple):
 
 
 def inputs(case: Case) -> Inputs:
-    """Lines lie behind the leaves' pages; what nobody scores is NaN, or, in 8 bits, some number or other."""
+    """Lines lie behind the leaves' pages; what nobody scores is NaN, or, in 4 bits, some number or other."""
     random = torch.Generator().manual_seed(case.seed)
     groups = max(1, len(case.lines), len(case.stretches))
     queries = torch.randn(groups, case.heads, case.rows, case.width, generator=random) * case.width ** -.5
@@ -82,37 +83,48 @@ def inputs(case: Case) -> Inputs:
             if group % 2:
                 places = torch.stack([torch.randperm(end - place, generator=random) for _ in range(case.heads)]) + base + place
                 sizes = sizes.repeat(case.heads, 1, 1) + torch.rand(case.heads, 1, 1, generator=random)
-            lines.append(Line(group, places, sizes, (base + place) // VOLUME if place < coded else None))
+            volume = (base + place) // VOLUME if place < coded else None
+            if volume is not None and group % 2:    # behind the others, in each head as many as there are
+                for head, own in enumerate(places):
+                    own[len(own) - min(len(own), head + 2):] = ~(17 + torch.arange(min(len(own), head + 2)))
+            lines.append(Line(group, places, sizes, volume, strays=volume is not None))
             place = end
-    numbers = torch.randint(5000, 9000, (case.heads, sum(case.lines)), generator=random).int()
+        if coded and group == len(case.lines) - 1:
+            places = ~(5 + torch.arange(STRAYS))[None]
+            lines.append(Line(group, places, torch.rand(case.heads, 1, STRAYS, generator=random), strays=True))
+    numbers = torch.randint(5000, 9000, (case.heads, sum(line.count for line in lines)), generator=random).int()
     pages = torch.where(torch.rand(pages.shape, generator=random) < .1, ~pages, pages)      # strays
     found = Leaves(of_leaves.to(case.dtype), pages.view(case.heads, leaves, LEAF), base, through, case.opened,
                    torch.tensor([[[3.0]]]), torch.rand(in_leaves, generator=random), 40) if through else None
-    return Inputs(queries, in_bits(entries.to(case.dtype), base, coded), Lines(lines, numbers), found)
+    return Inputs(queries, in_bits(entries.to(case.dtype), base, coded, random), Lines(lines, numbers), found)
 
 
-def in_bits(entries: torch.Tensor, base: int, coded: int) -> Entries:
-    """Entries [kv_heads, capacity, width] at places from `base` on, the first `coded` of them in 8 bits."""
-    begin = max(0, coded - LEAF)
+def in_bits(entries: torch.Tensor, base: int, coded: int, random: torch.Generator) -> Entries:
+    """Entries [kv_heads, capacity, width] at places from `base` on, the first `coded` of them in 4 bits, beside those of their
+    leaves."""
+    if not coded:
+        return Entries.plain(entries, -base)
+    (heads, capacity, width), begin = entries.shape, max(0, coded - LEAF)
     exact = entries[:, begin:].clone()
     exact[:, :coded - begin] = torch.nan
-    codes = entries.nan_to_num().float().unflatten(1, (-1, VOLUME))
-    least, most = codes.aminmax(dim=2, keepdim=True)
-    step = (most - least) / 255
-    codes = ((codes - least) / step.clamp_min(1e-9)).round().to(torch.uint8).flatten(1, 2)
-    codes[:, coded:] = 77
-    held = len(codes[0]) // VOLUME if coded else 0
-    codes, ranges = codes[:, :held * VOLUME].contiguous(), torch.cat([least, step], 2)[:, :held].contiguous()
-    return Entries(exact, -base - begin, codes, ranges, base, base + coded if coded else 0, VOLUME)
+    codes = torch.randint(256, (heads, capacity // VOLUME * VOLUME, -(-width // 2)), generator=random).to(torch.uint8)
+    steps, scales = (torch.rand(heads, capacity // places, *size, generator=random) / 2
+                     for places, size in ((VOLUME, [width]), (LEAF, [])))
+    leaves = torch.randn(heads, capacity // LEAF + 1, width, generator=random).to(entries.dtype)
+    strays = torch.randn(heads, 30, width, generator=random).to(entries.dtype)
+    return Entries(exact, -base - begin, codes, steps, scales, base, base + coded, VOLUME, LEAF, leaves, base - LEAF, strays, 4)
 
 
 def entry(entries: Entries, head: int, place: int) -> torch.Tensor:
     """What is meant by an entry, [width] float64."""
     at = place - entries.base
+    if place < 0:
+        return entries.strays[head, ~place - entries.first_stray].double()
     if place >= entries.stop:
         return entries.exact[head, place + entries.offset].double()
-    least, step = entries.ranges[head, at // entries.volume].double()
-    return least + step * entries.codes[head, at]
+    step, pairs = entries.steps[head, at // entries.volume].double() * entries.scales[head, at // LEAF], entries.codes[head, at]
+    codes = torch.stack([pairs % 16, pairs // 16], dim=-1).flatten()[:len(step)]
+    return entries.leaves[head, (place - entries.first_leaf) // LEAF].double() + step * (codes - 7.5)
 
 
 def definition(given: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -121,7 +133,8 @@ def definition(given: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
     for head in range(given.queries.shape[1]):
         queries, scores = given.queries[:, head].double(), []
         for line in given.lines:
-            places = torch.arange(line.places.start, line.places.stop) if isinstance(line.places, slice) else line.places[head]
+            places = line.places
+            places = torch.arange(places.start, places.stop) if isinstance(places, slice) else places[head % len(places)]
             sizes = line.sizes[head if len(line.sizes) > 1 else 0]
             entries = torch.stack([entry(given.entries, head, place) for place in places.tolist()])
             scores.append(queries[line.group] @ entries.T + sizes)
@@ -208,7 +221,11 @@ def places(case: Chosen, implementation: str, device: str = 'cpu') -> list:
                         torch.randint(-99, 99, (case.pages + 3,), generator=random).int().to(device) if case.moved else None,
                         (torch.rand(case.pages + 3, generator=random) < .3).to(device) if case.unwanted else None)
     numbers = numbers if numbers is None else numbers.to(device)
-    return page_places(best.to(device), numbers, first, table, case.tokens, implementation)
+    votes = torch.rand(heads, case.chosen, generator=random)
+    if case.numbered:       # some are candidates elsewhere, and of pages that there are not any more
+        votes[:, 1::4] = -1
+        numbers = numbers.scatter(1, best[:, 1::8].to(device), -1000)
+    return page_places(best.to(device), votes.to(device), numbers, first, table, case.tokens, implementation)
 
 
 def equals_naive(case: Chosen, implementation: str, device: str) -> bool:
@@ -270,7 +287,9 @@ def test_places_of_triton_equal_those_of_the_naive_twin(case, run_triton):
     (lambda given: given._replace(entries=given.entries._replace(exact=given.entries.exact[:1])),
      r'entries must be float16 or float32 \[2, capacity, 64\]'),
     (lambda given: given._replace(entries=given.entries._replace(codes=given.entries.codes.char())),
-     r'codes must be uint8 \[2, capacity, 64\]'),
+     r'codes must be uint8 \[2, capacity, 32\]'),
+    (lambda given: given._replace(entries=given.entries._replace(strays=given.entries.strays.double())),
+     'entries of strays must be float16 .2, capacity, 64'),
     (lambda given: given._replace(leaves=given.leaves._replace(entries=given.leaves.entries[..., :8])),
      'entries of leaves must be'),
     (lambda given: given._replace(lines=Lines([], None), leaves=None), 'there is no candidate'),
@@ -283,4 +302,4 @@ def test_bad_arguments_are_errors_that_name_them(change, words):
 def test_best_pages_of_another_kind_are_named():
     table = PageColumns(torch.zeros(3, 9).int(), 0, 0, 9, torch.tensor([0]), False, 0, 0, None, None)
     with pytest.raises(ValueError, match='best must be int64'):
-        page_places(torch.zeros(2, 3).int(), None, 0, table, 9)
+        page_places(torch.zeros(2, 3).int(), torch.zeros(2, 3), None, 0, table, 9)

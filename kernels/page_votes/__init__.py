@@ -44,12 +44,13 @@ def page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leaves: Le
                lambda library: cpu_page_votes(library, queries, entries, lines, leaves))
 
 
-def page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: int, table: PageColumns, tokens: int,
-                implementation: str | None = None) -> list[Places]:
+def page_places(best: torch.Tensor, votes: torch.Tensor, numbers: torch.Tensor | None, first: int, table: PageColumns,
+                tokens: int, implementation: str | None = None) -> list[Places]:
     """Where the best pages lie, as many as are no more than `tokens` tokens together.
 
     Args:
         best: which of the candidates, best first, [kv_heads, n] int64.
+        votes: that they have, [kv_heads, n] fp32; one with less than 0 is not read.
         numbers: of the candidates' pages, [kv_heads or 1, candidates] int32; None: they count from `first` on.
         table: the pages that there are.
         implementation: 'triton', 'naive' or None, as of `page_votes`.
@@ -61,7 +62,9 @@ def page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: int, ta
     if best.ndim != 2 or best.dtype != torch.int64 or tokens < 1:
         raise ValueError(f'best must be int64 [kv_heads, n] and tokens positive, got {best.dtype} {tuple(best.shape)} and '
                          f'{tokens}')
-    arguments = best, numbers, first, table, tokens
+    if votes.shape != best.shape or votes.dtype != torch.float32:
+        raise ValueError(f'votes must be float32 {list(best.shape)}, as many as best, got {votes.dtype} {tuple(votes.shape)}')
+    arguments = best, votes, numbers, first, table, tokens
     return run(OPERATION, implementation, best.device, lambda: _triton().triton_page_places(*arguments),
                lambda: naive_page_places(*arguments))
 
@@ -76,15 +79,17 @@ def _check_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leaves: 
     if queries.ndim != 4 or queries.dtype != torch.float32 or 0 in queries.shape:
         raise ValueError('queries must be float32 [groups, kv_heads, rows, width], not empty, got '
                          f'{queries.dtype} {tuple(queries.shape)}')
+    kv_heads, _, width = queries.shape[1:]
     numbers = torch.float16, torch.float32
-    pools = [('entries', entries.exact, numbers), ('codes', entries.codes, (torch.uint8,))]
+    alike = (entries.exact.dtype,)
+    pools = [('entries', entries.exact, numbers, width), ('codes', entries.codes, (torch.uint8,), -(-width // 2)),
+             ('entries of strays', entries.strays, alike, width), ('entries of leaves', entries.leaves, alike, width)]
     if leaves is not None:
-        pools.append(('entries of leaves', leaves.entries, numbers))
-    for name, pool, dtypes in pools:
-        if pool.ndim != 3 or (pool.shape[0], pool.shape[2]) != (queries.shape[1], queries.shape[3]) or pool.dtype not in dtypes:
+        pools.append(('entries of leaves', leaves.entries, numbers, width))
+    for name, pool, dtypes, wide in pools:
+        if pool.ndim != 3 or (pool.shape[0], pool.shape[2]) != (kv_heads, wide) or pool.dtype not in dtypes:
             named = ' or '.join(str(dtype).removeprefix('torch.') for dtype in dtypes)
-            raise ValueError(f'{name} must be {named} [{queries.shape[1]}, capacity, {queries.shape[3]}], got '
-                             f'{pool.dtype} {tuple(pool.shape)}')
+            raise ValueError(f'{name} must be {named} [{kv_heads}, capacity, {wide}], got {pool.dtype} {tuple(pool.shape)}')
         if pool.device != queries.device:
             raise ValueError(f'{name} are on {pool.device} rather than {queries.device} like queries')
     if not lines.count and (leaves is None or not leaves.through):

@@ -11,8 +11,8 @@ from .scores import open_kernel, score_kernel
 PASSES = 'score lines', 'score leaves', 'open', 'votes', 'votes twice', 'places', 'places split'
 _KERNELS = {'score': score_kernel, 'open': open_kernel, 'votes': votes_kernel, 'places': places_kernel}
 _POINTERS = {'i64': ('BEST', 'FOUND', 'BOUNDARY'), 'i32': ('PLACES', 'GROUPS', 'PAGES', 'NUMBERS', 'COLUMNS', 'MOVES', 'PLACED'),
-             'i1': ('UNWANTED',), 'u8': ('CODES',), 'fp16': ('ENTRIES',),
-             'fp32': ('Q', 'RANGES', 'SIZES', 'SCORES', 'TOPS', 'SUMS', 'VOTES')}
+             'i1': ('UNWANTED',), 'u8': ('CODES',), 'fp16': ('ENTRIES', 'LEAVES', 'STRAYS'),
+             'fp32': ('Q', 'STEPS', 'SCALES', 'SIZES', 'SCORES', 'TOPS', 'SUMS', 'VOTES')}
 _LEAF, _VOLUME, _MOST = 16, 4096, 256       # pages of a leaf and of a range; pages or leaves that are chosen
 
 
@@ -30,10 +30,11 @@ def compile_pass(name: str, capability: int, head_dim: int) -> Compiled:
     """
     kernel, tile, width = _KERNELS[name.split()[0]], tile_of(name), 2 * head_dim
     constants = {'WIDTH': width, 'WIDTH_BLOCK': width_block(tile, width), 'ROWS': tile.rows, 'KEYS': tile.keys,
-                 'LEAF': _LEAF, 'VOLUME': _VOLUME, 'BEST_BLOCK': _MOST, 'CHOSEN': _MOST, 'SPLITS': SPLITS, 'EXACT': EXACT,
+                 'LEAF': _LEAF, 'OF_LEAF': _LEAF, 'VOLUME': _VOLUME, 'BEST_BLOCK': _MOST, 'CHOSEN': _MOST, 'SPLITS': SPLITS, 'EXACT': EXACT,
                  'SPLIT': name.endswith('split'), 'TWICE': name.endswith('twice')}
     if name == 'score leaves':
-        constants |= {'PLACES': None, 'GROUPS': None, 'CODES': None, 'RANGES': None, 'VOLUME': 1}
+        constants |= {'PLACES': None, 'GROUPS': None, 'CODES': None, 'STEPS': None, 'SCALES': None, 'LEAVES': None, 'STRAYS': None,
+                      'VOLUME': 1, 'OF_LEAF': 1}
     pointers = {pointer: dtype for dtype, named in _POINTERS.items() for pointer in named}
     signature, values, attributes = {}, {}, {}
     for index, argument in enumerate(kernel.arg_names):
@@ -43,6 +44,6 @@ def compile_pass(name: str, capability: int, head_dim: int) -> Compiled:
             signature[argument] = f'*{pointers[argument]}' if argument in pointers else 'i32'
             # As at a launch: allocations are aligned, and strides of queries and entries are multiples of an entry.
             aligned = argument in pointers and not kernel.params[index].do_not_specialize
-            if aligned or re.fullmatch(r'[qecr]_(group|head|row)', argument) and width % 16 == 0:
+            if aligned or re.fullmatch(r'[qecrbt]_(group|head|row)', argument) and width % 16 == 0:
                 attributes[index,] = [['tt.divisibility', 16]]
     return compile_kernel(kernel, signature, values, attributes, capability, tile)

@@ -6,51 +6,70 @@ from typing import NamedTuple
 import torch
 
 
+MIDDLE = 7.5     # where a code of 4 bits stands for no difference
+
+
 class Entries(NamedTuple):
-    """Entries of pages, at places. Those at places from `stop` on are there as they are; those before it are in 8 bits, `volume`
-    places of each KV head in one range: an entry is `least + step * code`.
+    """Entries of pages, at places. Those at places from `stop` on are there as they are; of those before it there is by how much
+    they differ from their leaf's, in 4 bits: an entry is `entry of leaf + scale of leaf * step of volume * (code - 7.5)`. A leaf
+    is of places side by side, as is a volume. Strays' entries, which have no such place, are there as they are.
 
     Attributes:
         exact: [kv_heads, capacity, width] fp16 or fp32.
         offset: to add to a place to find it in `exact`.
-        codes: [kv_heads, places, width] uint8.
-        ranges: least and step of each volume, [kv_heads, volumes, 2, width] fp32.
+        codes: [kv_heads, places, bytes] uint8, two numbers in each, the first in its lower half.
+        steps: [kv_heads, volumes, width] fp32.
+        scales: [kv_heads, leaves] fp32, of those that have codes.
         base: place of the first code, a multiple of `volume`.
-        volume: places.
+        volume, leaf: places of one.
+        leaves: entries of leaves, [kv_heads, leaves, width], in the dtype of `exact`, as `strays`.
+        first_leaf: place of the first one's first page, a multiple of `leaf`.
+        strays: [kv_heads, strays, width].
+        first_stray: which of all the first one here is.
     """
     exact: torch.Tensor
     offset: int
     codes: torch.Tensor
-    ranges: torch.Tensor
+    steps: torch.Tensor
+    scales: torch.Tensor
     base: int
     stop: int
     volume: int
+    leaf: int
+    leaves: torch.Tensor
+    first_leaf: int
+    strays: torch.Tensor
+    first_stray: int
 
     @property
     def coded(self) -> bool:
-        """Whether any is in 8 bits."""
+        """Whether any is in 4 bits."""
         return self.stop > self.base
 
     @classmethod
     def plain(cls, exact: torch.Tensor, offset: int = 0) -> 'Entries':
-        """None of them in 8 bits."""
+        """None of them in 4 bits, and no stray."""
         kv_heads, _, width = exact.shape
-        return cls(exact, offset, exact.new_empty(kv_heads, 0, width, dtype=torch.uint8),
-                   exact.new_empty(kv_heads, 0, 2, width, dtype=torch.float32), 0, 0, 1)
+        none = exact[:, :0].contiguous()
+        return cls(exact, offset, exact.new_empty(kv_heads, 0, -(-width // 2), dtype=torch.uint8),
+                   exact.new_empty(kv_heads, 0, width, dtype=torch.float32), exact.new_empty(kv_heads, 0, dtype=torch.float32),
+                   0, 0, 1, 1, none, 0, none, 0)
 
 
 class Line(NamedTuple):
     """Pages that the queries of one group score one by one.
 
     Attributes:
-        places: of their entries, a slice of those of all KV heads, or [kv_heads, pages] integers.
+        places: of their entries, a slice of those of all KV heads, or [kv_heads or 1, pages] integers; ~i of stray i.
         sizes: logarithms of their lengths, [kv_heads or 1, 1, pages] fp32; -inf: it gets no vote.
         volume: that all of the places are in, where they have codes: so many volumes behind place 0; None: none has codes.
+        strays: whether they are; where they have codes, some may be, behind all that are not.
     """
     group: int
     places: slice | torch.Tensor
     sizes: torch.Tensor
     volume: int | None = None
+    strays: bool = False
 
     @property
     def count(self) -> int:

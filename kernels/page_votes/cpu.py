@@ -5,10 +5,10 @@ import torch
 
 from .candidates import Entries, Leaves, Lines
 
-_POINTERS = ('queries', 'exact', 'codes', 'ranges', 'places', 'groups', 'numbers', 'sizes', 'leaves', 'pages', 'leaf_size',
+_POINTERS = ('queries', 'exact', 'codes', 'steps', 'scales', 'strays', 'bases', 'places', 'groups', 'numbers', 'sizes', 'leaves', 'pages', 'leaf_size',
              'page_sizes', 'through', 'found', 'votes')
-_NUMBERS = ('kv_heads', 'rows', 'width', 'exact_half', 'exact_head', 'offset', 'codes_head', 'ranges_head', 'base', 'stop',
-            'volume', 'lines', 'places_head', 'numbers_head', 'sizes_head', 'leaves_half', 'leaves_head', 'pages_head', 'leaf',
+_NUMBERS = ('kv_heads', 'rows', 'width', 'exact_half', 'exact_head', 'offset', 'codes_head', 'steps_head', 'scales_head', 'base', 'stop',
+            'volume', 'strays_head', 'first_stray', 'bases_head', 'first_base', 'of_base', 'lines', 'places_head', 'numbers_head', 'sizes_head', 'leaves_half', 'leaves_head', 'pages_head', 'leaf',
             'first_place', 'first_page', 'opened', 'stretches')
 _NO_LINES, _NO_LEAVES = ((None,) * 4, (0,) * 4), ((None,) * 5, (0, 0, 0, 1, 0, 0, 0, 0))
 
@@ -29,17 +29,21 @@ def cpu_page_votes(library: ctypes.CDLL, queries: torch.Tensor, entries: Entries
     if queries.device.type != 'cpu':
         raise ValueError(f"implementation 'cpu' needs tensors on a CPU, got {queries.device}: use 'triton' or 'naive'")
     (kv_heads, rows, width), queries = queries.shape[1:], queries.contiguous()
-    exact, codes, ranges = entries.exact, entries.codes, entries.ranges
+    exact, codes, steps, scales, strays, bases = (
+        entries.exact, entries.codes, entries.steps, entries.scales, entries.strays, entries.leaves)
     line_pointers, line_numbers = _of_lines(lines) if lines.count else _NO_LINES
     leaf_pointers, leaf_numbers = _of_leaves(leaves) if leaves and leaves.through else _NO_LEAVES
     *_, leaf, _, _, opened, stretches = leaf_numbers
     count = stretches * opened * leaf + lines.count
     found = torch.empty(kv_heads, count, dtype=torch.int32) if stretches else None
     votes = torch.empty(kv_heads, count)
-    call = _Call(queries.data_ptr(), exact.data_ptr(), codes.data_ptr(), ranges.data_ptr(), *line_pointers, *leaf_pointers,
+    call = _Call(queries.data_ptr(), exact.data_ptr(), codes.data_ptr(), steps.data_ptr(), scales.data_ptr(),
+                 strays.data_ptr(), bases.data_ptr(), *line_pointers, *leaf_pointers,
                  None if found is None else found.data_ptr(), votes.data_ptr(),
                  kv_heads, rows, width, exact.dtype == torch.float16, _from_head('entries', exact), entries.offset,
-                 _from_head('codes', codes), _from_head('ranges', ranges), entries.base, entries.stop, entries.volume,
+                 _from_head('codes', codes), _from_head('steps', steps), _from_head('scales', scales), entries.base, entries.stop, entries.volume,
+                 _from_head('entries of strays', strays), entries.first_stray, _from_head('entries of leaves', bases),
+                 entries.first_leaf, entries.leaf,
                  *line_numbers, *leaf_numbers)
     if not library.statekv_page_votes(ctypes.byref(call)):
         raise MemoryError(f'there is no room for the scores of {rows} rows and {count} pages: ask a shorter question')

@@ -5,7 +5,7 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=['chosen', 'exact', 'tokens', 'first', 'offset', 'base', 'near', 'stop', 'n_head', 'c_row',
                                'width'])
-def places_kernel(BEST, NUMBERS, COLUMNS, MOVES, UNWANTED, BOUNDARY, FOUND, PLACED, chosen, exact, tokens, first, offset, base,
+def places_kernel(BEST, VOTES, NUMBERS, COLUMNS, MOVES, UNWANTED, BOUNDARY, FOUND, PLACED, chosen, exact, tokens, first, offset, base,
                   near, stop, n_head, c_row, width, CHOSEN: tl.constexpr, EXACT: tl.constexpr, SPLIT: tl.constexpr):
     """All pages of a KV head; grid (KV heads). See `naive_page_places`.
 
@@ -17,11 +17,14 @@ def places_kernel(BEST, NUMBERS, COLUMNS, MOVES, UNWANTED, BOUNDARY, FOUND, PLAC
     at = tl.arange(0, CHOSEN)
     exists = at < chosen
     best = tl.load(BEST + head * chosen + at, mask=exists, other=0)
+    elsewhere = tl.load(VOTES + head * chosen + at, mask=exists, other=0.0) < 0
     if NUMBERS is None:
         page = best + first
     else:
         page = tl.load(NUMBERS + head * n_head + best, mask=exists, other=0).to(tl.int64)
+    page = tl.where(elsewhere, first, page)
     length = tl.load(COLUMNS + c_row + page + offset, mask=exists, other=0)
+    length = tl.where(elsewhere, 0, length)
     length = tl.where(tl.cumsum(length, 0) > tokens, 0, length)
     if UNWANTED is not None:
         length = tl.where(tl.load(UNWANTED + (page - base), mask=exists, other=1) != 0, 0, length)

@@ -1,7 +1,7 @@
-"""Votes and places in plain torch on any device: the specification of the fast kernels, and what CPUs run."""
+"""Votes and places in plain torch on any device: the specification of the fast kernels, and what CPUs without them run."""
 import torch
 
-from .candidates import Entries, Leaves, Line, Lines
+from .candidates import MIDDLE, Entries, Leaves, Line, Lines
 from .places import PageColumns, Places
 
 # Numbers of the entries that a CPU makes fp32 at a time: they stay near it, and the room for them is used again and again.
@@ -16,7 +16,7 @@ class Scratch:
         self._leaf, self._leaves = leaf, max(1, _AT_A_TIME // (width * leaf))
         self._pages = max(1, self._leaves * leaf // kv_heads)
         shape = max(self._leaves, -(-kv_heads * self._pages // leaf)), leaf * width
-        self._floats, self._room = torch.empty(shape), {each: torch.empty(shape, dtype=each) for each in (dtype, torch.uint8)}
+        self._floats, self._room = torch.empty(shape), torch.empty(shape, dtype=dtype)
 
     def pages(self, queries: torch.Tensor, entries: torch.Tensor, sizes: torch.Tensor) -> list[torch.Tensor]:
         """Scores of pages side by side, in pieces; as `_scores` takes them."""
@@ -34,34 +34,28 @@ class Scratch:
             places: of their first pages, [kv_heads, n] int64, ascending where some have codes.
             sizes: of all their pages, [kv_heads, 1, pages].
         """
-        (kv_heads, rows, width), count, leaf = queries.shape, places.shape[1], self._leaf
-        scores, sizes = torch.empty(kv_heads, rows, count, leaf), sizes.view(kv_heads, 1, count, leaf)
-        exact, at = entries.exact.view(-1, leaf * width), _rows(places + entries.offset, entries.exact, leaf)
-        cuts = [0] * kv_heads
-        if entries.coded:
-            cuts = (places < entries.stop).sum(dim=1).tolist()
-            codes = entries.codes.view(-1, leaf * width)
-            at_code, steps, which, added = _in_ranges(queries, entries, places, leaf)
-            torch.add(added[..., None], sizes, out=scores)
+        (kv_heads, rows, _), count, leaf = queries.shape, places.shape[1], self._leaf
+        scores = sizes.view(kv_heads, 1, count, leaf).repeat(1, rows, 1, 1)
+        at = _rows(places + entries.offset, entries.exact, leaf)
+        cuts = (places < entries.stop).sum(dim=1).tolist() if entries.coded else [0] * kv_heads
         for head, cut in enumerate(cuts):
-            if cut:
-                self._add(queries[head], codes, at_code[head, :cut], scores[head, :, :cut], steps, which[head])
+            of_head = slice(head, head + 1)
+            for begin in range(0, cut, self._leaves):
+                piece = slice(begin, min(cut, begin + self._leaves))
+                found = _of_codes(entries, _of_pages(places[of_head, piece], leaf), of_head)
+                scores[head, :, piece].flatten(1).addmm_(queries[head], found[0].T)
             if cut < count:
-                scores[head, :, cut:] = sizes[head, :, cut:]
-                self._add(queries[head], exact, at[head, cut:], scores[head, :, cut:])
+                self._add(queries[head], entries.exact, at[head, cut:], scores[head, :, cut:])
         return scores.flatten(2)
 
-    def _add(self, queries: torch.Tensor, by_leaf: torch.Tensor, at: torch.Tensor, scores: torch.Tensor,
-             steps: torch.Tensor | None = None, which: torch.Tensor | None = None) -> None:
-        """Add the products of queries [rows, width] and rows `at` of leaves [leaves, pages of a leaf x width] to scores
-        [rows, n, pages of a leaf]; of codes with their steps."""
-        room, leaf = self._room[by_leaf.dtype], self._leaf
+    def _add(self, queries: torch.Tensor, exact: torch.Tensor, at: torch.Tensor, scores: torch.Tensor) -> None:
+        """Add the products of queries [rows, width] and the pages of leaves `at` of all KV heads' to scores [rows, n, pages of a
+        leaf]."""
+        by_leaf = exact.view(-1, self._leaf * queries.shape[1])
         for begin in range(0, len(at), self._leaves):
             piece = slice(begin, begin + self._leaves)
             picked = at[piece]
-            floats = self._floats[:len(picked)].copy_(torch.index_select(by_leaf, 0, picked, out=room[:len(picked)]))
-            if steps is not None:
-                floats.view(len(picked), leaf, -1).mul_(steps.index_select(0, which[begin:begin + len(picked)])[:, None])
+            floats = self._floats[:len(picked)].copy_(torch.index_select(by_leaf, 0, picked, out=self._room[:len(picked)]))
             scores[:, piece].flatten(1).addmm_(queries, floats.view(-1, queries.shape[1]).T)
 
 
@@ -72,19 +66,17 @@ class AtOnce:
         self.leaf = leaf
 
     def pages(self, queries: torch.Tensor, entries: torch.Tensor, sizes: torch.Tensor) -> list[torch.Tensor]:
-        return [_scores(queries, entries.float() if entries.dtype == torch.uint8 else entries, sizes)]
+        return [_scores(queries, entries, sizes)]
 
     def of_leaves(self, queries: torch.Tensor, entries: Entries, places: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
         leaf, (kv_heads, _, width), capacity = self.leaf, queries.shape, entries.exact.shape[1]
         at = _rows((places + entries.offset).clamp(0, capacity - leaf), entries.exact, leaf)
         found = entries.exact.view(-1, leaf * width).index_select(0, at.flatten()).view(kv_heads, -1, width)
+        scores = _scores(queries, found, sizes)
         if not entries.coded:
-            return _scores(queries, found, sizes)
-        scores = _scores(queries, found, sizes).unflatten(2, (-1, leaf))
-        at, steps, which, added = _in_ranges(queries, entries, places, leaf)
-        codes = entries.codes.view(-1, leaf * width).index_select(0, at.flatten()).view(kv_heads, -1, leaf, width)
-        of_codes = _scores(queries, (codes * steps[which][:, :, None]).flatten(1, 2), sizes).unflatten(2, (-1, leaf))
-        return torch.where((places < entries.stop)[:, None, :, None], of_codes + added[..., None], scores).flatten(2)
+            return scores
+        places = _of_pages(places, leaf)
+        return torch.where((places < entries.stop)[:, None], _scores(queries, _of_codes(entries, places), sizes), scores)
 
 
 def naive_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leaves: Leaves | None,
@@ -131,12 +123,14 @@ def naive_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, leav
     return numbers, votes[:, :numbers.shape[-1]].masked_fill_(elsewhere, -1)
 
 
-def naive_page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: int, table: PageColumns,
+def naive_page_places(best: torch.Tensor, votes: torch.Tensor, numbers: torch.Tensor | None, first: int, table: PageColumns,
                       tokens: int) -> list[Places]:
     """Arguments and results as in `page_places`."""
     heads = len(best)
     pages = best + first if numbers is None else numbers.expand(heads, -1).gather(1, best).long()
+    pages = pages.masked_fill(votes < 0, first)     # some other one's; or none that there is any more
     starts, lengths, slots = table.columns[:3, pages + table.offset].unbind(0)
+    lengths = lengths.masked_fill(votes < 0, 0)
     lengths = lengths.masked_fill(lengths.cumsum(dim=-1) > tokens, 0)
     if table.unwanted is not None:
         lengths = lengths.masked_fill(table.unwanted[pages - table.base], 0)
@@ -170,32 +164,41 @@ def naive_page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: i
 def _of_line(room: Scratch | AtOnce, queries: torch.Tensor, entries: Entries, line: Line) -> list[torch.Tensor]:
     """Scores of a line's pages, in pieces."""
     if line.volume is None:
-        return room.pages(queries, _lying(entries.exact, line.places, entries.offset), line.sizes)
-    # The range goes into the queries: no product is made for the sake of the codes alone.
-    least, step = entries.ranges[:, line.volume - entries.base // entries.volume].unbind(1)
-    pieces = room.pages(queries * step[:, None], _lying(entries.codes, line.places, -entries.base), line.sizes)
-    added = torch.bmm(queries, least[..., None])
-    return [piece.add_(added) for piece in pieces]
+        found = _strays(entries, line.places) if line.strays else _lying(entries.exact, line.places, entries.offset)
+        return room.pages(queries, found, line.sizes)
+    places = line.places
+    if isinstance(places, slice):
+        places = torch.arange(places.start, places.stop, device=queries.device)[None]
+    found = _of_codes(entries, places.expand(len(queries), -1))
+    if line.strays:
+        found = torch.where(places[..., None] < 0, _strays(entries, places.clamp_max(-1)), found)
+    return room.pages(queries, found, line.sizes)
 
 
-def _in_ranges(queries: torch.Tensor, entries: Entries, places: torch.Tensor,
-               leaf: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where the codes of leaves are and what they stand for; of leaves that have none, some others'.
+def _strays(entries: Entries, places: torch.Tensor) -> torch.Tensor:
+    """Entries of strays at ~places [kv_heads or 1, n], [kv_heads, n, width]."""
+    index = (~places - entries.first_stray).clamp_min(0)
+    return _lying(entries.strays, index.expand(len(entries.strays), -1), 0)
+
+
+def _of_codes(entries: Entries, places: torch.Tensor, heads: slice = slice(None)) -> torch.Tensor:
+    """What codes at places [kv_heads, n] stand for, [kv_heads, n, width] fp32; something or other where there is none.
 
     Args:
-        places: of the first pages of the leaves, [kv_heads, n].
-
-    Returns:
-        Rows of codes by leaf, [kv_heads, n]; steps [ranges, width], and which of them each leaf has, [kv_heads, n]; what the
-        least numbers of its range add to its scores, [kv_heads, rows, n].
+        heads: the KV heads that these are.
     """
-    volumes = entries.ranges.shape[1]
-    least, step = entries.ranges.unbind(2)
-    places = (places - entries.base).clamp_max(entries.codes.shape[1] - leaf)
-    volume = places // entries.volume
-    which = volume + torch.arange(len(places), device=places.device)[:, None] * volumes
-    added = torch.bmm(queries, least.transpose(1, 2)).gather(2, volume[:, None].expand(-1, queries.shape[1], -1))
-    return _rows(places, entries.codes, leaf), step.flatten(0, 1), which, added
+    codes, steps, scales, leaves = (of_all[heads] for of_all in (entries.codes, entries.steps, entries.scales, entries.leaves))
+    at = (places - entries.base).clamp(0, codes.shape[1] - 1)
+    pairs = _lying(codes, at, 0)
+    levels = torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(2)[..., :steps.shape[2]] - MIDDLE
+    step = _lying(steps, at // entries.volume, 0) * scales.gather(1, at // entries.leaf)[..., None]
+    leaf = ((places - entries.first_leaf) // entries.leaf).clamp(0, leaves.shape[1] - 1)
+    return levels * step + _lying(leaves, leaf, 0)
+
+
+def _of_pages(places: torch.Tensor, leaf: int) -> torch.Tensor:
+    """Places of all pages of leaves, from those of the first ones [kv_heads, n], [kv_heads, n x leaf]."""
+    return (places[..., None] + torch.arange(leaf, device=places.device)).flatten(1)
 
 
 def _rows(places: torch.Tensor, pool: torch.Tensor, leaf: int) -> torch.Tensor:
@@ -210,7 +213,7 @@ def _lying(pool: torch.Tensor, places: slice | torch.Tensor, offset: int) -> tor
         return pool[:, places.start + offset:places.stop + offset]
     # By rows: `gather` would look each number up.
     rows = _rows(places + offset, pool, 1)
-    return pool.view(-1, pool.shape[2]).index_select(0, rows.flatten()).view(*rows.shape, -1)
+    return pool.reshape(-1, pool.shape[2]).index_select(0, rows.flatten()).view(*rows.shape, -1)
 
 
 def _scores(queries: torch.Tensor, entries: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:

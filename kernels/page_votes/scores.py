@@ -4,25 +4,31 @@ import triton.language as tl
 
 
 @triton.jit
-def _products(Q, ENTRIES, CODES, RANGES, place, exists, row, rows, offset, base, stop, q_row, VOLUME: tl.constexpr,
-              WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
+def _products(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, place, exists, row, rows, offset, base, stop, first_leaf, first_stray,
+              q_row, VOLUME: tl.constexpr, OF_LEAF: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
+              ROWS: tl.constexpr, KEYS: tl.constexpr):
     """[ROWS, KEYS] fp32 of queries at Q and entries at places [KEYS] of one KV head. See `Entries`; CODES None: all are exact."""
     product = tl.zeros((ROWS, KEYS), tl.float32)
-    entries, exact = ENTRIES + (place + offset).to(tl.int64) * WIDTH, exists
+    entries, coded = ENTRIES + (place + offset).to(tl.int64) * WIDTH, exists
     if CODES is not None:
-        coded, exact = exists & (place < stop), exists & (place >= stop)
+        # An entry as it lies: an exact one, a stray's, or a leaf's, which codes are added to.
+        coded = exists & (place >= 0) & (place < stop)
+        leaves = LEAVES + ((place - first_leaf) // OF_LEAF).to(tl.int64) * WIDTH
+        strays = STRAYS + (-1 - place - first_stray).to(tl.int64) * WIDTH
+        entries = tl.where(coded, leaves, tl.where(place < 0, strays, entries))
         at_code = (place - base).to(tl.int64)
-        codes, ranges = CODES + at_code * WIDTH, RANGES + at_code // VOLUME * (2 * WIDTH)
+        codes, steps = CODES + at_code * ((WIDTH + 1) // 2), STEPS + at_code // VOLUME * WIDTH
+        scale = tl.load(SCALES + at_code // OF_LEAF, mask=coded, other=0.0)
     for begin in range(0, WIDTH, WIDTH_BLOCK):
         at = begin + tl.arange(0, WIDTH_BLOCK)
         inside = (at < WIDTH)[None, :]
         query = tl.load(Q + row[:, None] * q_row + at[None, :], mask=(row < rows)[:, None] & inside, other=0.0)
-        entry = tl.load(entries[:, None] + at[None, :], mask=exact[:, None] & inside, other=0.0).to(tl.float32)
+        entry = tl.load(entries[:, None] + at[None, :], mask=exists[:, None] & inside, other=0.0).to(tl.float32)
         if CODES is not None:
             there = coded[:, None] & inside
-            least = tl.load(ranges[:, None] + at[None, :], mask=there, other=0.0)
-            step = tl.load(ranges[:, None] + (at + WIDTH)[None, :], mask=there, other=0.0)
-            entry += least + step * tl.load(codes[:, None] + at[None, :], mask=there, other=0).to(tl.float32)
+            step = tl.load(steps[:, None] + at[None, :], mask=there, other=0.0) * scale[:, None]
+            pair = tl.load(codes[:, None] + (at // 2)[None, :], mask=there, other=0).to(tl.int32)
+            entry += step * ((pair >> (at % 2 * 4)[None, :] & 15).to(tl.float32) - 7.5)
         product = tl.dot(query, tl.trans(entry), product, input_precision='ieee')
     return product
 
@@ -43,15 +49,16 @@ def _put(scores, SCORES, TOPS, SUMS, split, head, heads, row, rows, column, colu
 # Numbers that change from token to token are not specialised, nor are pointers into the middle of a tensor: an answer would
 # compile anew whenever one is a multiple of 16.
 @triton.jit(do_not_specialize=['SUMS', 'rows', 'count', 'first', 'offset', 'base', 'stop', 'column', 'columns', 'split', 'group',
-                               'p_head', 's_head', 's_page'])
-def score_kernel(Q, ENTRIES, CODES, RANGES, PLACES, GROUPS, SIZES, SCORES, TOPS, SUMS, rows, count, first, offset, base, stop,
-                 column, columns, split, group, q_group, q_head, q_row, e_head, c_head, r_head, p_head, s_head, s_page,
-                 VOLUME: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
+                               'first_leaf', 'first_stray', 'p_head', 's_head', 's_page'])
+def score_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, PLACES, GROUPS, SIZES, SCORES, TOPS, SUMS, rows, count, first, offset,
+                 base, stop, first_leaf, first_stray, column, columns, split, group, q_group, q_head, q_row, e_head, c_head, r_head, f_head,
+                 b_head, t_head, p_head, s_head, s_page, VOLUME: tl.constexpr, OF_LEAF: tl.constexpr, WIDTH: tl.constexpr,
+                 WIDTH_BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """A tile of candidates; grid (candidate tiles, KV heads, row tiles).
 
     SCORES is [kv_heads, rows, columns], TOPS and SUMS [splits, kv_heads, rows], of which these are from `column` and `split` on.
-    PLACES and GROUPS None: candidates lie side by side from place `first` on, in one group. `offset`, `base` and `stop` as of
-    `Entries`.
+    PLACES and GROUPS None: candidates lie side by side from place `first` on, in one group. `offset`, `base`, `stop`,
+    `first_leaf` and `first_stray` as of `Entries`, OF_LEAF its `leaf`.
     """
     head, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
     row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)
@@ -64,32 +71,38 @@ def score_kernel(Q, ENTRIES, CODES, RANGES, PLACES, GROUPS, SIZES, SCORES, TOPS,
     ENTRIES += head * e_head
     if CODES is not None:
         CODES += head * c_head
-        RANGES += head * r_head
+        STEPS += head * r_head
+        SCALES += head * f_head
+        LEAVES += head * b_head
+        STRAYS += head * t_head
     if GROUPS is None:
-        scores = _products(Q + group * q_group + head * q_head, ENTRIES, CODES, RANGES, place, exists, row, rows, offset, base,
-                           stop, q_row, VOLUME, WIDTH, WIDTH_BLOCK, ROWS, KEYS)
+        scores = _products(Q + group * q_group + head * q_head, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, place, exists, row, rows,
+                           offset, base, stop, first_leaf, first_stray, q_row, VOLUME, OF_LEAF, WIDTH, WIDTH_BLOCK, ROWS, KEYS)
     else:
         own = tl.load(GROUPS + at, mask=exists, other=-1)
         scores = tl.zeros((ROWS, KEYS), tl.float32)
         oldest = tl.load(GROUPS + tl.program_id(0) * KEYS)
         for each in range(oldest, tl.max(own) + 1):     # one, as a rule
-            product = _products(Q + each * q_group + head * q_head, ENTRIES, CODES, RANGES, place, exists, row, rows, offset,
-                                base, stop, q_row, VOLUME, WIDTH, WIDTH_BLOCK, ROWS, KEYS)
+            product = _products(Q + each * q_group + head * q_head, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, place, exists, row,
+                                rows, offset, base, stop, first_leaf, first_stray, q_row, VOLUME, OF_LEAF, WIDTH, WIDTH_BLOCK,
+                                ROWS, KEYS)
             scores = tl.where((own == each)[None, :], product, scores)
     size = tl.load(SIZES + head * s_head + at * s_page, mask=exists, other=0.0)
     _put(scores + size[None, :], SCORES, TOPS, SUMS, split + tl.program_id(0), head, heads, row, rows, column + at, columns,
          exists)
 
 
-@triton.jit(do_not_specialize=['SUMS', 'rows', 'opened', 'tiles', 'first_leaf', 'first_place', 'first', 'leaves', 'offset',
-                               'base', 'stop', 'column', 'leaf_column', 'columns', 'split', 'leaf_split', 'n_head'])
-def open_kernel(Q, ENTRIES, CODES, RANGES, BEST, PAGES, SIZES, NUMBERS, SCORES, TOPS, SUMS, rows, opened, tiles, first_leaf,
-                first_place, first, leaves, offset, base, stop, column, leaf_column, columns, split, leaf_split, q_head, q_row,
-                e_head, c_head, r_head, l_head, n_head, VOLUME: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
-                LEAF: tl.constexpr, BEST_BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
+@triton.jit(do_not_specialize=['SUMS', 'rows', 'opened', 'tiles', 'begin', 'first_place', 'first', 'leaves', 'offset', 'base',
+                               'stop', 'first_leaf', 'first_stray', 'column', 'leaf_column', 'columns', 'split', 'leaf_split',
+                               'n_head'])
+def open_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, BEST, PAGES, SIZES, NUMBERS, SCORES, TOPS, SUMS, rows, opened, tiles,
+                begin, first_place, first, leaves, offset, base, stop, first_leaf, first_stray, column, leaf_column, columns, split,
+                leaf_split, q_head, q_row, e_head, c_head, r_head, f_head, b_head, t_head, l_head, n_head, VOLUME: tl.constexpr,
+                OF_LEAF: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, LEAF: tl.constexpr, BEST_BLOCK: tl.constexpr,
+                ROWS: tl.constexpr, KEYS: tl.constexpr):
     """Pages of the best leaves are scored in their place; grid (`tiles` tiles of pages and some of leaves, KV heads, row tiles).
 
-    BEST is [kv_heads, opened] int64, counted from `first_leaf`; PAGES [kv_heads, leaves, LEAF] int32, ~number of a stray; SIZES
+    BEST is [kv_heads, opened] int64, counted from leaf `begin`; PAGES [kv_heads, leaves, LEAF] int32, ~number of a stray; SIZES
     of pages from number `first` on. Leaves that are opened get no score any more, and their splits new sums.
     """
     head, heads = tl.program_id(1).to(tl.int64), tl.num_programs(1)
@@ -98,16 +111,18 @@ def open_kernel(Q, ENTRIES, CODES, RANGES, BEST, PAGES, SIZES, NUMBERS, SCORES, 
     if tl.program_id(0) < tiles:
         at = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
         exists = at < opened * LEAF
-        leaf = tl.load(BEST + at // LEAF, mask=exists, other=0) + first_leaf
+        leaf = tl.load(BEST + at // LEAF, mask=exists, other=0) + begin
         number = tl.load(PAGES + head * l_head + leaf * LEAF + at % LEAF, mask=exists, other=0)
         stray = number < 0
         number = tl.where(stray, -1 - number, number)
         tl.store(NUMBERS + head * n_head + column + at, number, mask=exists & (tl.program_id(2) == 0))
         size = tl.load(SIZES + (number - first), mask=exists, other=0.0)
         size = tl.where(stray, float('-inf'), size)
-        scores = _products(Q + head * q_head, ENTRIES + head * e_head, CODES + head * c_head, RANGES + head * r_head,
-                           leaf * LEAF + at % LEAF + first_place, exists, row, rows, offset, base, stop, q_row, VOLUME, WIDTH,
-                           WIDTH_BLOCK, ROWS, KEYS)
+        place = (leaf * LEAF + at % LEAF + first_place).to(tl.int32)
+        scores = _products(Q + head * q_head, ENTRIES + head * e_head, CODES + head * c_head, STEPS + head * r_head,
+                           SCALES + head * f_head,
+                           LEAVES + head * b_head, STRAYS + head * t_head, place, exists, row, rows, offset, base, stop, first_leaf,
+                           first_stray, q_row, VOLUME, OF_LEAF, WIDTH, WIDTH_BLOCK, ROWS, KEYS)
         _put(scores + size[None, :], SCORES, TOPS, SUMS, split + tl.program_id(0), head, heads, row, rows, column + at, columns,
              exists)
     else:

@@ -24,7 +24,8 @@ def triton_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, lea
     Raises:
         ValueError: the device cannot run Triton, or it cannot address such tensors.
     """
-    _check(queries, entries.exact, entries.codes, entries.ranges, *([leaves.entries, leaves.pages] if leaves else []))
+    pools = entries.exact, entries.codes, entries.steps, entries.scales, entries.leaves, entries.strays
+    _check(queries, *pools, *([leaves.entries, leaves.pages] if leaves else []))
     if queries.numel() >= 2**31:    # the kernel counts these in 32 bits
         raise ValueError(f'queries must have less than 2**31 numbers, got shape {tuple(queries.shape)}')
     kv_heads, rows, width = queries.shape[1:]
@@ -41,8 +42,9 @@ def triton_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, lea
     shape = {'WIDTH': width, 'WIDTH_BLOCK': width_block(score, width), 'ROWS': score.rows,
              'KEYS': score.keys, **_options(score)}
     row_tiles, strides = triton.cdiv(rows, score.rows), queries.stride()[:3]
-    pools, (_, offset, *_, base, stop, volume) = (entries.exact, entries.codes, entries.ranges), entries
-    of_heads = [pool.stride(0) for pool in pools]
+    places, of_heads = (entries.offset, entries.base, entries.stop, entries.first_leaf, entries.first_stray), [
+        pool.stride(0) for pool in pools]
+    shape |= {'VOLUME': entries.volume, 'OF_LEAF': entries.leaf}
     here = len(through)     # of lines among the counts
     begin = 0 if not through else split[here]
 
@@ -57,14 +59,14 @@ def triton_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, lea
         if lines.count:
             flat = lines.flat
             score_kernel[tiles[here], kv_heads, row_tiles](
-                queries, *pools, flat.places, flat.groups, flat.sizes, scores, tops, sums, rows, lines.count, 0, offset, base,
-                stop, column[here], column[-1], split[here], 0, *strides, *of_heads, _head_stride(flat.places),
-                _head_stride(flat.sizes), 1, VOLUME=volume, **shape)
+                queries, *pools, flat.places, flat.groups, flat.sizes, scores, tops, sums, rows, lines.count, 0, *places,
+                column[here], column[-1], split[here], 0, *strides, *of_heads, _head_stride(flat.places),
+                _head_stride(flat.sizes), 1, **shape)
         for number, (group, stretch) in enumerate(through, here + 1):
             score_kernel[tiles[number], kv_heads, row_tiles](
-                queries, leaves.entries, None, None, None, None, leaves.size, scores, tops, sums, rows, counts[number],
-                stretch.start, 0, 0, 0, column[number], column[-1], split[number], group, *strides, leaves.entries.stride(0),
-                0, 0, 0, 0, 0, VOLUME=1, **shape)
+                queries, leaves.entries, *[None] * 7, leaves.size, scores, tops, sums, rows, counts[number],
+                stretch.start, 0, 0, 0, 0, 0, column[number], column[-1], split[number], group, *strides, leaves.entries.stride(0),
+                *[0] * 8, **shape | {'VOLUME': 1, 'OF_LEAF': 1})
         if not through:
             return lines.numbers, votes(0, lines.count)
         numbers, first_leaf = lines.room(kv_heads, column[here]), column[here + 1]
@@ -75,31 +77,31 @@ def triton_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, lea
             best = own.topk(leaves.opened, dim=-1, sorted=False).indices
             open_kernel[tiles[number] + tiles[of_leaves], kv_heads, row_tiles](
                 queries[group], *pools, best, leaves.pages, leaves.sizes, numbers, scores, tops, sums, rows, leaves.opened,
-                tiles[number], stretch.start, leaves.first_place, leaves.first, counts[of_leaves], offset, base, stop,
-                column[number], column[of_leaves], column[-1], split[number], split[of_leaves], *strides[1:], *of_heads,
-                leaves.pages.stride(0), numbers.stride(0), VOLUME=volume, LEAF=leaf,
+                tiles[number], stretch.start, leaves.first_place, leaves.first, counts[of_leaves], *places, column[number],
+                column[of_leaves], column[-1], split[number], split[of_leaves], *strides[1:], *of_heads,
+                leaves.pages.stride(0), numbers.stride(0), LEAF=leaf,
                 BEST_BLOCK=max(LEAST_OPEN, triton.next_power_of_2(leaves.opened)), **shape | _options(opening))
         begin = 0
         return numbers, votes(0, first_leaf, twice=True)
 
 
-def triton_page_places(best: torch.Tensor, numbers: torch.Tensor | None, first: int, table: PageColumns,
+def triton_page_places(best: torch.Tensor, votes: torch.Tensor, numbers: torch.Tensor | None, first: int, table: PageColumns,
                        tokens: int) -> list[Places]:
     """Arguments and results as in `page_places`.
 
     Raises:
         ValueError: the device cannot run Triton, or it cannot address such tensors.
     """
-    _check(best, table.columns, *(each for each in (numbers, table.moves, table.unwanted) if each is not None))
+    _check(best, votes, table.columns, *(each for each in (numbers, table.moves, table.unwanted) if each is not None))
     kv_heads, chosen = best.shape
     near, stop, split = table.near, table.stop, table.packed and table.exact > 0
     exact = table.exact if split else 0
     pages = torch.empty(kv_heads, chosen + exact, dtype=torch.int64, device=best.device)
     placed = torch.empty(5, *pages.shape, dtype=torch.int32, device=best.device)
-    best = best.contiguous()
+    best, votes = best.contiguous(), votes.contiguous()
     with _on(best.device):
         places_kernel[kv_heads,](
-            best, numbers, table.columns, table.moves, table.unwanted, table.boundary, pages, placed, chosen, exact, tokens,
+            best, votes, numbers, table.columns, table.moves, table.unwanted, table.boundary, pages, placed, chosen, exact, tokens,
             first, table.offset, table.base, near, stop, 0 if numbers is None else _head_stride(numbers), table.columns.stride(0),
             chosen + exact, CHOSEN=max(LEAST, triton.next_power_of_2(chosen)), EXACT=EXACT, SPLIT=split, **_options(PLACES))
     starts, lengths, slots, moves, below = placed

@@ -15,7 +15,7 @@ def run_variants(kv_heads: int, width: int, leaf: int, volume: int, dtype: torch
     of one pool and of two.
 
     Args:
-        width: numbers in an entry; leaf: pages in one; volume: places that have one range in 8 bits; dtype: of other entries.
+        width: numbers in an entry; leaf: pages in one; volume: places that have one range in 4 bits; dtype: of other entries.
         opened: leaves that a pass opens.
         chosen: pages that passes choose at most.
 
@@ -36,7 +36,7 @@ def run_variants(kv_heads: int, width: int, leaf: int, volume: int, dtype: torch
     through = Leaves(entries[:, ::leaf].contiguous(), numbers.view(1, leaves, leaf).repeat(kv_heads, 1, 1), 0,
                      [(0, slice(0, leaves))], opened, sizes[:1].view(1, 1, 1), sizes, 0)
     for each in (None, through):
-        triton_page_votes(queries, Entries.plain(entries)._replace(volume=volume), listed, each)    # in 8 bits: the same kernels
+        triton_page_votes(queries, Entries.plain(entries)._replace(volume=volume, leaf=leaf), listed, each)    # in 4 bits: the same
     ran = ['pages one by one', 'pages through leaves']
     columns, moves = (torch.ones(*shape, pages, dtype=torch.int32, device=device) for shape in ((3,), ()))
     boundary = torch.tensor([pages - 1], device=device)
@@ -45,7 +45,8 @@ def run_variants(kv_heads: int, width: int, leaf: int, volume: int, dtype: torch
         for packed in (False, True):
             for of_pages in (None, numbers[None]):
                 for moved in (None, moves):
-                    triton_page_places(best, of_pages, 0, PageColumns(columns, 0, 0, pages, boundary, packed, 1, 0, moved, None),
+                    triton_page_places(best, best.float(), of_pages, 0,
+                                       PageColumns(columns, 0, 0, pages, boundary, packed, 1, 0, moved, None),
                                        count)
         ran.append(f'places of {count} pages')
     return ran

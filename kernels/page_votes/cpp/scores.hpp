@@ -23,22 +23,22 @@ struct Queries {
     std::size_t rows, width;
 };
 
-// Where scores go, rows of them `stride` apart, and what is added: the sizes of pages, and to all of a row `added`.
+// Where scores go, rows of them `stride` apart, and what is added: the sizes of pages, if any, and to all of a row `added`.
 struct Scores {
     float *scores;
     std::size_t stride;
     const float *sizes, *added;
 
     void put(std::size_t row, std::size_t page, float product) const {
-        scores[row * stride + page] = product + sizes[page] + added[row];
+        scores[row * stride + page] = product + (sizes ? sizes[page] : 0) + added[row];
     }
 
     void put(std::size_t row, std::size_t page, const Vector &products, std::size_t count) const {
         float *to = scores + row * stride + page;
         if (count >= LANES) {
-            store(to, products + load(sizes + page) + added[row]);
+            store(to, products + (sizes ? load(sizes + page) : Vector{}) + added[row]);
         } else {
-            const Vector some = products + load_some(sizes + page, count) + added[row];
+            const Vector some = products + (sizes ? load_some(sizes + page, count) : Vector{}) + added[row];
             std::memcpy(to, &some, count * sizeof *to);
         }
     }
@@ -52,9 +52,13 @@ inline void fetch(const Entry *entry, std::size_t width) {
         __builtin_prefetch(entry + at);
 }
 
+inline void fetch(Nibbles entry, std::size_t width) {
+    fetch(entry.bytes, (width + 1) / 2);
+}
+
 // Each entry as it lies: numbers side by side are multiplied together, and their products added up in the end.
 template <std::size_t ROWS, class Entry>
-inline void multiply(const float *queries, std::size_t width, const Entry *const (&entries)[FEW_KEYS],
+inline void multiply(const float *queries, std::size_t width, const Entry (&entries)[FEW_KEYS],
                      float (&products)[ROWS][FEW_KEYS]) {
     Vector found[ROWS][FEW_KEYS] = {};
     const auto add = [&](const auto &part) {
@@ -69,9 +73,9 @@ inline void multiply(const float *queries, std::size_t width, const Entry *const
     };
     std::size_t at = 0;
     for (; at + LANES <= width; at += LANES)
-        add([at](const auto *numbers) { return load(numbers + at); });
+        add([at](const auto &numbers) { return load(numbers + at); });
     if (at < width)
-        add([at, width](const auto *numbers) { return load_some(numbers + at, width - at); });
+        add([at, width](const auto &numbers) { return load_some(numbers + at, width - at); });
     for (std::size_t row = 0; row < ROWS; ++row)
         sums(found[row], products[row]);
 }

@@ -81,7 +81,50 @@ inline Vector load(const Half *from) {
 #endif
 }
 
+// Numbers in 4 bits, two to a byte, the first in its lower half.
+struct Nibbles {
+    const std::uint8_t *bytes;
+
+    Nibbles operator+(std::size_t even) const {
+        return {bytes + even / 2};
+    }
+};
+
+inline Vector load(Nibbles from) {
+#if defined(__x86_64__)
+    // Bytes of which the upper half becomes one of its own.
+#if defined(__AVX512F__)
+    const __m128i pairs = _mm_loadl_epi64(reinterpret_cast<const __m128i *>(from.bytes));
+#else
+    const __m128i pairs = _mm_cvtsi32_si128(read<std::int32_t>(from.bytes));
+#endif
+    const __m128i lower = _mm_set1_epi8(15);
+    const __m128i apart = _mm_unpacklo_epi8(_mm_and_si128(pairs, lower), _mm_and_si128(_mm_srli_epi16(pairs, 4), lower));
+    std::uint8_t bytes[16];
+    std::memcpy(bytes, &apart, sizeof bytes);
+    return load(bytes);
+#elif defined(__aarch64__)
+    std::uint8_t some[8] = {};
+    std::memcpy(some, from.bytes, LANES / 2);
+    const uint8x8_t pairs = vld1_u8(some);
+    std::uint8_t bytes[8];
+    vst1_u8(bytes, vzip1_u8(vand_u8(pairs, vdup_n_u8(15)), vshr_n_u8(pairs, 4)));
+    return load(bytes);
+#else
+    std::uint8_t bytes[LANES];
+    for (std::size_t lane = 0; lane < LANES; ++lane)
+        bytes[lane] = from.bytes[lane / 2] >> lane % 2 * 4 & 15;
+    return load(bytes);
+#endif
+}
+
 // The first `count` numbers, fewer than a vector has; zeros behind them.
+inline Vector load_some(Nibbles from, std::size_t count) {
+    std::uint8_t some[LANES / 2] = {};
+    std::memcpy(some, from.bytes, (count + 1) / 2);
+    return load(Nibbles{some});
+}
+
 template <class Number>
 inline Vector load_some(const Number *from, std::size_t count) {
     Number some[LANES] = {};

@@ -12,8 +12,9 @@
 struct Call {
     const float *queries;       // [groups, kv_heads, rows, width]
     const void *exact;          // [kv_heads, capacity, width], fp16 or fp32
-    const std::uint8_t *codes;  // [kv_heads, places, width]
-    const float *ranges;        // [kv_heads, volumes, 2, width]
+    const std::uint8_t *codes;  // [kv_heads, places, bytes]
+    const float *steps, *scales;        // [kv_heads, volumes, width], [kv_heads, leaves]
+    const void *strays, *bases; // [kv_heads, strays, width] and, of leaves, [kv_heads, leaves, width], as exact
     const std::int32_t *places, *groups, *numbers;      // of lines: [kv_heads or 1, lines], [lines], as places
     const float *sizes;         // of lines, as places
     const void *leaves;         // [kv_heads, leaves, width], fp16 or fp32
@@ -24,7 +25,7 @@ struct Call {
     float *votes;               // as found
     std::int64_t kv_heads, rows, width;
     std::int64_t exact_half, exact_head, offset;
-    std::int64_t codes_head, ranges_head, base, stop, volume;
+    std::int64_t codes_head, steps_head, scales_head, base, stop, volume, strays_head, first_stray, bases_head, first_base, of_base;
     std::int64_t lines, places_head, numbers_head, sizes_head;
     std::int64_t leaves_half, leaves_head, pages_head, leaf, first_place, first_page, opened, stretches;
 };
@@ -58,6 +59,9 @@ void spread(const float *scores, std::size_t rows, std::size_t stride, std::size
     }
 }
 
+constexpr std::size_t BASES = 64;      // leaves whose pages' codes are scored at a time
+constexpr float MIDDLE = 7.5f;         // where a code of 4 bits stands for no difference
+
 // Columns of scores are lines, leaves, and from a multiple of LANES on opened pages; -inf where there is none.
 class Head {
 public:
@@ -70,12 +74,13 @@ public:
         columns_ = behind_ + rounded_up(opened_);
         // What is read most first: whole vectors are, and one that crosses a line of the cache costs two.
         const std::size_t most = std::max(leaves_, opened_);
-        const std::size_t sizes[] = {MANY_KEYS * width_, rows_ * columns_, columns_, columns_, rows_ * width_, rows_, most, most};
+        const std::size_t sizes[] = {MANY_KEYS * width_, rows_ * columns_, columns_, columns_, rows_ * width_, rows_ * BASES,
+                                     rows_, most, most};
         // Not written beforehand: most of it is room for scores.
         room_.reset(static_cast<float *>(::operator new[](
             std::accumulate(std::begin(sizes), std::end(sizes), std::size_t{0}) * sizeof(float), LINE)));
         float *begin = room_.get(), *places;
-        float **parts[] = {&turned_, &scores_, &shares_, &votes_, &folded_, &added_, &sizes_, &places};
+        float **parts[] = {&turned_, &scores_, &shares_, &votes_, &folded_, &bases_, &added_, &sizes_, &places};
         for (std::size_t part = 0; part < std::size(sizes); begin += sizes[part++])
             *parts[part] = begin;
         places_ = reinterpret_cast<std::int32_t *>(places);
@@ -208,59 +213,102 @@ private:
                 best_.push_back(leaf);
     }
 
-    // Scores of pages at places, side by side from a column on; those in one range together.
+    // Scores of pages at places, side by side from a column on; strays together, and those in one range.
     void score_pages(const Queries &asked, std::size_t column, std::size_t count, const std::int32_t *places,
                      const float *sizes) {
         for (std::size_t begin = 0; begin < count;) {
             std::int64_t first = call_.stop, stop = std::numeric_limits<std::int64_t>::max();
-            if (places[begin] < call_.stop) {
+            if (places[begin] < 0) {
+                first = std::numeric_limits<std::int64_t>::min();
+                stop = 0;
+            } else if (places[begin] < call_.stop) {
                 first = places[begin] - (places[begin] - call_.base) % call_.volume;
                 stop = std::min(first + call_.volume, call_.stop);
             }
             std::size_t end = begin + 1;
             while (end < count && places[end] >= first && places[end] < stop)
                 ++end;
-            if (first < call_.stop)
-                score_codes(asked, first - call_.base, column + begin, end - begin, places + begin, sizes + begin);
+            const std::int32_t *those = places + begin;
+            if (first < 0)
+                score_pool(asked, call_.strays, call_.strays_head, column + begin, end - begin, sizes + begin,
+                           [&](std::size_t page) { return ~those[page] - call_.first_stray; });
+            else if (first < call_.stop)
+                score_codes(asked, first - call_.base, column + begin, end - begin, those, sizes + begin);
             else
-                score_exact(asked, column + begin, end - begin, places + begin, sizes + begin);
+                score_pool(asked, call_.exact, call_.exact_head, column + begin, end - begin, sizes + begin,
+                           [&](std::size_t page) { return those[page] + call_.offset; });
             begin = end;
         }
     }
 
-    void score_exact(const Queries &asked, std::size_t column, std::size_t count, const std::int32_t *places,
-                     const float *sizes) {
-        std::fill_n(added_, rows_, 0.0f);
-        const auto score_those = [&](const auto *entries) {
-            entries += head_ * call_.exact_head + call_.offset * call_.width;
-            score(asked, count, [&](std::size_t page) { return entries + places[page] * call_.width; }, turned_,
-                  to(column, sizes));
-        };
+    // Calls back with entries of a pool of this KV head that are there as they are.
+    template <class Do>
+    void with_pool(const void *pool, std::int64_t pool_head, const Do &with) const {
         if (call_.exact_half)
-            score_those(static_cast<const Half *>(call_.exact));
+            with(static_cast<const Half *>(pool) + head_ * pool_head);
         else
-            score_those(static_cast<const float *>(call_.exact));
+            with(static_cast<const float *>(pool) + head_ * pool_head);
     }
 
-    // An entry is least + step * code: the range goes into the queries. begin: the first code of the volume.
+    template <class At>
+    void score_pool(const Queries &asked, const void *pool, std::int64_t pool_head, std::size_t column, std::size_t count,
+                    const float *sizes, const At &at) {
+        std::fill_n(added_, rows_, 0.0f);
+        with_pool(pool, pool_head, [&](const auto *entries) {
+            score(asked, count, [&](std::size_t page) { return entries + at(page) * call_.width; }, turned_, to(column, sizes));
+        });
+    }
+
+    // An entry is that of its leaf and scale * step * (code - MIDDLE): the steps go into the queries, and what the leaf has is
+    // the same for all of its pages. begin: the first code of the volume.
     void score_codes(const Queries &asked, std::int64_t begin, std::size_t column, std::size_t count,
                      const std::int32_t *places, const float *sizes) {
-        const float *least = call_.ranges + head_ * call_.ranges_head + begin / call_.volume * 2 * call_.width;
-        const float *step = least + width_;
+        const float *step = call_.steps + head_ * call_.steps_head + begin / call_.volume * call_.width;
+        const float *scale = call_.scales + head_ * call_.scales_head - call_.base / call_.of_base;
         for (std::size_t row = 0; row < rows_; ++row) {
             const float *query = asked.numbers + row * width_;
+            float *folded = folded_ + row * width_;
             for (std::size_t at = 0; at < width_; ++at)
-                folded_[row * width_ + at] = query[at] * step[at];
-            Vector products = {};
+                folded[at] = query[at] * step[at];
+            Vector total = {};
             std::size_t at = 0;
             for (; at + LANES <= width_; at += LANES)
-                products += load(query + at) * load(least + at);
-            products += load_some(query + at, width_ - at) * load_some(least + at, width_ - at);
-            added_[row] = sum(products);
+                total += load(folded + at);
+            added_[row] = -MIDDLE * sum(total + load_some(folded + at, width_ - at));
         }
-        const std::uint8_t *codes = call_.codes + head_ * call_.codes_head - call_.base * call_.width;
-        score(Queries{folded_, rows_, width_}, count, [&](std::size_t page) { return codes + places[page] * call_.width; },
-              turned_, to(column, sizes));
+        const std::int64_t bytes = (call_.width + 1) / 2;
+        const std::uint8_t *codes = call_.codes + head_ * call_.codes_head - call_.base * bytes;
+        score(Queries{folded_, rows_, width_}, count, [&](std::size_t page) { return Nibbles{codes + places[page] * bytes}; },
+              turned_, to(column, nullptr));
+        std::int64_t leaves[BASES];
+        std::size_t ends[BASES];        // of a leaf's pages, as far as they are side by side
+        for (std::size_t page = 0; page < count;) {
+            std::size_t first = page, found = 0;
+            for (; page < count && found < BASES; ++found) {
+                leaves[found] = (places[page] - call_.first_base) / call_.of_base;
+                const std::int64_t begins = call_.first_base + leaves[found] * call_.of_base;
+                while (page < count && places[page] >= begins && places[page] < begins + call_.of_base)
+                    ++page;
+                ends[found] = page;
+            }
+            score_bases(asked, leaves, found);
+            for (std::size_t row = 0; row < rows_; ++row) {
+                float *scores = scores_ + row * columns_ + column;
+                for (std::size_t each = 0, at = first; each < found; ++each) {
+                    const float own = scale[leaves[each] + call_.first_base / call_.of_base], base = bases_[row * BASES + each];
+                    for (; at < ends[each]; ++at)
+                        scores[at] = scores[at] * own + base + sizes[at];
+                }
+            }
+        }
+    }
+
+    void score_bases(const Queries &asked, const std::int64_t *leaves, std::size_t count) {
+        std::fill_n(added_, rows_, 0.0f);
+        with_pool(call_.bases, call_.bases_head, [&](const auto *entries) {
+            score(asked, count, [&](std::size_t each) { return entries + leaves[each] * call_.width; }, turned_,
+                  Scores{bases_, BASES, nullptr, added_});
+        });
     }
 
     static constexpr std::align_val_t LINE{64};
@@ -276,7 +324,7 @@ private:
     const std::size_t rows_, width_, lines_, opened_;
     std::size_t leaves_ = 0, behind_, columns_;     // behind_: of the opened pages, the first
     std::unique_ptr<float[], Freed> room_;
-    float *turned_, *scores_, *shares_, *votes_, *folded_, *added_, *sizes_;     // parts of it
+    float *turned_, *scores_, *shares_, *votes_, *folded_, *bases_, *added_, *sizes_;     // parts of it
     std::int32_t *places_;              // as these; of opened pages, or what leaves are told apart by
     std::vector<std::size_t> best_;     // leaves that are opened, counted from the first of their stretch, ascending
 };

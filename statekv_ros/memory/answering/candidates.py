@@ -11,8 +11,10 @@ from statekv_ros.kernels.page_votes import Leaves, Line, Lines, Scratch, page_vo
 from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, LEAVES, STRAYS, VOLUME
 from statekv_ros.memory.detailed.table import ENTRY_DTYPE, PageTable
 
-# A group goes through the leaves of a volume too of which others have no more than this part.
+# A group goes through the leaves of a volume too of which others have no more than this part,
 _ELSEWHERE = .25
+# and of which it has at least that one: the rest may be lost, or not be asked for.
+_LEFT = .25
 # Leaves that a pass opens, if it reads no more pages than that; docs/finding_pages.md says what fewer lose.
 OPEN_LEAVES = 64
 
@@ -32,8 +34,8 @@ class Walk(NamedTuple):
         of: what was held and sorted when this was made.
         lines: without numbers where they are all pages from the first on, as they are; the strays of leaves among them.
         through: groups and chapters that are gone through by leaves.
-        sizes: logarithms of all pages' lengths, [pages] fp32; -inf: of those in these chapters that another group scores one by
-            one.
+        sizes: logarithms of all pages' lengths, [pages] fp32; -inf: of those in these chapters that are not asked for, or that
+            another group scores one by one.
     """
     of: tuple[int, ...]
     lines: Lines
@@ -62,9 +64,12 @@ class Candidates:
         self._stops = table.leaves.stops
         self._first = groups[0].first
         lengths = table.lengths(slice(self._first, groups[-1].stop)).float()
-        self._sizes, self._of_leaf = lengths.log(), (lengths.mean().log() + math.log(LEAF)).view(1, 1, 1)
+        sizes, self._of_leaf = lengths.log(), (lengths.mean().log() + math.log(LEAF)).view(1, 1, 1)
         if unwanted is not None:
-            self._sizes.masked_fill_(unwanted, float('-inf'))
+            sizes.masked_fill_(unwanted, float('-inf'))
+        # Leaves of the first volume have pages before the first one too.
+        self._begin = self._first - self._first % (VOLUME * CHAPTER)
+        self._sizes = torch.cat([sizes.new_full((self._first - self._begin,), float('-inf')), sizes])
         self._walks: dict[int, Walk] = {}       # by layer
         self._scratch: Scratch | None = None
 
@@ -98,7 +103,7 @@ class Candidates:
             of_leaves, pages, chapter = table.leaves.layer(layer)
             through = [(group, slice((chapters.start - chapter) * LEAVES, (chapters.stop - chapter) * LEAVES))
                        for group, chapters in walk.through]
-            leaves = Leaves(of_leaves, pages, chapter * CHAPTER, through, self._leaves, self._of_leaf, walk.sizes, self._first)
+            leaves = Leaves(of_leaves, pages, chapter * CHAPTER, through, self._leaves, self._of_leaf, walk.sizes, self._begin)
         return page_votes(queries, table.layer(layer), walk.lines, leaves, self._scratch)
 
     def _walk(self, layer: int, first: int) -> Walk:
@@ -129,20 +134,18 @@ class Candidates:
         if elsewhere:
             sizes = sizes.clone()
         for pages in elsewhere:
-            sizes[pages.start - self._first:pages.stop - self._first] = float('-inf')
+            sizes[pages.start - self._begin:pages.stop - self._begin] = float('-inf')
         lines, numbers = [], []
         for index, part, in_leaves in parts:
             if in_leaves:
-                places, pages = self._table.leaves.strays(layer, slice(part.start // CHAPTER, part.stop // CHAPTER))
-                of_strays = sizes[pages - self._first][:, None]
+                strays, pages = self._table.leaves.strays(layer, slice(part.start // CHAPTER, part.stop // CHAPTER))
+                at = ~torch.arange(strays.start, strays.stop, device=pages.device)[None]
+                lines.append(Line(index, at, sizes[pages - self._begin][:, None], strays=True))
                 numbers.append(pages)
-                for piece, volume in self._by_volume(part):
-                    at = slice(*((end - part.start) // CHAPTER * STRAYS for end in (piece.start, piece.stop)))
-                    lines.append(Line(index, places[:, at], of_strays[..., at], volume))
                 continue
             for piece, volume in self._by_volume(part):
                 places, pages = self._table.lying(layer, piece)
-                lines.append(Line(index, places, self._sizes[pages - self._first][:, None], volume))
+                lines.append(Line(index, places, self._sizes[pages - self._begin][:, None], volume, strays=volume is not None))
                 numbers.append(pages)
         heads = max((len(pages) for pages in numbers), default=1)
         if first >= self._table.leaves.chapters(layer).stop * CHAPTER:
@@ -166,22 +169,24 @@ class Candidates:
         """The chapters that are worth going through by leaves for a span: its own, and those of which it has nearly all that is sorted
         together. Where the oldest steps stand otherwise than all others, as they do, one volume would be scored page by page for ever."""
         leaves = self._table.leaves
-        held = slice(max(leaves.first, -(-first // CHAPTER)), min(self._stops[layer], self._groups[-1].stop // CHAPTER))
+        held = slice(max(leaves.first, self._begin // CHAPTER), min(self._stops[layer], self._groups[-1].stop // CHAPTER))
         chapters = slice(max(held.start, span.start // CHAPTER), min(held.stop, -(-span.stop // CHAPTER)))
         begin, end = chapters.start, chapters.stop
         if begin < end:
-            begin = self._worth(layer, begin, span, held).start
+            begin = self._worth(layer, begin, span, held, first).start
         if begin < end:
-            end = self._worth(layer, end - 1, span, held).stop
+            end = self._worth(layer, end - 1, span, held, first).stop
         worth = self._leaves is not None and (end - begin) * LEAVES > self._leaves
         return slice(begin, end) if worth else None
 
-    def _worth(self, layer: int, chapter: int, span: slice, held: slice) -> slice:
+    def _worth(self, layer: int, chapter: int, span: slice, held: slice, first: int) -> slice:
         """The chapters that one at an end of a span is sorted with; an empty slice at the side of the span where too much of them is
         elsewhere, or not held."""
         together = self._table.leaves.together(layer, chapter)
         pages = slice(together.start * CHAPTER, together.stop * CHAPTER)
-        inside = min(span.stop, pages.stop) - max(span.start, pages.start)
-        if held.start <= together.start and together.stop <= held.stop and inside >= (1 - _ELSEWHERE) * (pages.stop - pages.start):
+        inside, whole = min(span.stop, pages.stop) - max(span.start, pages.start), pages.stop - pages.start
+        others = whole - inside - max(0, first - pages.start)
+        if (held.start <= together.start and together.stop <= held.stop and others <= _ELSEWHERE * whole
+                and inside >= _LEFT * whole):
             return together
         return slice(together.stop, together.start)

@@ -70,11 +70,11 @@ class PageChooser:
         if first >= self._stop:
             return []
         candidates, votes = self._candidates.votes(layer, rows, first)
-        best = votes.topk(min(votes.shape[-1], self._count), dim=-1).indices
+        votes, best = votes.topk(min(votes.shape[-1], self._count), dim=-1)
         table = self._table
         columns = PageColumns(*table.columns, table.near, self._stop, table.boundary_there,
                               table.boundary > max(first, table.near), self._exact, self._first, self._moves, self._unwanted)
-        return page_places(best, candidates, first, columns, self.tokens)
+        return page_places(best, votes, candidates, first, columns, self.tokens)
 
     def place(self) -> tuple | None:
         """See `Reading.place`; None where some pages are not on the device."""

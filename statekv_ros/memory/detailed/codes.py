@@ -1,15 +1,16 @@
-"""Index entries in 8 bits: over hours nearly all of the index is these.
+"""Index entries in 4 bits: over hours nearly all of the index is these.
 
-Each number of an entry becomes one of 256 steps between the least and the greatest of its channel in a volume of sorted pages, in
-each layer and KV head. It becomes so once, when its volume has been sorted, and is never rounded again: whatever is sorted later
-moves codes about.
+Once a volume of pages has been sorted, what is left to tell of a page is by how much it differs from its leaf: of each number one
+of 16 levels around the leaf's, whose distances go by how much its channel differs in the volume, and by how much the leaf's pages
+do. Pages that differ more than others are strays, and have exact entries of their own (`Leaves`).
 """
 import torch
 
 from statekv_ros.backbones.base import KVLayout
 from statekv_ros.memory.detailed.room import room_for, zeros
 
-_STEPS = 255
+_LEVELS = 16
+_MIDDLE = (_LEVELS - 1) / 2     # the leaf's own entry; no code is there
 
 
 class Codes:
@@ -20,16 +21,17 @@ class Codes:
 
     Attributes:
         volume: pages in one.
+        leaf: pages in one.
     """
 
-    def __init__(self, layout: KVLayout, width: int, volume: int):
+    def __init__(self, layout: KVLayout, width: int, volume: int, leaf: int):
         """width: numbers in an entry."""
-        self.volume = volume
+        self.volume, self.leaf = volume, leaf
         self._layout, self._width = layout, width
         self._from = self._to = 0               # volumes that are coded in all layers
         self._first = 0                         # number of the oldest page held
         self._bases = [0] * layout.layers       # volume at the front of the arrays
-        self._codes, self._ranges = ([part] * layout.layers for part in self._empty(0))
+        self._codes, self._steps, self._scales = ([part] * layout.layers for part in self._empty(0))
 
     @property
     def stop(self) -> int:
@@ -38,29 +40,38 @@ class Codes:
 
     @property
     def bytes(self) -> int:
-        """Bytes of all codes and ranges, those not in use included."""
-        return sum(part.nbytes for part in (*self._codes, *self._ranges))
+        """Bytes of all codes and what they are in, those not in use included."""
+        return sum(part.nbytes for part in (*self._codes, *self._steps, *self._scales))
 
     @property
     def page_bytes(self) -> int:
         """Bytes for each page, rounded up."""
-        ranges = 2 * torch.float32.itemsize * self._width
-        return self._layout.layers * self._layout.kv_heads * (self._width - (-ranges // self.volume))
+        volume = torch.float32.itemsize * (self._width + self.volume // self.leaf)
+        return self._layout.layers * self._layout.kv_heads * (self._code_width - (-volume // self.volume))
 
-    def put(self, layer: int, heads: slice, volume: int, entries: torch.Tensor) -> None:
+    def put(self, layer: int, heads: slice, volume: int, differences: torch.Tensor, strays: torch.Tensor) -> None:
         """Make codes of a volume in some KV heads of a layer; they count once `finish` was called.
 
         Args:
-            entries: [kv_heads, pages, width] fp32, as they lie.
+            differences: of entries from those of their leaves, as they lie, [kv_heads, leaves, pages of a leaf, width] fp32.
+            strays: which of the pages are, [kv_heads, leaves, pages of a leaf] bool: what their codes say means nothing.
         """
-        if volume - self._bases[layer] >= self._ranges[layer].shape[1]:
+        if volume - self._bases[layer] >= self._steps[layer].shape[1]:
             self._grow(layer, volume)
         at = volume - self._bases[layer]
-        least, most = entries.aminmax(dim=1, keepdim=True)
-        step = (most - least) / _STEPS
-        codes = (entries - least).div_(step.clamp_min(torch.finfo(torch.float32).tiny)).round_().clamp_(0, _STEPS)
-        self._codes[layer][heads, at * self.volume:(at + 1) * self.volume] = codes
-        self._ranges[layer][heads, at] = torch.cat([least, step], dim=1)
+        of_others = differences.masked_fill(strays[..., None], 0)
+        others = (~strays).sum(dim=(1, 2)).clamp_min(1)
+        step = (of_others.square().sum(dim=(1, 2)) / others[:, None]).sqrt_()
+        self._steps[layer][heads, at] = step
+        step = step[:, None, None]
+        # What is furthest from its leaf has the first or the last level; what never differs has no step.
+        scale = (of_others.abs() / step).nan_to_num_(0).amax(dim=(2, 3)) / _MIDDLE
+        leaves = self.volume // self.leaf
+        self._scales[layer][heads, at * leaves:(at + 1) * leaves] = scale
+        levels = (differences / (step * scale[..., None, None])).nan_to_num_(0).add_(_MIDDLE).round_().clamp_(0, _LEVELS - 1)
+        codes = torch.nn.functional.pad(levels.to(torch.uint8), (0, levels.shape[-1] % 2)).unflatten(-1, (-1, 2))
+        low, high = codes.flatten(1, 2).unbind(-1)
+        self._codes[layer][heads, at * self.volume:(at + 1) * self.volume] = low | high << 4
 
     def finish(self, volume: int) -> None:
         """All layers and KV heads of a volume are coded."""
@@ -72,42 +83,41 @@ class Codes:
         """Pages before this one are not held any more."""
         self._first = first
 
-    def lying(self, layer: int, pages: slice) -> torch.Tensor:
-        """Codes at the places of pages, where they lie, [kv_heads, pages, width] uint8."""
-        begin = self._bases[layer] * self.volume
-        return self._codes[layer][:, pages.start - begin:pages.stop - begin]
-
-    def entries(self, layer: int, pages: slice) -> torch.Tensor:
-        """What codes at the places of pages of one volume stand for, [kv_heads, pages, width] fp32."""
-        least, step = self._ranges[layer][:, pages.start // self.volume - self._bases[layer]].unbind(1)
-        return self.lying(layer, pages).float().mul_(step[:, None]).add_(least[:, None])
-
-    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Codes [kv_heads, pages, width] uint8 and ranges [kv_heads, volumes, 2, width] fp32, which are least numbers and steps,
-        and the place of the first code."""
-        return self._codes[layer], self._ranges[layer], self._bases[layer] * self.volume
+    def layer(self, layer: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+        """Codes, steps, scales and the place of the first code, as `kernels.page_votes.Entries` has them."""
+        return self._codes[layer], self._steps[layer], self._scales[layer], self._bases[layer] * self.volume
 
     def place(self) -> tuple[int, ...]:
         """Where codes lie: the same as long as none is found elsewhere."""
-        return (self.stop, *self._bases, *(part.data_ptr() for part in (*self._codes, *self._ranges)))
+        return (self.stop, *self._bases, *(part.data_ptr() for part in (*self._codes, *self._steps, *self._scales)))
 
     def of_heads(self, layout: KVLayout, heads: slice) -> 'Codes':
         """The same of some KV heads, for reading."""
-        part = Codes(layout, self._width, self.volume)
+        part = Codes(layout, self._width, self.volume, self.leaf)
         part._from, part._to, part._first, part._bases = self._from, self._to, self._first, list(self._bases)
-        part._codes, part._ranges = ([each[heads] for each in parts] for parts in (self._codes, self._ranges))
+        part._codes, part._steps, part._scales = (
+            [each[heads] for each in parts] for parts in (self._codes, self._steps, self._scales))
         return part
 
-    def _empty(self, volumes: int) -> tuple[torch.Tensor, torch.Tensor]:
-        layout, width = self._layout, self._width
-        return (zeros(layout.kv_heads, volumes * self.volume, width, dtype=torch.uint8, device=layout.device),
-                zeros(layout.kv_heads, volumes, 2, width, dtype=torch.float32, device=layout.device))
+    @property
+    def _code_width(self) -> int:
+        """Bytes of a page's codes."""
+        return -(-self._width // 2)
+
+    def _empty(self, volumes: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        layout = self._layout
+        return (zeros(layout.kv_heads, volumes * self.volume, self._code_width, dtype=torch.uint8, device=layout.device),
+                zeros(layout.kv_heads, volumes, self._width, dtype=torch.float32, device=layout.device),
+                zeros(layout.kv_heads, volumes * self.volume // self.leaf, dtype=torch.float32, device=layout.device))
 
     def _grow(self, layer: int, volume: int) -> None:
         """Make room for a volume, without those that are not held any more."""
         base = min(self._first // self.volume, volume)
-        begin, held = base - self._bases[layer], volume - base
-        codes, ranges = self._empty(1 + room_for(held))
-        kept = self._codes[layer][:, begin * self.volume:][:, :held * self.volume], self._ranges[layer][:, begin:][:, :held]
-        codes[:, :kept[0].shape[1]], ranges[:, :kept[1].shape[1]] = kept
-        self._codes[layer], self._ranges[layer], self._bases[layer] = codes, ranges, base
+        gone, held = base - self._bases[layer], volume - base
+        new = self._empty(1 + room_for(held))
+        for parts, room, of_volume in zip((self._codes, self._steps, self._scales), new,
+                                          (self.volume, 1, self.volume // self.leaf)):
+            kept = parts[layer][:, gone * of_volume:][:, :held * of_volume]
+            room[:, :kept.shape[1]] = kept
+            parts[layer] = room
+        self._bases[layer] = base

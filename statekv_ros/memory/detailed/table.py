@@ -19,7 +19,7 @@ class PageTable:
 
     Entries lie at places, which count as pages do: that of a page is its number, but where a chapter is sorted, its places hold
     its pages leaf by leaf, in each layer and KV head in an order of its own (`Leaves`). Where volumes are sorted, places have
-    codes of 8 bits (`Codes`); only those behind them, a volume and some chapters at most, have exact entries.
+    codes of 4 bits (`Codes`); only those behind them, a volume and some chapters at most, and strays have exact entries.
 
     Attributes:
         first: number of the oldest page held.
@@ -163,7 +163,8 @@ class PageTable:
         return self._exact[:, :, pages.start + self._offset:pages.stop + self._offset]
 
     def lying(self, layer: int, pages: slice) -> tuple[slice | torch.Tensor, torch.Tensor]:
-        """The places of pages by number, as a `Line` has them, and which page each is, [kv_heads or 1, pages] int64."""
+        """The places of pages by number, as a `Line` has them, and which page each is, [kv_heads or 1, pages] int64; strays
+        whose entries are elsewhere are the last ones in each KV head."""
         chapters, device = self.leaves.chapters(layer), self.device
         first, stop = chapters.start * CHAPTER, chapters.stop * CHAPTER
         begin, end = pages.start, pages.stop
@@ -175,24 +176,22 @@ class PageTable:
         begin, end = max(first, whole.start), min(stop, whole.stop)
         if begin >= end:
             return pages, torch.arange(pages.start, pages.stop, device=device)[None]
-        of_leaves = self.leaves.pages(layer, slice(begin // CHAPTER, end // CHAPTER))
-        numbers = torch.cat([torch.arange(whole.start, begin, device=device).expand(len(of_leaves), -1), of_leaves,
-                             torch.arange(end, whole.stop, device=device).expand(len(of_leaves), -1)], dim=1)
-        if whole == pages:
+        chapters = slice(begin // CHAPTER, end // CHAPTER)
+        of_leaves = self.leaves.pages(layer, chapters)
+        before, behind = (torch.arange(*part, device=device).expand(len(of_leaves), -1)
+                          for part in ((whole.start, begin), (end, whole.stop)))
+        numbers = torch.cat([before, of_leaves, behind], dim=1)
+        if whole == pages and begin >= self.leaves.codes.stop:
             return pages, numbers
-        # Some of a chapter or volume: in each KV head they lie elsewhere, and are as many.
-        wanted = (numbers >= pages.start) & (numbers < pages.stop)
-        count, heads = pages.stop - pages.start, len(numbers)
-        # Which one it is of those that are wanted says where it goes, and behind them all goes what is not.
-        rank = torch.where(wanted, wanted.cumsum(dim=-1) - 1, count)
-        at = torch.arange(numbers.shape[1], device=device).expand(heads, -1)
-        places = at.new_empty(heads, count + 1).scatter_(1, rank, at)[:, :count]
-        return places + whole.start, numbers.gather(1, places)
+        # Some of a chapter or volume lie elsewhere in each KV head, and are as many; strays that have no code are the last ones.
+        places = torch.cat([before, self.leaves.places(layer, chapters), behind], dim=1)
+        unwanted = (numbers < pages.start) | (numbers >= pages.stop)
+        order = (places < 0).int().masked_fill(unwanted, 2).argsort(dim=-1, stable=True)[:, :pages.stop - pages.start]
+        return places.gather(1, order), numbers.gather(1, order)
 
     def layer(self, layer: int) -> Entries:
         """Index entries of a layer."""
-        codes = self.leaves.codes
-        return Entries(self._exact[layer], self._offset, *codes.layer(layer), codes.stop, codes.volume)
+        return self.leaves.entries(layer, self._exact[layer], self._offset)
 
     @property
     def columns(self) -> tuple[torch.Tensor, int]:
