@@ -120,7 +120,7 @@ def _tiers(plan: 'Plan', args: argparse.Namespace) -> dict:
 
 
 def _scored(plan: 'Plan') -> float:
-    """Bytes of the index that a pass goes through: all of it, or its leaves, the pages of those it opens and strays, in 8 bits,
+    """Bytes of the index that a pass goes through: all of it, or its leaves, strays, the pages of leaves that it opens, in 4 bits,
     and pages not sorted yet."""
     from statekv_ros.memory.answering.candidates import OPEN_LEAVES
     from statekv_ros.memory.detailed.cache import PAGE_TOKENS
@@ -130,7 +130,7 @@ def _scored(plan: 'Plan') -> float:
     size = plan.size
     pages = plan.hours * 3600 / size.frames_per_step * len(page_lengths(size.step_tokens, PAGE_TOKENS))
     entry = size.layers * size.kv_heads * INDEXES[DEFAULT_INDEX].entry_width(size.head_dim)
-    return min(entry * (OPEN_LEAVES * LEAF + pages * STRAYS / CHAPTER + 2 * (CHAPTER + pages / LEAF)),
+    return min(entry * (OPEN_LEAVES * LEAF / 2 + 2 * (CHAPTER + pages / LEAF + pages * STRAYS / CHAPTER)),
                plan.index_bytes / plan.cameras)
 
 

@@ -1,14 +1,18 @@
 """Model families: `load_backbone` picks the adapter from the checkpoint's config."""
 import statekv_ros.quiet  # noqa: F401, before Transformers is imported
-from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, TokenInputs
-from statekv_ros.backbones.checkpoint import load_checkpoint, read_advice, read_config
-from statekv_ros.backbones.checks import as_model_error
-from statekv_ros.backbones.eagle2_5 import Eagle2_5
-from statekv_ros.backbones.eagle2_5_model import Eagle2_5Config
-from statekv_ros.backbones.internvl import InternVL, ReleasedInternVL
-from statekv_ros.backbones.llava_onevision import LlavaOnevision
-from statekv_ros.backbones.qwen2_5_vl import Qwen2_5VL
-from statekv_ros.backbones.qwen3_vl import Qwen3VL
+from statekv_ros.imports import nothing_collected
+
+with nothing_collected():
+    from statekv_ros.backbones.base import AttentionMemory, Backbone, KVLayout, TokenInputs
+    from statekv_ros.backbones.checkpoint import load_checkpoint, read_advice, read_config
+    from statekv_ros.backbones.checks import as_model_error
+    from statekv_ros.backbones.eagle2_5 import Eagle2_5
+    from statekv_ros.backbones.eagle2_5_model import Eagle2_5Config
+    from statekv_ros.backbones.internvl import InternVL, ReleasedInternVL
+    from statekv_ros.backbones.llava_onevision import LlavaOnevision
+    from statekv_ros.backbones.qwen2_5_vl import Qwen2_5VL
+    from statekv_ros.backbones.qwen3_vl import Qwen3VL
+
 from statekv_ros.errors import ModelError, ParameterError
 
 __all__ = ['AttentionMemory', 'Backbone', 'KVLayout', 'TokenInputs', 'load_backbone']

@@ -39,5 +39,5 @@ def step_bytes(layout: KVLayout, form: Format, axes: int, tokens: int, page_toke
 
 
 def index_bytes(layout: KVLayout, pages: int) -> int:
-    """Bytes of the index and the page table with so many pages, the newest of which are not in 8 bits yet; takes no memory."""
+    """Bytes of the index and the page table with so many pages, the newest of which are not in 4 bits yet; takes no memory."""
     return PageTable(replace(layout, device=torch.device('meta')), INDEXES[DEFAULT_INDEX]).bytes_of(pages)
