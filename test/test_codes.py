@@ -78,7 +78,8 @@ def test_a_volume_is_coded_once_it_is_sorted_beside_its_strays_and_never_rounded
         assert ((places < 0).sum(dim=-1) == PAGES // 32).all()
         leaf = (places.clamp_min(0) // LEAF)[..., None]
         level = codes._steps[1][:, volume, None] * codes._scales[1][..., None].gather(1, leaf)
-        level = level.masked_fill(places[..., None] < 0, 0).gather(1, (numbers - pages.start).argsort(dim=-1)[..., None].expand_as(level))
+        level = level.masked_fill(places[..., None] < 0, 0)
+        level = level.gather(1, numbers.argsort(dim=-1)[..., None].expand_as(level))
         assert (error(pages) <= .51 * level + 1e-5).all(), 'strays as they are'
     newer = slice(2 * PAGES, table.stop)
     assert (error(newer) == 0).all()
@@ -178,7 +179,8 @@ def test_where_codes_lie_is_told_with_where_pages_are():
         table.append(entries, 0, 9 * 128)
         codes = table.leaves.codes
         places.add(table.place() + table.leaves.place())
-        stops.add((codes.stop, codes._codes[0].data_ptr(), codes._steps[1].data_ptr(), codes._scales[1].data_ptr(), table._exact.data_ptr(), table._offset))
+        stops.add((codes.stop, *(part.data_ptr() for part in (codes._codes[0], codes._steps[1], codes._scales[1], table._exact)),
+                   table._offset))
     assert PAGES in {stop for stop, *_ in stops} and len(places) >= len(stops) > 2
 
 

@@ -30,8 +30,8 @@ def compile_pass(name: str, capability: int, head_dim: int) -> Compiled:
     """
     kernel, tile, width = _KERNELS[name.split()[0]], tile_of(name), 2 * head_dim
     constants = {'WIDTH': width, 'WIDTH_BLOCK': width_block(tile, width), 'ROWS': tile.rows, 'KEYS': tile.keys,
-                 'LEAF': _LEAF, 'OF_LEAF': _LEAF, 'VOLUME': _VOLUME, 'BEST_BLOCK': _MOST, 'CHOSEN': _MOST, 'SPLITS': SPLITS, 'EXACT': EXACT,
-                 'SPLIT': name.endswith('split'), 'TWICE': name.endswith('twice')}
+                 'LEAF': _LEAF, 'OF_LEAF': _LEAF, 'VOLUME': _VOLUME, 'BEST_BLOCK': _MOST, 'CHOSEN': _MOST, 'SPLITS': SPLITS,
+                 'EXACT': EXACT, 'SPLIT': name.endswith('split'), 'TWICE': name.endswith('twice')}
     if name == 'score leaves':
         constants |= {'PLACES': None, 'GROUPS': None, 'CODES': None, 'STEPS': None, 'SCALES': None, 'LEAVES': None, 'STRAYS': None,
                       'VOLUME': 1, 'OF_LEAF': 1}
@@ -44,6 +44,6 @@ def compile_pass(name: str, capability: int, head_dim: int) -> Compiled:
             signature[argument] = f'*{pointers[argument]}' if argument in pointers else 'i32'
             # As at a launch: allocations are aligned, and strides of queries and entries are multiples of an entry.
             aligned = argument in pointers and not kernel.params[index].do_not_specialize
-            if aligned or re.fullmatch(r'[qecrbt]_(group|head|row)', argument) and width % 16 == 0:
+            if aligned or re.fullmatch(r'[qecvbt]_(group|head|row)', argument) and width % 16 == 0:
                 attributes[index,] = [['tt.divisibility', 16]]
     return compile_kernel(kernel, signature, values, attributes, capability, tile)

@@ -5,11 +5,12 @@ import torch
 
 from .candidates import Entries, Leaves, Lines
 
-_POINTERS = ('queries', 'exact', 'codes', 'steps', 'scales', 'strays', 'bases', 'places', 'groups', 'numbers', 'sizes', 'leaves', 'pages', 'leaf_size',
-             'page_sizes', 'through', 'found', 'votes')
-_NUMBERS = ('kv_heads', 'rows', 'width', 'exact_half', 'exact_head', 'offset', 'codes_head', 'steps_head', 'scales_head', 'base', 'stop',
-            'volume', 'strays_head', 'first_stray', 'bases_head', 'first_base', 'of_base', 'lines', 'places_head', 'numbers_head', 'sizes_head', 'leaves_half', 'leaves_head', 'pages_head', 'leaf',
-            'first_place', 'first_page', 'opened', 'stretches')
+_POINTERS = ('queries', 'exact', 'codes', 'steps', 'scales', 'strays', 'bases', 'places', 'groups', 'numbers', 'sizes', 'leaves',
+             'pages', 'leaf_size', 'page_sizes', 'through', 'found', 'votes')
+_NUMBERS = ('kv_heads', 'rows', 'width', 'exact_half', 'exact_head', 'offset', 'codes_head', 'steps_head', 'scales_head', 'base',
+            'stop', 'volume', 'strays_head', 'first_stray', 'bases_head', 'first_base', 'of_base', 'lines', 'places_head',
+            'numbers_head', 'sizes_head', 'leaves_half', 'leaves_head', 'pages_head', 'leaf', 'first_place', 'first_page', 'opened',
+            'stretches')
 _NO_LINES, _NO_LEAVES = ((None,) * 4, (0,) * 4), ((None,) * 5, (0, 0, 0, 1, 0, 0, 0, 0))
 
 
@@ -41,10 +42,9 @@ def cpu_page_votes(library: ctypes.CDLL, queries: torch.Tensor, entries: Entries
                  strays.data_ptr(), bases.data_ptr(), *line_pointers, *leaf_pointers,
                  None if found is None else found.data_ptr(), votes.data_ptr(),
                  kv_heads, rows, width, exact.dtype == torch.float16, _from_head('entries', exact), entries.offset,
-                 _from_head('codes', codes), _from_head('steps', steps), _from_head('scales', scales), entries.base, entries.stop, entries.volume,
-                 _from_head('entries of strays', strays), entries.first_stray, _from_head('entries of leaves', bases),
-                 entries.first_leaf, entries.leaf,
-                 *line_numbers, *leaf_numbers)
+                 _from_head('codes', codes), _from_head('steps', steps), _from_head('scales', scales), entries.base,
+                 entries.stop, entries.volume, _from_head('entries of strays', strays), entries.first_stray,
+                 _from_head('entries of leaves', bases), entries.first_leaf, entries.leaf, *line_numbers, *leaf_numbers)
     if not library.statekv_page_votes(ctypes.byref(call)):
         raise MemoryError(f'there is no room for the scores of {rows} rows and {count} pages: ask a shorter question')
     return lines.numbers if found is None else found, votes

@@ -5,8 +5,8 @@ import triton.language as tl
 
 @triton.jit(do_not_specialize=['chosen', 'exact', 'tokens', 'first', 'offset', 'base', 'near', 'stop', 'n_head', 'c_row',
                                'width'])
-def places_kernel(BEST, VOTES, NUMBERS, COLUMNS, MOVES, UNWANTED, BOUNDARY, FOUND, PLACED, chosen, exact, tokens, first, offset, base,
-                  near, stop, n_head, c_row, width, CHOSEN: tl.constexpr, EXACT: tl.constexpr, SPLIT: tl.constexpr):
+def places_kernel(BEST, VOTES, NUMBERS, COLUMNS, MOVES, UNWANTED, BOUNDARY, FOUND, PLACED, chosen, exact, tokens, first, offset,
+                  base, near, stop, n_head, c_row, width, CHOSEN: tl.constexpr, EXACT: tl.constexpr, SPLIT: tl.constexpr):
     """All pages of a KV head; grid (KV heads). See `naive_page_places`.
 
     COLUMNS is [3 or more, capacity], `c_row` apart. FOUND [kv_heads, width] int64 gets the numbers, PLACED [5, kv_heads,

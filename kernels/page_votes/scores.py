@@ -4,8 +4,8 @@ import triton.language as tl
 
 
 @triton.jit
-def _products(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, place, exists, row, rows, offset, base, stop, first_leaf, first_stray,
-              q_row, VOLUME: tl.constexpr, OF_LEAF: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
+def _products(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, place, exists, row, rows, offset, base, stop, first_leaf,
+              first_stray, q_row, VOLUME: tl.constexpr, OF_LEAF: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
               ROWS: tl.constexpr, KEYS: tl.constexpr):
     """[ROWS, KEYS] fp32 of queries at Q and entries at places [KEYS] of one KV head. See `Entries`; CODES None: all are exact."""
     product = tl.zeros((ROWS, KEYS), tl.float32)
@@ -50,10 +50,10 @@ def _put(scores, SCORES, TOPS, SUMS, split, head, heads, row, rows, column, colu
 # compile anew whenever one is a multiple of 16.
 @triton.jit(do_not_specialize=['SUMS', 'rows', 'count', 'first', 'offset', 'base', 'stop', 'column', 'columns', 'split', 'group',
                                'first_leaf', 'first_stray', 'p_head', 's_head', 's_page'])
-def score_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, PLACES, GROUPS, SIZES, SCORES, TOPS, SUMS, rows, count, first, offset,
-                 base, stop, first_leaf, first_stray, column, columns, split, group, q_group, q_head, q_row, e_head, c_head, r_head, f_head,
-                 b_head, t_head, p_head, s_head, s_page, VOLUME: tl.constexpr, OF_LEAF: tl.constexpr, WIDTH: tl.constexpr,
-                 WIDTH_BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
+def score_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, PLACES, GROUPS, SIZES, SCORES, TOPS, SUMS, rows, count, first,
+                 offset, base, stop, first_leaf, first_stray, column, columns, split, group, q_group, q_head, q_row, e_head, c_head,
+                 v_head, f_head, b_head, t_head, p_head, s_head, s_page, VOLUME: tl.constexpr, OF_LEAF: tl.constexpr,
+                 WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """A tile of candidates; grid (candidate tiles, KV heads, row tiles).
 
     SCORES is [kv_heads, rows, columns], TOPS and SUMS [splits, kv_heads, rows], of which these are from `column` and `split` on.
@@ -71,21 +71,22 @@ def score_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, PLACES, GROUP
     ENTRIES += head * e_head
     if CODES is not None:
         CODES += head * c_head
-        STEPS += head * r_head
+        STEPS += head * v_head
         SCALES += head * f_head
         LEAVES += head * b_head
         STRAYS += head * t_head
     if GROUPS is None:
-        scores = _products(Q + group * q_group + head * q_head, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, place, exists, row, rows,
-                           offset, base, stop, first_leaf, first_stray, q_row, VOLUME, OF_LEAF, WIDTH, WIDTH_BLOCK, ROWS, KEYS)
+        scores = _products(Q + group * q_group + head * q_head, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, place, exists, row,
+                           rows, offset, base, stop, first_leaf, first_stray, q_row, VOLUME, OF_LEAF, WIDTH, WIDTH_BLOCK, ROWS,
+                           KEYS)
     else:
         own = tl.load(GROUPS + at, mask=exists, other=-1)
         scores = tl.zeros((ROWS, KEYS), tl.float32)
         oldest = tl.load(GROUPS + tl.program_id(0) * KEYS)
         for each in range(oldest, tl.max(own) + 1):     # one, as a rule
-            product = _products(Q + each * q_group + head * q_head, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, place, exists, row,
-                                rows, offset, base, stop, first_leaf, first_stray, q_row, VOLUME, OF_LEAF, WIDTH, WIDTH_BLOCK,
-                                ROWS, KEYS)
+            product = _products(Q + each * q_group + head * q_head, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, place, exists,
+                                row, rows, offset, base, stop, first_leaf, first_stray, q_row, VOLUME, OF_LEAF, WIDTH,
+                                WIDTH_BLOCK, ROWS, KEYS)
             scores = tl.where((own == each)[None, :], product, scores)
     size = tl.load(SIZES + head * s_head + at * s_page, mask=exists, other=0.0)
     _put(scores + size[None, :], SCORES, TOPS, SUMS, split + tl.program_id(0), head, heads, row, rows, column + at, columns,
@@ -95,11 +96,11 @@ def score_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, PLACES, GROUP
 @triton.jit(do_not_specialize=['SUMS', 'rows', 'opened', 'tiles', 'begin', 'first_place', 'first', 'leaves', 'offset', 'base',
                                'stop', 'first_leaf', 'first_stray', 'column', 'leaf_column', 'columns', 'split', 'leaf_split',
                                'n_head'])
-def open_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, BEST, PAGES, SIZES, NUMBERS, SCORES, TOPS, SUMS, rows, opened, tiles,
-                begin, first_place, first, leaves, offset, base, stop, first_leaf, first_stray, column, leaf_column, columns, split,
-                leaf_split, q_head, q_row, e_head, c_head, r_head, f_head, b_head, t_head, l_head, n_head, VOLUME: tl.constexpr,
-                OF_LEAF: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, LEAF: tl.constexpr, BEST_BLOCK: tl.constexpr,
-                ROWS: tl.constexpr, KEYS: tl.constexpr):
+def open_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, BEST, PAGES, SIZES, NUMBERS, SCORES, TOPS, SUMS, rows, opened,
+                tiles, begin, first_place, first, leaves, offset, base, stop, first_leaf, first_stray, column, leaf_column, columns,
+                split, leaf_split, q_head, q_row, e_head, c_head, v_head, f_head, b_head, t_head, l_head, n_head,
+                VOLUME: tl.constexpr, OF_LEAF: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr, LEAF: tl.constexpr,
+                BEST_BLOCK: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr):
     """Pages of the best leaves are scored in their place; grid (`tiles` tiles of pages and some of leaves, KV heads, row tiles).
 
     BEST is [kv_heads, opened] int64, counted from leaf `begin`; PAGES [kv_heads, leaves, LEAF] int32, ~number of a stray; SIZES
@@ -119,10 +120,9 @@ def open_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, BEST, PAGES, S
         size = tl.load(SIZES + (number - first), mask=exists, other=0.0)
         size = tl.where(stray, float('-inf'), size)
         place = (leaf * LEAF + at % LEAF + first_place).to(tl.int32)
-        scores = _products(Q + head * q_head, ENTRIES + head * e_head, CODES + head * c_head, STEPS + head * r_head,
-                           SCALES + head * f_head,
-                           LEAVES + head * b_head, STRAYS + head * t_head, place, exists, row, rows, offset, base, stop, first_leaf,
-                           first_stray, q_row, VOLUME, OF_LEAF, WIDTH, WIDTH_BLOCK, ROWS, KEYS)
+        scores = _products(Q + head * q_head, ENTRIES + head * e_head, CODES + head * c_head, STEPS + head * v_head,
+                           SCALES + head * f_head, LEAVES + head * b_head, STRAYS + head * t_head, place, exists, row, rows, offset,
+                           base, stop, first_leaf, first_stray, q_row, VOLUME, OF_LEAF, WIDTH, WIDTH_BLOCK, ROWS, KEYS)
         _put(scores + size[None, :], SCORES, TOPS, SUMS, split + tl.program_id(0), head, heads, row, rows, column + at, columns,
              exists)
     else:

@@ -31,8 +31,8 @@ class Leaves:
     its entries lie by number again; but where these are codes, they stay as they are until all of their volume is lost.
 
     Chapters are sorted layer by layer, a few layers for each step that is added, so that no step bears all of it; volumes, which
-    begin at multiples of `VOLUME`, KV head by KV head. One that loses a page before that is done is chapters again. The arrays slide
-    as those of the page table.
+    begin at multiples of `VOLUME`, KV head by KV head. One that loses a page before that is done is chapters again. The arrays
+    slide as those of the page table.
 
     Attributes:
         first: number of the oldest chapter held; of one that begins a volume of codes, pages may be lost.
@@ -169,7 +169,8 @@ class Leaves:
     def place(self) -> tuple[int, ...]:
         """Where leaves and codes lie, and what `state` says of all layers."""
         return (*self.codes.place(), self._base, self._pages.data_ptr(), self._entries.data_ptr(), self._strays.data_ptr(),
-                self._of_strays.data_ptr(), self._pages.shape[2], self.first, *self.stops, self._whole, self._volume, self._heads_sorted)
+                self._of_strays.data_ptr(), self._pages.shape[2], self.first, *self.stops, self._whole, self._volume,
+                self._heads_sorted)
 
     def of_heads(self, layout: KVLayout, heads: slice) -> 'Leaves':
         """The same of some KV heads, for reading."""
