@@ -10,7 +10,7 @@ from statekv_ros.kernels.page_votes import Entries, Leaves, Line, Lines, PageCol
 from statekv_ros.kernels.page_votes.naive import AtOnce
 
 LEAF = 16
-VOLUME = 64     # pages with one range in 4 bits
+VOLUME = 64     # pages whose codes have the same steps
 STRAYS = 9      # that have a line of their own, where some pages are in 4 bits
 
 
@@ -303,3 +303,17 @@ def test_best_pages_of_another_kind_are_named():
     table = PageColumns(torch.zeros(3, 9).int(), 0, 0, 9, torch.tensor([0]), False, 0, 0, None, None)
     with pytest.raises(ValueError, match='best must be int64'):
         page_places(torch.zeros(2, 3).int(), torch.zeros(2, 3), None, 0, table, 9)
+
+
+def test_nothing_is_compiled_anew_once_the_first_volume_has_codes():
+    """What a kernel is compiled for tells multiples of 16 and ones from other numbers: of what is not told apart on purpose, those
+    without any code, as a warm-up has them, are as those with codes."""
+    triton_scores = pytest.importorskip('statekv_ros.kernels.page_votes.scores')
+    given = inputs(CASES[12]).entries
+    plain = Entries.plain(given.exact)
+    names = {'codes': 'c_head', 'steps': 'v_head', 'scales': 'f_head', 'leaves': 'b_head', 'strays': 't_head'}
+    for kernel in (triton_scores.score_kernel, triton_scores.open_kernel):
+        free = {parameter.name for parameter in kernel.params if parameter.do_not_specialize}
+        for pool, name in names.items():
+            kinds = {(stride == 1, stride % 16 == 0) for stride in (getattr(each, pool).stride(0) for each in (given, plain))}
+            assert name in free or len(kinds) == 1, (pool, kinds)

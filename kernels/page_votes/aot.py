@@ -13,7 +13,7 @@ _KERNELS = {'score': score_kernel, 'open': open_kernel, 'votes': votes_kernel, '
 _POINTERS = {'i64': ('BEST', 'FOUND', 'BOUNDARY'), 'i32': ('PLACES', 'GROUPS', 'PAGES', 'NUMBERS', 'COLUMNS', 'MOVES', 'PLACED'),
              'i1': ('UNWANTED',), 'u8': ('CODES',), 'fp16': ('ENTRIES', 'LEAVES', 'STRAYS'),
              'fp32': ('Q', 'STEPS', 'SCALES', 'SIZES', 'SCORES', 'TOPS', 'SUMS', 'VOTES')}
-_LEAF, _VOLUME, _MOST = 16, 4096, 256       # pages of a leaf and of a range; pages or leaves that are chosen
+_LEAF, _VOLUME, _MOST = 16, 4096, 256       # pages of a leaf and of a volume; pages or leaves that are chosen
 
 
 def tile_of(name: str) -> Tile:

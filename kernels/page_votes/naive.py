@@ -9,7 +9,7 @@ _AT_A_TIME = 2**18
 
 
 class Scratch:
-    """Room for entries that a CPU scores, which multiplies halves slowly, and bytes not at all: a few at a time, in fp32."""
+    """Room for entries that a CPU scores, which multiplies halves slowly: a few at a time, in fp32."""
 
     def __init__(self, kv_heads: int, width: int, leaf: int, dtype: torch.dtype):
         """width: numbers in an entry; leaf: pages in one."""

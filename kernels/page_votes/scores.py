@@ -47,9 +47,9 @@ def _put(scores, SCORES, TOPS, SUMS, split, head, heads, row, rows, column, colu
 
 
 # Numbers that change from token to token are not specialised, nor are pointers into the middle of a tensor: an answer would
-# compile anew whenever one is a multiple of 16.
+# compile anew whenever one is a multiple of 16, or 1, as the stride of scales is until there are any.
 @triton.jit(do_not_specialize=['SUMS', 'rows', 'count', 'first', 'offset', 'base', 'stop', 'column', 'columns', 'split', 'group',
-                               'first_leaf', 'first_stray', 'p_head', 's_head', 's_page'])
+                               'first_leaf', 'first_stray', 'f_head', 'p_head', 's_head', 's_page'])
 def score_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, PLACES, GROUPS, SIZES, SCORES, TOPS, SUMS, rows, count, first,
                  offset, base, stop, first_leaf, first_stray, column, columns, split, group, q_group, q_head, q_row, e_head, c_head,
                  v_head, f_head, b_head, t_head, p_head, s_head, s_page, VOLUME: tl.constexpr, OF_LEAF: tl.constexpr,
@@ -95,7 +95,7 @@ def score_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, PLACES, GROUP
 
 @triton.jit(do_not_specialize=['SUMS', 'rows', 'opened', 'tiles', 'begin', 'first_place', 'first', 'leaves', 'offset', 'base',
                                'stop', 'first_leaf', 'first_stray', 'column', 'leaf_column', 'columns', 'split', 'leaf_split',
-                               'n_head'])
+                               'f_head', 'n_head'])
 def open_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, BEST, PAGES, SIZES, NUMBERS, SCORES, TOPS, SUMS, rows, opened,
                 tiles, begin, first_place, first, leaves, offset, base, stop, first_leaf, first_stray, column, leaf_column, columns,
                 split, leaf_split, q_head, q_row, e_head, c_head, v_head, f_head, b_head, t_head, l_head, n_head,

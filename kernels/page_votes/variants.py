@@ -15,7 +15,7 @@ def run_variants(kv_heads: int, width: int, leaf: int, volume: int, dtype: torch
     of one pool and of two.
 
     Args:
-        width: numbers in an entry; leaf: pages in one; volume: places that have one range in 4 bits; dtype: of other entries.
+        width: numbers in an entry; leaf: pages in one; volume: places whose codes have the same steps; dtype: of other entries.
         opened: leaves that a pass opens.
         chosen: pages that passes choose at most.
 

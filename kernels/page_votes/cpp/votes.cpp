@@ -213,7 +213,7 @@ private:
                 best_.push_back(leaf);
     }
 
-    // Scores of pages at places, side by side from a column on; strays together, and those in one range.
+    // Scores of pages at places, side by side from a column on; strays together, and codes of one volume.
     void score_pages(const Queries &asked, std::size_t column, std::size_t count, const std::int32_t *places,
                      const float *sizes) {
         for (std::size_t begin = 0; begin < count;) {

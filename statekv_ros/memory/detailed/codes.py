@@ -7,10 +7,10 @@ do. Pages that differ more than others are strays, and have exact entries of the
 import torch
 
 from statekv_ros.backbones.base import KVLayout
+from statekv_ros.kernels.page_votes.candidates import MIDDLE
 from statekv_ros.memory.detailed.room import room_for, zeros
 
 _LEVELS = 16
-_MIDDLE = (_LEVELS - 1) / 2     # the leaf's own entry; no code is there
 
 
 class Codes:
@@ -65,10 +65,10 @@ class Codes:
         self._steps[layer][heads, at] = step
         step = step[:, None, None]
         # What is furthest from its leaf has the first or the last level; what never differs has no step.
-        scale = (of_others.abs() / step).nan_to_num_(0).amax(dim=(2, 3)) / _MIDDLE
+        scale = (of_others.abs() / step).nan_to_num_(0).amax(dim=(2, 3)) / MIDDLE
         leaves = self.volume // self.leaf
         self._scales[layer][heads, at * leaves:(at + 1) * leaves] = scale
-        levels = (differences / (step * scale[..., None, None])).nan_to_num_(0).add_(_MIDDLE).round_().clamp_(0, _LEVELS - 1)
+        levels = (differences / (step * scale[..., None, None])).nan_to_num_(0).add_(MIDDLE).round_().clamp_(0, _LEVELS - 1)
         codes = torch.nn.functional.pad(levels.to(torch.uint8), (0, levels.shape[-1] % 2)).unflatten(-1, (-1, 2))
         low, high = codes.flatten(1, 2).unbind(-1)
         self._codes[layer][heads, at * self.volume:(at + 1) * self.volume] = low | high << 4
