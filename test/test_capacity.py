@@ -27,7 +27,7 @@ def test_qwen3_vl_2b_by_hand():
     assert plan.detailed_bytes_per_hour == 3600 * 205 * (114_688 + 1)   # one step a second; is a token visual?
     assert plan.detailed_bytes == 8 * plan.detailed_bytes_per_hour
     leaves = 28 * 8 * (4 + 512 // 16) + 28 * 8 * (4 + 512) // 32        # and one page of 32, which is a stray
-    assert plan.index_bytes_per_hour == 3600 * 4 * (28 * 8 * (128 + 1) + leaves + 20)   # and the table
+    assert plan.index_bytes_per_hour == 3600 * 4 * (28 * 8 * (128 + 1) + leaves + 16)   # and the table
     newest = 28 * 8 * (2 * 128 * 2 - 128 - 1)       # what entries that are not in 4 bits yet take more
     assert plan.index_bytes == 8 * plan.index_bytes_per_hour + (4096 + 2 * 1024) * newest
     assert make_plan(size, STATEKV, rate_hz=2.0, hours=.25).index_bytes == plan.index_bytes_per_hour // 4 + 900 * 4 * newest

@@ -91,8 +91,9 @@ class Lines:
         count: of pages.
     """
 
-    def __init__(self, lines: Sequence[Line], numbers: torch.Tensor | None):
-        self.lines, self.numbers = tuple(lines), numbers
+    def __init__(self, lines: Sequence[Line], numbers: torch.Tensor | None, like: 'Lines | None' = None):
+        """like: others, as many, of which only sizes and numbers may be different."""
+        self.lines, self.numbers, self._like = tuple(lines), numbers, like
         self.count = sum(line.count for line in self.lines)
         self._room: torch.Tensor | None = None
 
@@ -102,11 +103,14 @@ class Lines:
     @cached_property
     def flat(self) -> Flat:
         """For a kernel that takes all lines at once; made once, for a memory is asked the same pages many times."""
-        device = self.lines[0].sizes.device
+        sizes = _side_by_side([line.sizes[:, 0] for line in self])
+        if self._like is not None:
+            return self._like.flat._replace(sizes=sizes)
+        device = sizes.device
         places = [torch.arange(line.places.start, line.places.stop, dtype=torch.int32, device=device)[None]
                   if isinstance(line.places, slice) else line.places.int() for line in self]
         groups = torch.cat([torch.full((line.count,), line.group, dtype=torch.int32, device=device) for line in self])
-        return Flat(_side_by_side(places), groups, _side_by_side([line.sizes[:, 0] for line in self]))
+        return Flat(_side_by_side(places), groups, sizes)
 
     def room(self, kv_heads: int, opened: int) -> torch.Tensor:
         """Numbers of `opened` pages, which are to be written, and of these, [kv_heads, opened + count] int32; the same each

@@ -63,14 +63,21 @@ class Candidates:
         # What is sorted later changes nothing in an answer that has begun, nor does what is lost: it gets votes, and is not read.
         self._stops = table.leaves.stops
         self._first = groups[0].first
-        lengths = table.lengths(slice(self._first, groups[-1].stop)).float()
-        sizes, self._of_leaf = lengths.log(), (lengths.mean().log() + math.log(LEAF)).view(1, 1, 1)
-        if unwanted is not None:
-            sizes.masked_fill_(unwanted, float('-inf'))
+        mean = table.lengths(slice(self._first, groups[-1].stop)).float().mean()
+        self._of_leaf = (mean.log() + math.log(LEAF)).view(1, 1, 1)
         # Leaves of the first volume have pages before the first one too.
         self._begin = self._first - self._first % (VOLUME * CHAPTER)
-        self._sizes = torch.cat([sizes.new_full((self._first - self._begin,), float('-inf')), sizes])
+        self._sizes = table.sizes(slice(self._begin, groups[-1].stop))
+        if unwanted is not None or self._first > table.first:
+            self._sizes = self._sizes.clone()
+            self._sizes[:self._first - self._begin] = float('-inf')
+        if unwanted is not None:
+            self._sizes[self._first - self._begin:].masked_fill_(unwanted, float('-inf'))
         self._walks: dict[int, Walk] = {}       # by layer
+        # What is the same in all layers, made once: pages that are not sorted, and, where all of those that are scored one by one
+        # are strays or such pages, where they lie.
+        self._plain: dict[tuple[int, int, int], tuple[Line, torch.Tensor]] = {}
+        self._alike: dict[tuple[tuple[int, int, int, bool], ...], Lines] = {}
         self._scratch: Scratch | None = None
 
     @property
@@ -116,43 +123,61 @@ class Candidates:
         return walk
 
     def _walk_anew(self, layer: int, first: int, state: tuple[int, ...]) -> Walk:
-        through, elsewhere, parts = [], [], []
+        table = self._table
+        through, elsewhere, parts = [], [], []      # parts: group, first page, the one behind the last, whether through leaves
         for index, group in enumerate(self._groups):
             span = slice(max(group.first, first), group.stop)
             if span.start >= span.stop:
                 continue
             whole = self._whole(layer, span, first)
             if whole is None:
-                parts.append((index, span, False))
+                parts.append((index, span.start, span.stop, False))
                 continue
             through.append((index, whole))
             pages = slice(whole.start * CHAPTER, whole.stop * CHAPTER)
-            parts += [(index, slice(span.start, pages.start), False), (index, pages, True),
-                      (index, slice(pages.stop, span.stop), False)]
+            parts += [(index, span.start, pages.start, False), (index, pages.start, pages.stop, True),
+                      (index, pages.stop, span.stop, False)]
             elsewhere += [slice(pages.start, span.start), slice(span.stop, pages.stop)]
         elsewhere, sizes = [pages for pages in elsewhere if pages.start < pages.stop], self._sizes
         if elsewhere:
             sizes = sizes.clone()
         for pages in elsewhere:
             sizes[pages.start - self._begin:pages.stop - self._begin] = float('-inf')
-        lines, numbers = [], []
-        for index, part, in_leaves in parts:
-            if in_leaves:
-                strays, pages = self._table.leaves.strays(layer, slice(part.start // CHAPTER, part.stop // CHAPTER))
-                at = ~torch.arange(strays.start, strays.stop, device=pages.device)[None]
-                lines.append(Line(index, at, sizes[pages - self._begin][:, None], strays=True))
-                numbers.append(pages)
-                continue
-            for piece, volume in self._by_volume(part):
-                places, pages = self._table.lying(layer, piece)
-                lines.append(Line(index, places, self._sizes[pages - self._begin][:, None], volume, strays=volume is not None))
-                numbers.append(pages)
-        heads = max((len(pages) for pages in numbers), default=1)
-        if first >= self._table.leaves.chapters(layer).stop * CHAPTER:
-            return Walk(state, Lines(lines, None), through, sizes)
-        none = torch.zeros(heads, 0, dtype=torch.int32, device=self._table.device)
-        numbers = torch.cat([none, *(pages.int().expand(heads, -1) for pages in numbers)], dim=1)
-        return Walk(state, Lines(lines, numbers), through, sizes)
+        made = [each for group, begin, stop, in_leaves in parts
+                for each in self._lines(layer, group, slice(begin, stop), in_leaves, sizes)]
+        lines, pages = ([each[part] for each in made] for part in range(2))
+        unsorted, numbers = table.leaves.chapters(layer).stop * CHAPTER, None
+        if first < unsorted:
+            heads = max((len(each) for each in pages), default=1)
+            none = torch.zeros(heads, 0, dtype=torch.int32, device=table.device)
+            numbers = torch.cat([none, *(each.expand(heads, -1) for each in pages)], dim=1)
+        if any(begin < min(stop, unsorted) and not in_leaves for _, begin, stop, in_leaves in parts):
+            return Walk(state, Lines(lines, numbers), through, sizes)
+        walk = Walk(state, Lines(lines, numbers, self._alike.get(tuple(parts))), through, sizes)
+        self._alike.setdefault(tuple(parts), walk.lines)
+        return walk
+
+    def _lines(self, layer: int, group: int, pages: slice, in_leaves: bool,
+               sizes: torch.Tensor) -> Iterator[tuple[Line, torch.Tensor]]:
+        """Pages that are scored one by one, and their numbers, [kv_heads or 1, pages] int32: all of a part, or, where it is gone
+        through by leaves, the strays."""
+        leaves = self._table.leaves
+        if in_leaves:
+            strays, numbers = leaves.strays(layer, slice(pages.start // CHAPTER, pages.stop // CHAPTER))
+            at = ~torch.arange(strays.start, strays.stop, device=numbers.device)[None]
+            yield Line(group, at, sizes[numbers - self._begin][:, None], strays=True), numbers
+            return
+        plain = pages.start >= leaves.chapters(layer).stop * CHAPTER        # the same in all layers
+        name = group, pages.start, pages.stop
+        if plain and name in self._plain:
+            yield self._plain[name]
+            return
+        for piece, volume in self._by_volume(pages):
+            places, numbers = self._table.lying(layer, piece)
+            line = Line(group, places, self._sizes[numbers - self._begin][:, None], volume, strays=volume is not None)
+            if plain:
+                self._plain[name] = line, numbers.int()
+            yield line, numbers.int()
 
     def _by_volume(self, pages: slice) -> Iterator[tuple[slice, int | None]]:
         """Pages as parts that are in one volume of codes each, or have no codes, and which volume it is."""

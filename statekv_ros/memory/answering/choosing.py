@@ -7,8 +7,9 @@ the question and each token of the answer chooses anew.
 """
 from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
+import numpy as np
 import torch
 
 from statekv_ros.backbones.upload import to_device
@@ -34,8 +35,6 @@ class PageChooser:
         self._first, self._stop = steps[0].page, steps[-1].page + len(steps[-1].lengths)
         pages = slice(self._first, self._stop)
         self._unwanted, lengths = None, self._table.lengths(pages)
-        positions, shifts = self._table.stretches(pages)
-        seen_from = positions.clone()       # of a stretch, the first step that can be read decides where all of it stands
         if len(steps) <= steps[-1].record.step - steps[0].record.step:
             unwanted = torch.ones(self._stop - self._first, dtype=torch.bool)
             for step in steps:
@@ -45,13 +44,18 @@ class PageChooser:
             firsts = [steps[begin] for begin, _ in by_stretch(steps)]
         else:
             firsts = steps[:1]              # only the oldest stretch can have lost steps
+        begins, positions, shifts = self._table.stretches(pages)
+        seen_from = positions.copy()    # of a stretch, the first step that can be read decides where all of it stands
         for step in firsts:
             if step.record.position != step.stretch.position:
                 seen_from[(positions == step.stretch.position) & (shifts == step.stretch.shift)] = step.record.position
         turns = snapshot.turns(seen_from, shifts)
-        self._moves = -turns if turns.any() else None
-        self._groups = self._grouped(turns + shifts - positions)
-        shortest = int(torch.where(lengths > 0, lengths, lengths.max()).min())      # 0: lost
+        self._moves = None
+        if turns.any():
+            told = to_device(torch.from_numpy(np.stack([-turns, np.diff(begins, append=self._stop)])), device)
+            self._moves = told[0].int().repeat_interleave(told[1], output_size=self._stop - self._first)
+        self._groups = _groups(begins, turns + shifts - positions, self._stop)
+        shortest = int(lengths.min()) or int(torch.where(lengths > 0, lengths, lengths.max()).min())      # 0: lost
         self._count = max(1, self.tokens // max(1, shortest))
         # Pages that are exact: never more while this answer lasts.
         self._exact = self._stop - max(self._first, min(self._stop, self._table.boundary))
@@ -83,12 +87,6 @@ class PageChooser:
         if table.near > first:
             return None
         return first, table.boundary > first, *table.place(), *table.leaves.place()
-
-    def _grouped(self, turns: torch.Tensor) -> list[Group]:
-        """Pages side by side that stand alike; what lies between is not wanted, and masked."""
-        different, counts = (part.tolist() for part in torch.unique_consecutive(turns, return_counts=True))
-        stops = accumulate(counts, initial=self._first)
-        return [Group(first, stop, turn) for (first, stop), turn in zip(pairwise(stops), different)]
 
 
 class FixedPages:
@@ -137,6 +135,13 @@ class FixedPages:
         return Places(of_all_heads(pages), of_all_heads(starts), of_all_heads(lengths),
                       None if self._moves is None else of_all_heads(self._moves[part]),
                       of_all_heads(slots) if packed else None, far)
+
+
+def _groups(begins: np.ndarray, turns: np.ndarray, stop: int) -> list[Group]:
+    """Stretches side by side that stand alike, up to page `stop`, by their first pages and how a query stands before them,
+    [stretches] int64 each."""
+    firsts = np.flatnonzero(np.diff(turns, prepend=turns[0] - 1))
+    return [Group(*part, turn) for part, turn in zip(pairwise([*begins[firsts].tolist(), stop]), turns[firsts].tolist())]
 
 
 def turns_of(snapshot: Snapshot, steps: Sequence[HeldStep]) -> list[int]:

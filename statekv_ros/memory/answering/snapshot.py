@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from operator import attrgetter
 
-import torch
+import numpy as np
 
 from statekv_ros.backbones.base import Backbone
 from statekv_ros.errors import Code, QuestionError
@@ -120,10 +120,10 @@ class Snapshot:
             return 0
         return self.seen.shift - shift - max(0, self.seen.position - position - self.seen.positions.limit)
 
-    def turns(self, positions: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-        """`turn` of several, int32."""
-        beyond = (self.seen.position - self.seen.positions.limit) - positions.long()    # the limit may be no limit at all
-        return (self.seen.shift - shifts - beyond.clamp_min(0)).int()
+    def turns(self, positions: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+        """`turn` of several, int64 each."""
+        beyond = (self.seen.position - self.seen.positions.limit) - positions   # the limit may be no limit at all
+        return self.seen.shift - shifts - beyond.clip(min=0)
 
 
 def take_snapshot(seen: Seen, policy: AnswerPolicy, span: tuple[int | None, int | None], place: Place | None = None) -> Snapshot:

@@ -152,9 +152,9 @@ class Leaves:
 
     def strays(self, layer: int, chapters: slice) -> tuple[slice, torch.Tensor]:
         """The strays of some chapters, none of which is sorted with others: which of all strays they are, as many for each
-        chapter, and which page each is, [kv_heads, strays] int64."""
+        chapter, and which page each is, [kv_heads, strays] int32."""
         at = slice((chapters.start - self._base) * STRAYS, (chapters.stop - self._base) * STRAYS)
-        return slice(chapters.start * STRAYS, chapters.stop * STRAYS), self._strays[layer, :, at].long()
+        return slice(chapters.start * STRAYS, chapters.stop * STRAYS), self._strays[layer, :, at]
 
     def entries(self, layer: int, exact: torch.Tensor, offset: int) -> Entries:
         """Entries of all places of a layer; `exact` and `offset` as `Entries` has them."""

@@ -1,5 +1,5 @@
 """Where pages from below the device lie while they are read: slots of rows per layer, where what is read again stays longest."""
-from array import array
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -11,8 +11,6 @@ from statekv_ros.backbones.upload import to_device
 from statekv_ros.kernels.paged_attention import PackedPool
 from statekv_ros.memory.detailed.blobs import SCALES
 from statekv_ros.memory.detailed.formats import Format
-
-_AGAIN = 2**61      # pages that were read again make way after all others
 
 
 class Staging:
@@ -42,10 +40,10 @@ class Staging:
                                  self._width, dtype=torch.uint8, device=layout.device)
         self.tokens = torch.empty(layout.layers, axes + 1, rows, dtype=torch.int32, device=layout.device)
         self._slot_of: list[dict[int, int]] = [{} for _ in range(layout.layers)]
-        self._page_in: list[list[int]] = [[0] * self.slots for _ in range(layout.layers)]
-        # When what is in a slot was read last, counted in pages; more by `_AGAIN` where it was read again since it is there.
-        self._read = [array('q', [0]) * self.slots for _ in range(layout.layers)]
-        self._now = self._pass = 0      # and when the pass began
+        # Pages that were read once since they are there, in earlier passes and in this one, and those that were read again; each
+        # in the order in which they were read last.
+        self._once, self._now, self._again = (
+            [OrderedDict[int, None]() for _ in range(layout.layers)] for _ in range(3))
         self._places: dict[int, tuple[np.ndarray, np.ndarray]] = {}     # by length
 
     def slot_of(self, layer: int) -> dict[int, int]:
@@ -54,37 +52,32 @@ class Staging:
 
     def missing(self, layer: int, wanted: Sequence[int]) -> list[int]:
         """Those of the pages that a layer does not have, to be placed next; the others count as read now."""
-        held, read, missing, self._pass = self._slot_of[layer], self._read[layer], [], self._now
-        for now, page in enumerate(wanted, self._now + _AGAIN):
-            if page in held:
-                read[held[page]] = now
-            else:
+        held, once, now, again = self._slot_of[layer], self._once[layer], self._now[layer], self._again[layer]
+        once.update(now)
+        now.clear()
+        missing = []
+        for page in wanted:
+            if page not in held:
                 missing.append(page)
-        self._now += len(wanted)
+            elif page in again:
+                again.move_to_end(page)
+            else:
+                del once[page]
+                again[page] = None
         return missing
 
     def place(self, layer: int, missing: Sequence[int]) -> list[int]:
         """Slots for pages to `fill`; what was read longest ago makes way, of those read once first: else each question displaced
-        all that the one before it read, and what many of them want would be brought up for each."""
-        held, page_in, read = self._slot_of[layer], self._page_in[layer], self._read[layer]
+        all that the one before it read, and what many of them want would be brought up for each. What the pass itself brought up
+        makes way last."""
+        held, once, now, again = self._slot_of[layer], self._once[layer], self._now[layer], self._again[layer]
         slots = list(range(len(held), min(self.slots, len(held) + len(missing))))
-        for slot in self._read_longest_ago(layer, len(missing) - len(slots)):
-            del held[page_in[slot]]
-            slots.append(slot)
-        for now, (page, slot) in enumerate(zip(missing, slots), self._now):
-            held[page], page_in[slot], read[slot] = slot, page, now
-        self._now += len(missing)
+        for _ in range(len(missing) - len(slots)):
+            page, _ = (once or again or now).popitem(last=False)
+            slots.append(held.pop(page))
+        held.update(zip(missing, slots))
+        now.update(dict.fromkeys(missing))
         return slots
-
-    def _read_longest_ago(self, layer: int, count: int) -> list[int]:
-        """Slots of pages that make way; what the pass itself brought up, or is about to, does not."""
-        if not count:
-            return []
-        used = len(self._slot_of[layer])
-        read = np.frombuffer(self._read[layer], np.int64)[:used]
-        read = np.where((read >= self._pass) & (read < _AGAIN), 2 * _AGAIN, read)
-        found = read.argpartition(count - 1)[:count]
-        return found[read[found].argsort()].tolist()
 
     def fill(self, layer: int, slots: Sequence[int], lengths: Sequence[int], data: torch.Tensor, tokens: torch.Tensor) -> None:
         """Write pages; what is behind a page's own tokens in its slot may be anything.

@@ -1,4 +1,7 @@
 """The pages that are held, oldest first: where each lies, how long it is, and its entry in the index."""
+from array import array
+
+import numpy as np
 import torch
 
 from statekv_ros.backbones.base import KVLayout
@@ -38,6 +41,7 @@ class PageTable:
         self._layout = layout
         self._front = 0
         self._offset = 0        # from the number of a page to where its exact entry lies
+        self._stretches = array('q')    # number of the first page, position and shift of each, oldest first
         self.leaves = Leaves(layout, index, ENTRY_DTYPE, None if query_squares is None else index.says(query_squares))
         self._allocate(0)
         self._allocate_exact(0)
@@ -104,13 +108,20 @@ class PageTable:
         # Computed where it is wanted: the host has nothing to send.
         cuts = torch.arange(count + 1, dtype=torch.int32, device=self._layout.device) * tokens // count
         self._starts[at], self._lengths[at] = cuts[:-1] + row, cuts[1:] - cuts[:-1]
-        self._positions[at], self._shifts[at] = stretch.position, stretch.shift
+        torch.log(self._lengths[at], out=self._sizes[at])
+        own = array('q', (stretch.position, stretch.shift))
+        if self._stretches[-2:] != own:
+            self._stretches.append(self.stop)
+            self._stretches.extend(own)
         self.stop += count
 
     def forget(self, count: int) -> None:
         """Let go of the oldest pages."""
         self.leaves.forget(self._exact_of(self._first_exact), self._first_exact, self.first + count)
+        self._sizes[self._at(slice(self.first, self.first + count))] = float('-inf')
         self.first += count
+        while len(self._stretches) > 3 and self._stretches[3] <= self.first:
+            del self._stretches[:3]
         self.near = max(self.near, self.first)
         if self.boundary < self.first:
             self.boundary = self.first
@@ -124,7 +135,8 @@ class PageTable:
 
     def hide(self, first: int, count: int) -> None:
         """Pages that are lost while older ones are held: none of their tokens are read any more."""
-        self._lengths[self._at(slice(first, first + count))] = 0
+        at = self._at(slice(first, first + count))
+        self._lengths[at], self._sizes[at] = 0, float('-inf')
 
     def line_up_rows(self, first: int, stop: int) -> None:
         """Pages from number `first` to before `stop` lie one behind the other now, from the first row of their pool on. Computed
@@ -149,10 +161,17 @@ class PageTable:
         """Rows of pages by number, [pages] int32."""
         return self._lengths[self._at(pages)]
 
-    def stretches(self, pages: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Position and shift of the stretches that pages by number stand in, [pages] int32 each."""
-        at = self._at(pages)
-        return self._positions[at], self._shifts[at]
+    def sizes(self, pages: slice) -> torch.Tensor:
+        """Logarithms of the rows of pages by number, [pages] fp32, -inf of those that are lost; of the volume that the oldest page
+        is in, also from pages before that one on. They are not copied: pages that are lost later are -inf from then on."""
+        return self._sizes[self._at(pages)]
+
+    def stretches(self, pages: slice) -> np.ndarray:
+        """The stretches that pages by number stand in, oldest first: number of the first of the pages that does, position and
+        shift, [3, stretches] int64."""
+        firsts, *where = np.array(self._stretches, np.int64).reshape(-1, 3).T
+        begin, end = np.searchsorted(firsts, pages.start, 'right') - 1, np.searchsorted(firsts, pages.stop)
+        return np.stack([firsts.clip(min=pages.start), *where])[:, begin:end]
 
     def places(self, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """First row, rows, and where the scales are, of pages by number; shaped as these, int32."""
@@ -210,8 +229,8 @@ class PageTable:
         part.first, part.near, part.boundary, part.stop = self.first, self.near, self.boundary, self.stop
         part._front, part._offset = self._front, self._offset
         part._exact, part.leaves = self._exact[:, heads], self.leaves.of_heads(layout, heads)
-        part._of_pages = self._of_pages
-        part._starts, part._lengths, part._slots, part._positions, part._shifts = self._of_pages
+        part._stretches = self._stretches
+        part._share(self._of_pages)
         return part
 
     def _at(self, pages: slice) -> slice:
@@ -222,8 +241,12 @@ class PageTable:
         return self._exact[:, :, first + self._offset:self.stop + self._offset]
 
     def _allocate(self, capacity: int) -> None:
-        self._of_pages = zeros(5, capacity, dtype=torch.int32, device=self._layout.device)
-        self._starts, self._lengths, self._slots, self._positions, self._shifts = self._of_pages
+        self._share(zeros(4, capacity, dtype=torch.int32, device=self._layout.device))
+
+    def _share(self, of_pages: torch.Tensor) -> None:
+        self._of_pages = of_pages
+        self._starts, self._lengths, self._slots, sizes = of_pages
+        self._sizes = sizes.view(torch.float32)
 
     def _allocate_exact(self, capacity: int) -> None:
         layout = self._layout
@@ -231,10 +254,11 @@ class PageTable:
         self._exact = zeros(layout.layers, layout.kv_heads, capacity, width, dtype=ENTRY_DTYPE, device=layout.device)
 
     def _slide(self, capacity: int) -> None:
-        of_pages = self._of_pages[:, self._at(slice(self.first, self.stop))]
-        self._front = 0
-        self._allocate(capacity)
-        self._of_pages[:, self._at(slice(self.first, self.stop))] = of_pages
+        kept = self.first % self.leaves.codes.volume    # see `sizes`
+        of_pages = self._of_pages[:, self._at(slice(self.first - kept, self.stop))]
+        self._front = kept
+        self._allocate(kept + capacity)
+        self._of_pages[:, :of_pages.shape[1]] = of_pages
 
     def _slide_exact(self, count: int) -> None:
         """Make room for `count` pages more: in front, where a volume has become codes, else elsewhere."""
