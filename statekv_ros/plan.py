@@ -115,14 +115,14 @@ def _tiers(plan: 'Plan', args: argparse.Namespace) -> dict:
         'disk_bytes_per_hour': hours.disk_bytes_per_hour, 'disk_written_bytes_per_s': hours.disk_written_bytes_per_s,
         'picture_bytes': picture, 'pictures_bytes_per_hour': pictures_per_hour(plan, picture),
         'hours_on_device': hours.device, 'hours_in_main_memory': hours.host, 'hours_on_disk': hours.disk,
-        'bytes_read_per_pass': (read := round(args.read_tokens * plan.detailed_bytes_per_token + _scored(plan))),
+        'bytes_read_per_pass': (read := round(args.read_tokens * plan.detailed_bytes_per_token + _scored(plan, args.read_tokens))),
         'ms_per_token_at_least': (plan.size.decoder_bytes + read) / BOARDS[args.device].gb_per_s / 1e6}
 
 
-def _scored(plan: 'Plan') -> float:
+def _scored(plan: 'Plan', read_tokens: int) -> float:
     """Bytes of the index that a pass goes through: all of it, or its leaves, strays, the pages of leaves that it opens, in 4 bits,
     and pages not sorted yet."""
-    from statekv_ros.memory.answering.candidates import OPEN_LEAVES
+    from statekv_ros.memory.answering.candidates import leaves_to_open
     from statekv_ros.memory.detailed.cache import PAGE_TOKENS
     from statekv_ros.memory.detailed.index import DEFAULT_INDEX, INDEXES
     from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, STRAYS
@@ -130,7 +130,8 @@ def _scored(plan: 'Plan') -> float:
     size = plan.size
     pages = plan.hours * 3600 / size.frames_per_step * len(page_lengths(size.step_tokens, PAGE_TOKENS))
     entry = size.layers * size.kv_heads * INDEXES[DEFAULT_INDEX].entry_width(size.head_dim)
-    return min(entry * (OPEN_LEAVES * LEAF / 2 + 2 * (CHAPTER + pages / LEAF + pages * STRAYS / CHAPTER)),
+    opened = leaves_to_open(read_tokens // PAGE_TOKENS) * LEAF
+    return min(entry * (opened / 2 + 2 * (CHAPTER + pages / LEAF + pages * STRAYS / CHAPTER)),
                plan.index_bytes / plan.cameras)
 
 

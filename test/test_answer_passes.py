@@ -14,7 +14,7 @@ from statekv_ros.backbones import load_backbone
 from statekv_ros.backbones.tiny import write_tiny_checkpoint
 from statekv_ros.kernels import page_votes, paged_attention
 from statekv_ros.memory import VideoStream
-from statekv_ros.memory.answering import candidates, choosing, reading
+from statekv_ros.memory.answering import candidates, reading
 from statekv_ros.memory.detailed import leaves, table
 
 LONG = 'where did you last see it? ' * 30
@@ -157,9 +157,11 @@ def launched(family: str, dtype: str, form: str, steps: tuple[int, ...]) -> list
     """Of one more token after so many steps each: operations and launches of a layer, whether token and evidence are those of
     the naive twins, and pages held. Pages are found through leaves where there are more than a few, most of them in 8 bits."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        for module, name, value in ((leaves, 'CHAPTER', 64), (leaves, 'LEAVES', 4), (leaves, 'STRAYS', 4), (leaves, 'VOLUME', 1),
-                                    (candidates, 'CHAPTER', 64), (candidates, 'LEAVES', 4), (candidates, 'STRAYS', 4),
-                                    (candidates, 'VOLUME', 1), (table, 'CHAPTER', 64), (choosing, 'OPEN_LEAVES', 3)):
+        for module, name, value in ((leaves, 'CHAPTER', 64), (leaves, 'LEAF', 16), (leaves, 'LEAVES', 4), (leaves, 'STRAYS', 4),
+                                    (leaves, 'VOLUME', 1), (candidates, 'CHAPTER', 64), (candidates, 'LEAF', 16),
+                                    (candidates, 'LEAVES', 4), (candidates, 'STRAYS', 4), (candidates, 'VOLUME', 1),
+                                    (table, 'CHAPTER', 64), (table, 'LEAF', 16), (candidates, 'OPEN_LEAVES', 3),
+                                    (candidates, '_OPEN_PAGES', 4)):
             patch.setattr(module, name, value)
         checkpoint = write_tiny_checkpoint(Path(folder, 'tiny'), family=family, max_position=10**5)
         backbone = load_backbone(str(checkpoint), device='cpu', dtype=dtype)

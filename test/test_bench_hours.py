@@ -2,10 +2,11 @@
 import json
 import tracemalloc
 
+import numpy as np
 import pytest
 
 from statekv_ros.bench import cli
-from statekv_ros.bench.hours import QUESTIONS, _rss_slope, _Rows
+from statekv_ros.bench.hours import QUESTIONS, _as_long, _rss_slope, _Rows
 
 _BOUND_MB = .5
 _BYTES_PER_TOKEN = 5120     # of the patrol model in fp32
@@ -27,6 +28,7 @@ def test_a_bounded_memory_is_as_large_in_the_last_ten_minutes_as_in_minutes_5_to
     for compared in ('over_early', 'in_turn'):
         ratios = result['ratios']['sparse(72)'][compared]
         assert set(ratios) == {'first_token_ms_p50', 'first_token_ms_p90', 'total_ms_p50', 'total_ms_p90'}
+    assert 0 < result['ratios']['sparse(72)']['as_long']['n'] <= 5 * len(QUESTIONS)
     assert result['ratios']['all']['over_early'] is None
 
 
@@ -40,6 +42,14 @@ def test_most_of_a_memory_lies_on_disk_and_every_tier_keeps_to_its_bound(capsys)
     assert result['peak_bytes']['device'] <= 1e6 and 0.4e6 < result['peak_bytes']['host'] <= 0.5e6
     assert 0 < result['disk_bytes'] <= .05e9
     assert result['windows'][-1]['answers']['sparse(72)']['n'] == 2 * len(QUESTIONS)
+
+
+def test_answers_that_are_longer_are_not_said_to_be_dearer():
+    young = np.array([[0, 30, 50, 2], [0, 31, 50, 2], [0, 30, 40, 1], [0, 29, 50, 2.]])
+    late = np.array([[0, 33, 55, 2], [0, 34, 90, 4], [0, 33, 44, 1], [0, 32, 55, 2.]])
+    found = _as_long(late, young)
+    assert found['n'] == 3 and found['total_ms_p50'] == found['total_ms_p90'] == pytest.approx(1.1)
+    assert _as_long(late[1:2], young[1:2]) is None
 
 
 def test_the_process_is_not_said_to_grow_by_the_young_memory_that_it_holds_in_the_end():

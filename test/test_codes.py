@@ -146,8 +146,8 @@ def test_codes_keep_the_votes_of_the_best_pages(monkeypatch):
                     chosen = pages.gather(1, found.topk(32, dim=-1).indices)
                     kept.append(of_pages(*votes_of(exact, group, None, layer, rows), chosen).sum(dim=-1) / best)
     ours_found, ours_all, exact_found, exact_all = torch.stack(kept).view(-1, 4, HEADS).mean(dim=(0, 2))
-    assert exact_all == pytest.approx(1) and ours_all > .985
-    assert abs(ours_found - exact_found) < .01 and ours_found > .85, (ours_found, exact_found)
+    assert exact_all == pytest.approx(1) and ours_all > .98
+    assert abs(ours_found - exact_found) < .02 and ours_found > .75, (ours_found, exact_found)
 
 
 def votes_of(table: PageTable, group: Group, leaves: int | None, layer: int, rows: torch.Tensor) -> tuple:

@@ -112,7 +112,7 @@ def test_the_pages_with_the_most_votes_of_all_are_found_in_the_best_leaves(index
         pages, found = chooser_of(table, OPEN_LEAVES).votes(layer, rows, 0)
         assert pages.shape == found.shape == (HEADS, OPEN_LEAVES * LEAF + 100 + 8 * STRAYS)
         kept = votes.gather(1, pages.gather(1, found.topk(best, dim=-1).indices).long()).sum(dim=-1)
-        assert (kept > .97 * votes.topk(best, dim=-1).values.sum(dim=-1)).all()
+        assert (kept > (.94 if index == 'bounds' else .97) * votes.topk(best, dim=-1).values.sum(dim=-1)).all()
 
 
 def test_rows_have_their_true_say_though_most_of_what_they_want_is_not_scored():
@@ -122,7 +122,7 @@ def test_rows_have_their_true_say_though_most_of_what_they_want_is_not_scored():
     idle = torch.randn(HEADS, 6, DIM, generator=torch.Generator().manual_seed(3)) * .02
     rows = torch.cat([keen, idle], dim=1)
     votes = votes_of_all(table, 0, rows, 0)
-    pages, found = chooser_of(table, 64).votes(0, rows, 0)
+    pages, found = chooser_of(table, 32).votes(0, rows, 0)
     assert votes.sum(dim=-1) == pytest.approx(7, rel=1e-4)
     of_open = votes.gather(1, pages.long()).masked_fill(found < 0, 0).sum(dim=-1)
     assert (of_open < 5).all() and found.clamp_min(0).sum(dim=-1) == pytest.approx(of_open, rel=.2)
@@ -166,7 +166,7 @@ def test_a_page_that_is_like_no_other_is_found_whatever_the_leaves_tell(monkeypa
             hits += sum(page in of_head for of_head in of_heads)
             assert all(len(set(of_head)) == len(of_head) for of_head in of_heads)
         found.append(hits / HEADS / len(odd))
-    assert found[0] > .95 and found[1] < .6, found
+    assert found[0] > .9 and found[1] < .6, found
 
 
 def test_entries_scored_in_a_pass_are_bounded_and_hardly_grow_with_the_pages_held(monkeypatch):
@@ -322,7 +322,7 @@ def test_an_answer_finds_the_same_before_and_after_a_chapter_loses_pages():
 
 
 def test_a_volume_that_loses_pages_is_gone_through_by_leaves_until_little_of_it_is_left():
-    opened, table = 160, filled((3 * VOLUME + 1) * CHAPTER + 300)
+    opened, table = 80, filled((3 * VOLUME + 1) * CHAPTER + 300)
     candidates, rows = chooser_of(table, opened), by_number(table, 1)[:, ::3000].float()
     assert candidates.votes(1, rows, 0)[0].shape[1] == opened * LEAF + (3 * VOLUME + 1) * STRAYS + 300
     for lost, by_leaves in (900, 2 * VOLUME + 1), (3 * CHAPTER, 2 * VOLUME + 1), (3 * CHAPTER + 100, VOLUME + 1):
@@ -408,7 +408,7 @@ def chosen(stream: VideoStream, span: tuple = (None, None)) -> tuple[PageChooser
 
 
 def test_a_choice_through_leaves_reads_the_rows_of_the_pages_that_it_names(long_stream, monkeypatch):
-    monkeypatch.setattr('statekv_ros.memory.answering.choosing.OPEN_LEAVES', 40)
+    monkeypatch.setattr('statekv_ros.memory.answering.candidates.OPEN_LEAVES', 20)
     table = long_stream.detailed.pages
     chooser, choices = chosen(long_stream)
     assert chooser._candidates.votes(0, torch.zeros(long_stream.backbone.layout.kv_heads, 1, DIM), 0)[0] is not None
@@ -430,7 +430,7 @@ def test_what_is_sorted_while_an_answer_is_decoded_changes_nothing_in_it():
 
 
 def test_a_span_keeps_what_is_chosen_through_leaves_within_it(long_stream, monkeypatch):
-    monkeypatch.setattr('statekv_ros.memory.answering.choosing.OPEN_LEAVES', 40)
+    monkeypatch.setattr('statekv_ros.memory.answering.candidates.OPEN_LEAVES', 20)
     steps = long_stream.detailed.steps()
     first, last = steps[10], steps[-10]
     _, choices = chosen(long_stream, (first.record.first_stamp_ns, last.record.last_stamp_ns))

@@ -40,7 +40,7 @@ CASES = [Case(*each, seed=number) for number, each in enumerate([
     (1, 64, 2, (20,), (9, 7), 4, torch.float16, False, 2), (9, 200, 1, (50, 3, 40), (30,), 12, torch.float16, False, 99),
     (40, 128, 2, (), (40, 3), 2, torch.float16, False, 3), (6, 32, 3, (17, 90, 60), (), 3, torch.float16, True, 2),
     (2, 96, 2, (20, 3), (9, 7), 4, torch.float16, False, 2), (16, 192, 1, (70,), (9,), 4, torch.float16, False, 1),
-    (5, 120, 2, (9,))])]
+    (5, 120, 2, (9,)), (2, 32, 2, (20,), (90,), 70)])]
 
 
 class Inputs(NamedTuple):
@@ -205,7 +205,8 @@ CHOSEN = [Chosen(*each) for each in [
     (9, 1, 50, 0, 0, False, False, False), (40, 33, 120, 0, 0, True, True, False), (40, 7, 60, 0, 30, False, True, True),
     (90, 20, 99, 30, 80, True, False, False), (90, 90, 9999, 30, 30, False, True, False), (50, 9, 30, 50, 50, True, True, False),
     (50, 17, 80, 0, 50, False, False, True), (70, 11, 5, 9, 20, False, False, False),
-    (40, 30, 300, 0, 33, False, True, False, 7), (30, 30, 999, 4, 30, True, True, False, 12)]]
+    (40, 30, 300, 0, 33, False, True, False, 7), (30, 30, 999, 4, 30, True, True, False, 12),
+    (900, 600, 2500, 90, 500, True, True, False, 300), (700, 520, 9999, 0, 400, False, False, True)]]
 
 
 def places(case: Chosen, implementation: str, device: str = 'cpu') -> list:
@@ -303,6 +304,35 @@ def test_best_pages_of_another_kind_are_named():
     table = PageColumns(torch.zeros(3, 9).int(), 0, 0, 9, torch.tensor([0]), False, 0, 0, None, None)
     with pytest.raises(ValueError, match='best must be int64'):
         page_places(torch.zeros(2, 3).int(), torch.zeros(2, 3), None, 0, table, 9)
+
+
+def constants(counts: tuple[int, int], implementation: str, device: str) -> set[str]:
+    """Of each kernel launched, what the compiler is given as constants, where so many leaves are opened and pages chosen."""
+    from statekv_ros.kernels.page_votes import triton
+    (opened, chosen), launched = counts, set()
+
+    class Noted:
+        def __init__(self, name):
+            self._name, self._kernel = name, getattr(triton, name)
+
+        def __getitem__(self, grid):
+            def launch(*arguments, **named):
+                launched.add(f'{self._name} {sorted(named.items())}')
+                return self._kernel[grid](*arguments, **named)
+            return launch
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ('score_kernel', 'open_kernel', 'votes_kernel', 'places_kernel'):
+            patch.setattr(triton, name, Noted(name))
+        off(Case(2, 32, 2, (20,), (90,), opened, coded=1), implementation, device)
+        places(Chosen(700, chosen, 9999, 0, 600, True, True, True), implementation, device)
+    return launched
+
+
+def test_nothing_is_compiled_for_a_number_of_leaves_or_pages(run_triton):
+    """An answer that reads more would compile in its midst what a warm-up has not."""
+    few = run_triton(constants, (3, 9))
+    assert len(few) == 6 and few == run_triton(constants, (80, 600))
 
 
 def test_nothing_is_compiled_anew_once_the_first_volume_has_codes():

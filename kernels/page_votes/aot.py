@@ -3,7 +3,7 @@ import re
 
 from statekv_ros.kernels.scored_attention.aot import Compiled, compile_kernel
 
-from .configs import EXACT, OPEN, PLACES, SCORE, SPLITS, VOTES, Tile, width_block
+from .configs import BEST, CHOSEN, OPEN, PLACES, SCORE, SPLITS, VOTES, Tile, width_block
 from .counting import votes_kernel
 from .finding import places_kernel
 from .scores import open_kernel, score_kernel
@@ -13,7 +13,7 @@ _KERNELS = {'score': score_kernel, 'open': open_kernel, 'votes': votes_kernel, '
 _POINTERS = {'i64': ('BEST', 'FOUND', 'BOUNDARY'), 'i32': ('PLACES', 'GROUPS', 'PAGES', 'NUMBERS', 'COLUMNS', 'MOVES', 'PLACED'),
              'i1': ('UNWANTED',), 'u8': ('CODES',), 'fp16': ('ENTRIES', 'LEAVES', 'STRAYS'),
              'fp32': ('Q', 'STEPS', 'SCALES', 'SIZES', 'SCORES', 'TOPS', 'SUMS', 'VOTES')}
-_LEAF, _VOLUME, _MOST = 16, 4096, 256       # pages of a leaf and of a volume; pages or leaves that are chosen
+_LEAF, _VOLUME = 32, 4096       # pages of a leaf and of a volume
 
 
 def tile_of(name: str) -> Tile:
@@ -30,8 +30,8 @@ def compile_pass(name: str, capability: int, head_dim: int) -> Compiled:
     """
     kernel, tile, width = _KERNELS[name.split()[0]], tile_of(name), 2 * head_dim
     constants = {'WIDTH': width, 'WIDTH_BLOCK': width_block(tile, width), 'ROWS': tile.rows, 'KEYS': tile.keys,
-                 'LEAF': _LEAF, 'OF_LEAF': _LEAF, 'VOLUME': _VOLUME, 'BEST_BLOCK': _MOST, 'CHOSEN': _MOST, 'SPLITS': SPLITS,
-                 'EXACT': EXACT, 'SPLIT': name.endswith('split'), 'TWICE': name.endswith('twice')}
+                 'LEAF': _LEAF, 'OF_LEAF': _LEAF, 'VOLUME': _VOLUME, 'BEST_BLOCK': BEST, 'CHOSEN': CHOSEN, 'SPLITS': SPLITS,
+                 'SPLIT': name.endswith('split'), 'TWICE': name.endswith('twice')}
     if name == 'score leaves':
         constants |= {'PLACES': None, 'GROUPS': None, 'CODES': None, 'STEPS': None, 'SCALES': None, 'LEAVES': None, 'STRAYS': None,
                       'VOLUME': 1, 'OF_LEAF': 1}

@@ -93,7 +93,7 @@ def score_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, PLACES, GROUP
          exists)
 
 
-@triton.jit(do_not_specialize=['SUMS', 'rows', 'opened', 'tiles', 'begin', 'first_place', 'first', 'leaves', 'offset', 'base',
+@triton.jit(do_not_specialize=['SIZES', 'SUMS', 'rows', 'opened', 'tiles', 'begin', 'first_place', 'first', 'leaves', 'offset', 'base',
                                'stop', 'first_leaf', 'first_stray', 'column', 'leaf_column', 'columns', 'split', 'leaf_split',
                                'f_head', 'n_head'])
 def open_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, BEST, PAGES, SIZES, NUMBERS, SCORES, TOPS, SUMS, rows, opened,
@@ -129,9 +129,12 @@ def open_kernel(Q, ENTRIES, CODES, STEPS, SCALES, LEAVES, STRAYS, BEST, PAGES, S
         tile = tl.program_id(0) - tiles
         at = tile * KEYS + tl.arange(0, KEYS)
         exists = at < leaves
-        each = tl.arange(0, BEST_BLOCK)
-        best = tl.load(BEST + each, mask=each < opened, other=-1)
-        is_open = tl.sum((at[:, None] == best[None, :]).to(tl.int32), 1) > 0
+        found = tl.zeros((KEYS,), tl.int32)
+        for some in range(0, opened, BEST_BLOCK):
+            each = some + tl.arange(0, BEST_BLOCK)
+            best = tl.load(BEST + each, mask=each < opened, other=-1)
+            found += tl.sum((at[:, None] == best[None, :]).to(tl.int32), 1)
+        is_open = found > 0
         scores = tl.load(SCORES + (head * rows + row)[:, None] * columns + (leaf_column + at)[None, :],
                          mask=(row < rows)[:, None] & exists[None, :], other=float('-inf'))
         _put(tl.where(is_open[None, :], float('-inf'), scores), SCORES, TOPS, SUMS, leaf_split + tile, head, heads, row, rows,

@@ -5,7 +5,7 @@ import torch
 import triton
 
 from .candidates import Entries, Leaves, Lines
-from .configs import EXACT, INTERPRETER, LEAST, LEAST_OPEN, OPEN, PLACES, SCORE, SPLITS, VOTES, Tile, width_block
+from .configs import BEST, CHOSEN, INTERPRETER, OPEN, PLACES, SCORE, SPLITS, VOTES, Tile, width_block
 from .counting import votes_kernel
 from .finding import places_kernel
 from .places import PageColumns, Places
@@ -80,7 +80,7 @@ def triton_page_votes(queries: torch.Tensor, entries: Entries, lines: Lines, lea
                 tiles[number], stretch.start, leaves.first_place, leaves.first, counts[of_leaves], *places, column[number],
                 column[of_leaves], column[-1], split[number], split[of_leaves], *strides[1:], *of_heads,
                 leaves.pages.stride(0), numbers.stride(0), LEAF=leaf,
-                BEST_BLOCK=max(LEAST_OPEN, triton.next_power_of_2(leaves.opened)), **shape | _options(opening))
+                BEST_BLOCK=BEST, **shape | _options(opening))
         begin = 0
         return numbers, votes(0, first_leaf, twice=True)
 
@@ -103,7 +103,7 @@ def triton_page_places(best: torch.Tensor, votes: torch.Tensor, numbers: torch.T
         places_kernel[kv_heads,](
             best, votes, numbers, table.columns, table.moves, table.unwanted, table.boundary, pages, placed, chosen, exact, tokens,
             first, table.offset, table.base, near, stop, 0 if numbers is None else _head_stride(numbers), table.columns.stride(0),
-            chosen + exact, CHOSEN=max(LEAST, triton.next_power_of_2(chosen)), EXACT=EXACT, SPLIT=split, **_options(PLACES))
+            chosen + exact, SPLIT=split, CHOSEN=CHOSEN, **_options(PLACES))
     starts, lengths, slots, moves, below = placed
     moves = None if table.moves is None else moves
 

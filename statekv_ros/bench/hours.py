@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> dict:
     Returns:
         {'windows': [{'from_s', 'to_s', 'step_ms_p50', 'detailed_bytes', 'rss_bytes', 'answers': {policy: {...}}}], 'ratios':
         {policy: {...}}, 'step_ratio', 'rss_mb_per_hour', ...}. A ratio is the last ten minutes over minutes 5-15: `over_early`
-        of the same memory, `in_turn` of the young one. RSS is main memory of the process; its slope leaves out the first half
+        of the same memory, `in_turn` of the young one, `as_long` of those answers of both, asked in turn, that have as many tokens:
+        a memory that knows other things is not dearer for it. RSS is main memory of the process; its slope leaves out the first half
         hour, and the last fifteen minutes, when the process holds the young memory too; windows tell of both.
         `peak_bytes` is the most that the detailed cache ever took, by tier. `disk_planned_bytes` is what the planner says that
         the steps held take of the file, `disk_bytes`.
@@ -171,8 +172,10 @@ def _summary(old: _Watch, young: _Watch, seconds: float, policies: Sequence[str]
     begins = [*np.arange(EARLY_S, seconds - 2 * WINDOW_S + 1, WINDOW_S).tolist(), seconds - WINDOW_S]
     windows = [old.window(begin, begin + WINDOW_S) for begin in begins]
     late, in_turn = windows[-1], young.window(seconds - WINDOW_S, seconds)
-    ratios = {policy: {name: _ratios(late['answers'].get(policy), other['answers'].get(policy))
-                       for name, other in (('over_early', windows[0]), ('in_turn', in_turn))} for policy in policies}
+    ratios = {policy: {**{name: _ratios(late['answers'].get(policy), other['answers'].get(policy))
+                          for name, other in (('over_early', windows[0]), ('in_turn', in_turn))},
+                       'as_long': _as_long(*(watch.answers[policy].cut(seconds - WINDOW_S, seconds) for watch in (old, young)))}
+              for policy in policies}
     return {'windows': windows, 'young': in_turn, 'ratios': ratios,
             'step_ratio': {name: round(float(late['step_ms_p50'] / other['step_ms_p50']), 4)
                            for name, other in (('over_early', windows[0]), ('in_turn', in_turn))},
@@ -196,6 +199,15 @@ def _ratios(late: dict | None, early: dict | None) -> dict | None:
     if late is None or early is None:
         return None
     return {name: round(late[name] / early[name], 4) for name in late if '_ms_' in name}
+
+
+def _as_long(late: np.ndarray, young: np.ndarray) -> dict | None:
+    """Ratios over those answers, a row for each question asked in turn, that have as many tokens, and how many these are."""
+    alike = late[:, 3] == young[:, 3]
+    if not alike.any():
+        return None
+    late, young = _of_answers(late[alike]), _of_answers(young[alike])
+    return {'n': late['n'], **_ratios(late, young)}
 
 
 def _rss_bytes() -> int:

@@ -14,7 +14,6 @@ from statekv_ros.kernels import paged_attention as paged
 from statekv_ros.kernels import scored_attention as scored
 from statekv_ros.kernels.page_votes.variants import run_variants as run_vote_variants
 from statekv_ros.kernels.scored_attention.variants import run_variants
-from statekv_ros.memory.answering.candidates import OPEN_LEAVES
 from statekv_ros.memory.detailed.cache import EXACT_STEPS
 from statekv_ros.memory.detailed.index import DEFAULT_INDEX, INDEXES
 from statekv_ros.memory.detailed.leaves import CHAPTER, LEAF, VOLUME
@@ -26,7 +25,6 @@ OPERATIONS = (scored.OPERATION, paged.OPERATION, votes.OPERATION)
 # An answer's kernel is compiled apart for a question and for a token, for one page and for many, for pages that are turned.
 _ANSWERS = ('all', 'sparse(64)', 'sparse(256)', 'retrieve(2)')
 _MOST_STATE = 16384     # tokens; larger ones run the same code
-_CHOSEN = 64, 128, 256  # pages that an answer chooses: a kernel is compiled for each power of two
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,7 @@ def _run_votes_kernels(backbone: Backbone) -> list[str]:
     """Through leaves as well, which no memory has before hours have passed."""
     layout, index = backbone.layout, INDEXES[DEFAULT_INDEX]
     return run_vote_variants(layout.kv_heads, index.entry_width(layout.head_dim), LEAF, VOLUME * CHAPTER, ENTRY_DTYPE,
-                             layout.device, OPEN_LEAVES, _CHOSEN)
+                             layout.device)
 
 
 def _tried(operation: str, device: torch.device, run: Callable[[], list[str]]) -> list[str]:

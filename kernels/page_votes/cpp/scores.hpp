@@ -44,17 +44,49 @@ struct Scores {
     }
 };
 
-// Have entries that will be wanted brought near: they lie here and there, and a processor foresees only what is in a row.
-template <class Entry>
-inline void fetch(const Entry *entry, std::size_t width) {
-    constexpr std::size_t TOGETHER = 64 / sizeof(Entry);    // in a line of the cache
-    for (std::size_t at = 0; at < width; at += TOGETHER)
-        __builtin_prefetch(entry + at);
+// Entries that will be wanted are brought near beforehand: they lie here and there, and a processor foresees only what is in a
+// row. A line of the cache at a time.
+constexpr std::size_t LINE = 64;
+
+template <class Number>
+inline std::size_t lines(const Number *, std::size_t width) {
+    return (width * sizeof(Number) + LINE - 1) / LINE;
 }
 
-inline void fetch(Nibbles entry, std::size_t width) {
-    fetch(entry.bytes, (width + 1) / 2);
+inline std::size_t lines(Nibbles entry, std::size_t width) {
+    return lines(entry.bytes, (width + 1) / 2);
 }
+
+template <class Number>
+inline void fetch(const Number *entry, std::size_t line) {
+    __builtin_prefetch(reinterpret_cast<const char *>(entry) + line * LINE);
+}
+
+inline void fetch(Nibbles entry, std::size_t line) {
+    fetch(entry.bytes, line);
+}
+
+// Brings some entries near, each time it is called a line of them: all at once they would have to wait for each other.
+template <class At>
+class Ahead {
+public:
+    Ahead(const At &at, std::size_t begin, std::size_t end, std::size_t width)
+        : at_(at), key_(begin), end_(end), lines_(begin < end ? lines(at(begin), width) : 0) {}
+
+    void operator()() {
+        if (key_ >= end_)
+            return;
+        fetch(at_(key_), line_);
+        if (++line_ == lines_) {
+            line_ = 0;
+            ++key_;
+        }
+    }
+
+private:
+    const At &at_;
+    std::size_t key_, end_, lines_, line_ = 0;
+};
 
 // Each entry as it lies: numbers side by side are multiplied together, and their products added up in the end.
 template <std::size_t ROWS, class Entry>
@@ -86,7 +118,8 @@ void score_few(const Queries &queries, std::size_t count, const At &at, const Sc
     for (std::size_t begin = 0; begin < count; begin += FEW_KEYS) {
         Entry entries[FEW_KEYS];
         for (std::size_t key = begin + AHEAD; key < std::min(begin + AHEAD + FEW_KEYS, count); ++key)
-            fetch(at(key), queries.width);
+            for (std::size_t line = 0; line < lines(at(key), queries.width); ++line)
+                fetch(at(key), line);
         for (std::size_t key = 0; key < FEW_KEYS; ++key)
             entries[key] = at(std::min(begin + key, count - 1));
         float products[ROWS][FEW_KEYS];
@@ -117,12 +150,14 @@ inline void turn(std::size_t begin, std::size_t count, const At &at, std::size_t
     }
 }
 
-// Products of rows with entries that `turn` made: one number of each entry at a time.
-template <std::size_t ROWS>
-inline void multiply_turned(const float *queries, std::size_t width, const float *turned, Vector (&found)[ROWS][2]) {
+// Products of rows with entries that `turn` made: one number of each entry at a time, and meanwhile what comes next.
+template <std::size_t ROWS, class Next>
+inline void multiply_turned(const float *queries, std::size_t width, const float *turned, Vector (&found)[ROWS][2],
+                            Next &next) {
     Vector sums[ROWS][2] = {};      // of its own, and so in registers
     for (std::size_t at = 0; at < width; ++at) {
         const Vector low = load(turned + at * MANY_KEYS), high = load(turned + at * MANY_KEYS + LANES);
+        next();
         for (std::size_t row = 0; row < ROWS; ++row) {
             const float query = queries[row * width + at];
             sums[row][0] += query * low;
@@ -136,9 +171,9 @@ inline void multiply_turned(const float *queries, std::size_t width, const float
 
 template <class At>
 void score_many(const Queries &queries, std::size_t count, const At &at, float *turned, const Scores &to) {
-    const auto score_rows = [&]<std::size_t ROWS>(std::size_t row, std::size_t begin) {
+    const auto score_rows = [&]<std::size_t ROWS>(std::size_t row, std::size_t begin, Ahead<At> &next) {
         Vector found[ROWS][2];
-        multiply_turned<ROWS>(queries.numbers + row * queries.width, queries.width, turned, found);
+        multiply_turned<ROWS>(queries.numbers + row * queries.width, queries.width, turned, found, next);
         for (std::size_t below = 0; below < ROWS; ++below)
             for (std::size_t half = 0; half < 2 && begin + half * LANES < count; ++half)
                 to.put(row + below, begin + half * LANES, found[below][half], count - begin - half * LANES);
@@ -147,13 +182,12 @@ void score_many(const Queries &queries, std::size_t count, const At &at, float *
     const std::size_t parts = (queries.rows + MANY - 1) / MANY;
     for (std::size_t begin = 0; begin < count; begin += MANY_KEYS) {
         turn(begin, count, at, queries.width, turned);
-        for (std::size_t key = begin + MANY_KEYS; key < std::min(begin + 2 * MANY_KEYS, count); ++key)
-            fetch(at(key), queries.width);
+        Ahead next(at, begin + MANY_KEYS, std::min(begin + 2 * MANY_KEYS, count), queries.width);
         for (std::size_t part = 0; part < parts; ++part) {
             const std::size_t row = queries.rows * part / parts;
             const std::size_t together = queries.rows * (part + 1) / parts - row;
             [&]<std::size_t... MORE>(std::index_sequence<MORE...>) {
-                (void)((together == FEW + MORE && (score_rows.template operator()<FEW + MORE>(row, begin), true)) || ...);
+                (void)((together == FEW + MORE && (score_rows.template operator()<FEW + MORE>(row, begin, next), true)) || ...);
             }(std::make_index_sequence<MANY - FEW + 1>{});
         }
     }

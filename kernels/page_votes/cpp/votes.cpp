@@ -78,7 +78,7 @@ public:
                                      rows_, most, most};
         // Not written beforehand: most of it is room for scores.
         room_.reset(static_cast<float *>(::operator new[](
-            std::accumulate(std::begin(sizes), std::end(sizes), std::size_t{0}) * sizeof(float), LINE)));
+            std::accumulate(std::begin(sizes), std::end(sizes), std::size_t{0}) * sizeof(float), std::align_val_t{LINE})));
         float *begin = room_.get(), *places;
         float **parts[] = {&turned_, &scores_, &shares_, &votes_, &folded_, &bases_, &added_, &sizes_, &places};
         for (std::size_t part = 0; part < std::size(sizes); begin += sizes[part++])
@@ -311,11 +311,9 @@ private:
         });
     }
 
-    static constexpr std::align_val_t LINE{64};
-
     struct Freed {
         void operator()(float *room) const {
-            ::operator delete[](room, LINE);
+            ::operator delete[](room, std::align_val_t{LINE});
         }
     };
 

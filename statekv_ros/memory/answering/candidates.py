@@ -15,8 +15,10 @@ from statekv_ros.memory.detailed.table import ENTRY_DTYPE, PageTable
 _ELSEWHERE = .25
 # and of which it has at least that one: the rest may be lost, or not be asked for.
 _LEFT = .25
-# Leaves that a pass opens, if it reads no more pages than that; docs/finding_pages.md says what fewer lose.
-OPEN_LEAVES = 64
+# Leaves that a pass opens at least, and pages in opened ones for each page that it reads; docs/finding_pages.md says what fewer
+# lose.
+OPEN_LEAVES = 32
+_OPEN_PAGES = 16
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Walk(NamedTuple):
     sizes: torch.Tensor
 
 
+def leaves_to_open(pages: int) -> int:
+    """How many a pass opens that reads so many pages."""
+    return max(OPEN_LEAVES, pages * _OPEN_PAGES // LEAF)
+
+
 class Candidates:
     """Votes on pages for `PageChooser`: it hardly scores more of them when there are many."""
 
@@ -65,8 +72,8 @@ class Candidates:
         self._first = groups[0].first
         mean = table.lengths(slice(self._first, groups[-1].stop)).float().mean()
         self._of_leaf = (mean.log() + math.log(LEAF)).view(1, 1, 1)
-        # Leaves of the first volume have pages before the first one too.
-        self._begin = self._first - self._first % (VOLUME * CHAPTER)
+        # Leaves of the first volume have pages before the first one too; that of the oldest pages may not have any.
+        self._begin = max(self._first - self._first % (VOLUME * CHAPTER), min(self._first, table.leaves.first * CHAPTER))
         self._sizes = table.sizes(slice(self._begin, groups[-1].stop))
         if unwanted is not None or self._first > table.first:
             self._sizes = self._sizes.clone()

@@ -14,11 +14,10 @@ import torch
 
 from statekv_ros.backbones.upload import to_device
 from statekv_ros.kernels.page_votes import PageColumns, Places, page_places
-from statekv_ros.memory.answering.candidates import OPEN_LEAVES, Candidates, Group
+from statekv_ros.memory.answering.candidates import Candidates, Group, leaves_to_open
 from statekv_ros.memory.answering.snapshot import Snapshot
 from statekv_ros.memory.detailed.pages import HeldStep, by_stretch
 from statekv_ros.memory.detailed.table import PageTable
-
 
 class PageChooser:
     """Chooses among the pages of a snapshot that are still held.
@@ -60,7 +59,7 @@ class PageChooser:
         # Pages that are exact: never more while this answer lasts.
         self._exact = self._stop - max(self._first, min(self._stop, self._table.boundary))
         # Where pages that nobody wants lie between, leaves would be full of them.
-        leaves = max(OPEN_LEAVES, self._count) if self._unwanted is None else None
+        leaves = leaves_to_open(self._count) if self._unwanted is None else None
         self._candidates = Candidates(self._table, snapshot.seen.backbone.rotate, self._groups, leaves, self._unwanted)
         self.scored = self._candidates.most
 

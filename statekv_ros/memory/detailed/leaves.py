@@ -19,9 +19,9 @@ from statekv_ros.memory.detailed.index import PageIndex
 from statekv_ros.memory.detailed.room import give_back_free_memory, room_for, zeros
 
 CHAPTER = 1024      # pages
-LEAF = 16           # pages; CHAPTER is a power of two times as many
+LEAF = 32           # pages; CHAPTER is a power of two times as many
 LEAVES = CHAPTER // LEAF
-STRAYS = LEAVES // 2       # of a chapter; of those that are sorted together as many for each
+STRAYS = CHAPTER // 32     # of a chapter; of those that are sorted together as many for each
 VOLUME = 4          # chapters; a power of two
 _ROUNDS = 4         # of power iteration: the direction need not be exact
 

@@ -162,8 +162,8 @@ class PageTable:
         return self._lengths[self._at(pages)]
 
     def sizes(self, pages: slice) -> torch.Tensor:
-        """Logarithms of the rows of pages by number, [pages] fp32, -inf of those that are lost; of the volume that the oldest page
-        is in, also from pages before that one on. They are not copied: pages that are lost later are -inf from then on."""
+        """Logarithms of the rows of pages by number, [pages] fp32, -inf of those that are lost, as some of the oldest leaves are.
+        They are not copied: pages that are lost later are -inf from then on."""
         return self._sizes[self._at(pages)]
 
     def stretches(self, pages: slice) -> np.ndarray:
@@ -254,7 +254,7 @@ class PageTable:
         self._exact = zeros(layout.layers, layout.kv_heads, capacity, width, dtype=ENTRY_DTYPE, device=layout.device)
 
     def _slide(self, capacity: int) -> None:
-        kept = self.first % self.leaves.codes.volume    # see `sizes`
+        kept = max(0, self.first - self.leaves.first * CHAPTER)     # see `sizes`
         of_pages = self._of_pages[:, self._at(slice(self.first - kept, self.stop))]
         self._front = kept
         self._allocate(kept + capacity)
