@@ -12,7 +12,7 @@ from statekv_ros.backbones.base import KVLayout
 from statekv_ros.errors import ParameterError
 from statekv_ros.memory import VideoStream
 from statekv_ros.memory.detailed.index import INDEXES
-from statekv_ros.memory.detailed.pages import page_lengths
+from statekv_ros.memory.detailed.pages import Stretch, page_lengths
 from statekv_ros.memory.detailed.rows import RowPool, TokenRows
 from statekv_ros.memory.detailed.table import PageTable
 
@@ -61,21 +61,32 @@ def test_a_step_is_cut_into_even_pages(tokens, most, expected):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 5), st.booleans()), max_size=120))
+@given(st.lists(st.tuples(st.integers(1, 5), st.booleans(), st.booleans(), st.booleans()), max_size=120))
 def test_pages_are_found_by_number_however_many_came_and_went(events):
-    table, numbers, starts = PageTable(LAYOUT, INDEXES['mean']), [], {}
-    for count, forget in events:
+    table, numbers, starts, stands, hidden = PageTable(LAYOUT, INDEXES['mean']), [], {}, {}, set()
+    for count, forget, stays, hide in events:
         first = table.stop
         entries = torch.arange(first, first + count).float().expand(2, 3, 8, -1).transpose(2, 3)
-        table.append(entries, 100 * first, 10 * count)
+        stretch = stands[first - 1] if stays and first else Stretch(first, 2 * first)
+        table.append(entries, 100 * first, 10 * count, stretch)
         starts |= {first + page: 100 * first + 10 * page for page in range(count)}
+        stands |= dict.fromkeys(range(first, first + count), stretch)
         numbers += range(first, first + count)
+        if hide:
+            table.hide(first, 1)
+            hidden.add(first)
         if forget:
             table.forget(len(numbers) // 2)
             del numbers[:len(numbers) // 2]
         held = slice(table.first, table.stop)
         assert [*range(table.first, table.stop)] == numbers
-        assert table.lengths(held).tolist() == [10] * len(numbers)
+        assert table.lengths(held).tolist() == [0 if number in hidden else 10 for number in numbers]
+        assert torch.equal(table.sizes(held), table.lengths(held).log())
+        for part in (held, slice(held.start + len(numbers) // 3, held.stop - len(numbers) // 3)):
+            begins, *where = table.stretches(part).tolist()
+            assert len(begins) == len({stands[number] for number in range(part.start, part.stop)})
+            for begin, stop, stretch in zip(begins, [*begins[1:], part.stop], map(Stretch, *where)):
+                assert all(stands[number] == stretch for number in range(begin, stop))
         assert table.places(torch.tensor(numbers, dtype=torch.int64))[0].tolist() == [starts[number] for number in numbers]
         assert entries_at(table, 1, held)[2, :, 0].tolist() == numbers
 
