@@ -155,7 +155,7 @@ class Launches(Operations):
 
 def launched(family: str, dtype: str, form: str, steps: tuple[int, ...]) -> list[tuple[float, bool, int]]:
     """Of one more token after so many steps each: operations and launches of a layer, whether token and evidence are those of
-    the naive twins, and pages held. Pages are found through leaves where there are more than a few, most of them in 8 bits."""
+    the naive twins, and pages held. Pages are found through leaves where there are more than a few, most of them in 4 bits."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
         for module, name, value in ((leaves, 'CHAPTER', 64), (leaves, 'LEAF', 16), (leaves, 'LEAVES', 4), (leaves, 'STRAYS', 4),
                                     (leaves, 'VOLUME', 1), (candidates, 'CHAPTER', 64), (candidates, 'LEAF', 16),

@@ -67,7 +67,7 @@ class Candidates:
         if any(turns):      # a matrix for each group, side by side: one product a pass
             unit = torch.eye(table.head_dim, device=table.device)
             self._turn = rotate(unit[None], to_device(torch.tensor(turns)[:, None], table.device)).transpose(0, 1).flatten(1)
-        # What is sorted later changes nothing in an answer that has begun, nor does what is lost: it gets votes, and is not read.
+        # What is sorted later changes nothing in an answer that has begun; what is lost is not read.
         self._stops = table.leaves.stops
         self._first = groups[0].first
         mean = table.lengths(slice(self._first, groups[-1].stop)).float().mean()

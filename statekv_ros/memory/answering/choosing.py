@@ -19,6 +19,7 @@ from statekv_ros.memory.answering.snapshot import Snapshot
 from statekv_ros.memory.detailed.pages import HeldStep, by_stretch
 from statekv_ros.memory.detailed.table import PageTable
 
+
 class PageChooser:
     """Chooses among the pages of a snapshot that are still held.
 
